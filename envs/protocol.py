@@ -1,0 +1,53 @@
+"""What evaluation and deployment need of a policy: a small protocol, defined low in the house.
+
+Anything with these members can be rolled out: a trained policy, a remote server, a scripted expert, a plain function in
+an adapter. `eval` and `deploy` import this file and never a policy class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A policy that answers a batch of observation histories with a batch of action chunks.
+
+    Attributes:
+        n_obs_steps: number of observations in a history, newest last.
+        n_action_steps: number of actions to execute from each answer.
+        obs_keys: observation keys the policy reads.
+    """
+
+    n_obs_steps: int
+    n_action_steps: int
+    obs_keys: tuple[str, ...]
+
+    def reset(self) -> None:
+        """Forget everything about earlier episodes."""
+
+    def predict_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        *,
+        steps: int | str = 1,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return action chunks for a batch of observation histories.
+
+        Args:
+            obs: per key an array (batch, n_obs_steps, *feature), in the environment's own units.
+            steps: network evaluations per chunk, or a named baseline sampler such as "euler10".
+            noise_seeds: (batch, 2) integers (episode seed, decision index). Row i's noise is a function of row i alone,
+                so that an episode's actions do not depend on its neighbours in the batch. None draws fresh noise.
+
+        Returns:
+            "action": (batch, n_action_steps, action_dim) to execute now;
+            "action_pred": (batch, horizon, action_dim), the whole predicted window, whose first entry belongs to the
+            oldest observation. Both in the environment's own units.
+        """
+        ...

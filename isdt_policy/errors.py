@@ -1,0 +1,25 @@
+"""The one exception users meet: a clear line about what was given, what is allowed and the likely fix.
+
+The command line prints it without a traceback and exits with code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input from outside (a file, an option, an array) that cannot be used; the message says why and what to do."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the closest allowed name, or an empty string if none is close.
+
+    >>> nearest("pushtt", ["pusht", "lift"])
+    " Did you mean 'pusht'?"
+    >>> nearest("zebra", ["pusht", "lift"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
