@@ -1,0 +1,268 @@
+"""PushT: push a T-shaped block onto its goal pose (gym-pusht's physics, a Dict observation, named seed protocols).
+
+Spec sheet
+    Scene        512 x 512 px, y downwards; walls at 5 and 506 px; a circular agent (radius 15 px), a T-shaped block.
+    Goal         block at (256, 256) px, angle pi/4 rad.
+    Action       absolute position target of the agent, px, tracked by a PD controller for 0.1 s (10 physics steps).
+    Reward       min(coverage / 0.95, 1); coverage = share of the goal's area covered by the block.
+    Termination  success: coverage > 0.95. Truncation after 300 steps.
+    Seeds        "pusht": gym-pusht 0.1.8's own draw. "pusht-legacy": the draw of Diffusion Policy and of gym-pusht
+                 0.1.5, with that code's order of setting the pose. One seed means different episodes in the two.
+    Mirror       the scene is symmetric under (x, y) -> (512 - y, 512 - x), angle -> pi/2 - angle, up to one pixel
+                 in the position of the walls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.envs.registry import ArraySpec, TaskSpec, installed_version
+from isdt_policy.errors import InputError
+
+GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
+SUCCESS_COVERAGE = 0.95
+TESTED_GYM_PUSHT = "0.1.8"
+
+# Diffusion Policy's nine keypoints in the block's frame, px. Its recordings hold them as float32 in world coordinates;
+# these are those arrays carried back into the block's frame and averaged over the steps where the block rests
+# (scatter 1e-5 px). While the block moves, that recording's keypoints and its state differ by a common rigid motion
+# (0.01 px in the median of such steps), so equality there can be asked of the shape only.
+KEYPOINTS = np.array(
+    [
+        [9.269787, 90.040974],
+        [-60.983472, -1.186730],
+        [60.912756, -1.393364],
+        [-0.270503, 25.543625],
+        [-14.064927, 122.815854],
+        [39.002738, 32.857404],
+        [-39.966414, 32.729655],
+        [-16.824344, 62.863179],
+        [23.541461, -1.700288],
+    ]
+)
+
+# The block can be squeezed out of the walls, so bounds are wide; the agent follows targets inside [0, 512].
+_LOW, _HIGH = -512.0, 1024.0
+
+
+def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+    """Compute one observation key from `stored["state"]` (..., 5): agent x, y, block x, y (px), block angle (rad)."""
+    state = np.asarray(stored["state"], np.float64)
+    if state.shape[-1:] != (5,):
+        raise InputError(f"PushT's 'state' must have 5 entries on its last axis, but its shape is {state.shape}.")
+    agent, block, angle = state[..., :2], state[..., 2:4], state[..., 4]
+    cos, sin = np.cos(angle), np.sin(angle)
+    if key == "state":
+        result = state
+    elif key == "agent_pos":
+        result = agent
+    elif key == "block_pose":
+        result = np.concatenate([block, cos[..., None], sin[..., None]], axis=-1)
+    elif key == "keypoints":
+        x, y = KEYPOINTS[:, 0], KEYPOINTS[:, 1]
+        world_x = block[..., :1] + cos[..., None] * x - sin[..., None] * y
+        world_y = block[..., 1:] + sin[..., None] * x + cos[..., None] * y
+        result = np.stack([world_x, world_y], axis=-1).reshape(*state.shape[:-1], 18)
+    elif key == "agent_in_block":
+        dx, dy = agent[..., 0] - block[..., 0], agent[..., 1] - block[..., 1]
+        result = np.stack([cos * dx + sin * dy, cos * dy - sin * dx], axis=-1)
+    else:
+        raise InputError(f"observation '{key}' of PushT cannot be computed from 'state'; it has to be recorded.")
+    return result.astype(np.float32)
+
+
+SPEC = TaskSpec(
+    id="pusht",
+    observations={
+        "state": ArraySpec(
+            (5,),
+            "float32",
+            "px, px, px, px, rad",
+            (_LOW, _LOW, _LOW, _LOW, 0.0),
+            (_HIGH, _HIGH, _HIGH, _HIGH, float(np.float32(2 * np.pi))),
+            "agent x, y; block x, y; block angle in [0, 2 pi)",
+        ),
+        "agent_pos": ArraySpec((2,), "float32", "px", _LOW, _HIGH, "agent x, y"),
+        "block_pose": ArraySpec(
+            (4,),
+            "float32",
+            "px, px, 1, 1",
+            (_LOW, _LOW, -1.0, -1.0),
+            (_HIGH, _HIGH, 1.0, 1.0),
+            "block x, y; cosine and sine of its angle",
+        ),
+        "keypoints": ArraySpec((18,), "float32", "px", _LOW, _HIGH, "nine points of the block: x0, y0, x1, y1, ..."),
+        "agent_in_block": ArraySpec((2,), "float32", "px", -2048.0, 2048.0, "agent x, y in the block's frame"),
+        "pixels": ArraySpec((96, 96, 3), "uint8", "8-bit RGB", 0, 255, "image of the scene"),
+    },
+    action=ArraySpec((2,), "float32", "px", 0.0, 512.0, "target x, y of the agent"),
+    action_type="absolute position target, px",
+    max_episode_steps=300,
+    rate_hz=10,
+    success="block covers more than 95 % of the goal",
+    seed_protocols=("pusht", "pusht-legacy"),
+    packages=("gym-pusht", "pymunk"),
+    extra="pusht",
+    stored_keys=("state",),
+    derive_fn=derive,
+)
+
+
+def legacy_state(seed: int) -> NDArray[np.float64]:
+    """Return the initial state (5,) that Diffusion Policy and gym-pusht 0.1.5 draw for a seed.
+
+    >>> legacy_state(100000).round(3).tolist()
+    [235.0, 124.0, 335.0, 128.0, -0.905]
+    """
+    rng = np.random.RandomState(seed)
+    return np.array(
+        [
+            rng.randint(50, 450),
+            rng.randint(50, 450),
+            rng.randint(100, 400),
+            rng.randint(100, 400),
+            rng.randn() * 2 * np.pi - np.pi,
+        ]
+    )
+
+
+class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+    """PushT as described at the top of this file.
+
+    `reset(seed=..., options={"reset_to_state": state})` starts from exactly that state (5,), at rest: the first
+    observation equals it (gym-pusht's own option of that name shifts the block, because it sets position before angle).
+
+    Args:
+        obs_keys: keys of the Dict observation; None gives all but "pixels".
+        seed_protocol: "pusht" or "pusht-legacy".
+        render_mode: None or "rgb_array".
+        render_size: side of the square images of `render()`, px. The "pixels" observation is always 96.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's contract
+
+    def __init__(
+        self,
+        obs_keys: tuple[str, ...] | None = None,
+        seed_protocol: str = "pusht",
+        render_mode: str | None = None,
+        render_size: int = 96,
+    ) -> None:
+        if render_size < 1:
+            raise InputError(f"render_size must be at least 1 px, got {render_size}.")
+        self._sim = _simulator()
+        self.obs_keys = tuple(k for k in SPEC.observations if k != "pixels") if obs_keys is None else obs_keys
+        self.seed_protocol = seed_protocol
+        self.render_mode = render_mode
+        self.render_size = render_size
+        self.observation_space = gymnasium.spaces.Dict({k: SPEC.observations[k].space() for k in self.obs_keys})
+        self.action_space = SPEC.action.space()
+        self._steps: int | None = None  # None: not running
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; without a seed, from the running generator's next state."""
+        super().reset(seed=seed)
+        state = None if options is None else options.get("reset_to_state")
+        if state is not None:
+            self._set_exactly(_checked_array(state, 5, "reset_to_state"))
+        elif self.seed_protocol == "pusht-legacy":
+            drawn = seed if seed is not None else int(self.np_random.integers(2**31))
+            self._sim.reset(options={"reset_to_state": legacy_state(drawn)})
+        else:
+            # Handing over our generator makes `seed` mean what it means in gym-pusht.
+            self._sim.np_random = self.np_random
+            self._sim.reset()
+        self._sim._last_action = None
+        self._steps = 0
+        coverage = float(self._sim._get_coverage())
+        return self._observation(), {"is_success": coverage > SUCCESS_COVERAGE, "coverage": coverage}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Track the target `action` (2,), px, for 0.1 s. Targets outside [0, 512] are clipped to it.
+
+        Raises:
+            InputError: if the action has another shape or is not finite.
+            gymnasium.error.ResetNeeded: before the first reset and after the end of an episode.
+        """
+        if self._steps is None:
+            raise gymnasium.error.ResetNeeded("the episode has ended or not begun: call reset() before step().")
+        target = np.clip(_checked_array(action, 2, "action"), 0.0, 512.0)
+        _, _, _, _, sim_info = self._sim.step(target)
+        self._steps += 1
+        coverage = float(sim_info["coverage"])
+        success = coverage > SUCCESS_COVERAGE
+        truncated = not success and self._steps >= SPEC.max_episode_steps
+        if success or truncated:
+            self._steps = None
+        info = {"is_success": success, "coverage": coverage}
+        return self._observation(), min(max(coverage / SUCCESS_COVERAGE, 0.0), 1.0), success, truncated, info
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """Return the scene as an image (render_size, render_size, 3), uint8 RGB; None without a render mode."""
+        return None if self.render_mode is None else self._image(self.render_size, mark_action=True)
+
+    def state(self) -> NDArray[np.float64]:
+        """Return agent x, y, block x, y (px) and block angle in [0, 2 pi), in full precision."""
+        return np.asarray(self._sim.get_obs(), np.float64)
+
+    def _observation(self) -> dict[str, Any]:
+        state = {"state": self.state()}
+        # Rounding 2 pi - tiny to float32 gives float32(2 pi): inside the space's bound.
+        low_dim = {key: derive(state, key) for key in self.obs_keys if key != "pixels"}
+        return {key: low_dim[key] if key in low_dim else self._image(96) for key in self.obs_keys}
+
+    def _image(self, size: int, mark_action: bool = False) -> NDArray[np.uint8]:
+        image = self._sim._get_img(self._sim._draw(), width=size, height=size, render_action=mark_action)
+        return np.ascontiguousarray(image, np.uint8)
+
+    def _set_exactly(self, state: NDArray[np.float64]) -> None:
+        self._sim._setup()
+        sim = self._sim
+        sim.agent.position = state[:2].tolist()
+        # The angle turns the block about its centre of mass and so moves its origin: position has to come last.
+        sim.block.angle = float(state[4])
+        sim.block.position = state[2:4].tolist()
+        sim.agent.velocity = (0.0, 0.0)
+        sim.block.velocity = (0.0, 0.0)
+        sim.block.angular_velocity = 0.0
+
+
+def make_env(**kwargs: Any) -> PushTEnv:
+    """Build the environment; `isdt_policy.envs.make` has checked the arguments."""
+    return PushTEnv(**kwargs)
+
+
+def _simulator() -> Any:
+    versions = {name: installed_version(name) for name in SPEC.packages}
+    if versions["gym-pusht"] != TESTED_GYM_PUSHT:
+        raise InputError(
+            f"gym-pusht {versions['gym-pusht']} is installed, but only {TESTED_GYM_PUSHT} is tested: the rule from "
+            f"seed to initial state differs between versions. Install it with: pip install 'isdt-policy[{SPEC.extra}]'"
+        )
+    if int(str(versions["pymunk"]).split(".", maxsplit=1)[0]) >= 7:
+        raise InputError(
+            f"pymunk {versions['pymunk']} is installed, but gym-pusht {TESTED_GYM_PUSHT} needs 6.x "
+            "(7 removed the collision interface it uses). Install it with: pip install 'pymunk>=6.6,<7'"
+        )
+    from gym_pusht.envs.pusht import PushTEnv as Simulator
+
+    return Simulator(obs_type="state", render_mode="rgb_array")
+
+
+def _checked_array(value: Any, size: int, name: str) -> NDArray[np.float64]:
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be {size} numbers, got {value!r}.") from None
+    if array.shape != (size,):
+        raise InputError(f"{name} must have shape ({size},), got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} must be finite, got {array.tolist()}.")
+    return array

@@ -1,0 +1,227 @@
+"""The registry of tasks: what datasets, evaluation and configurations need to know of an environment.
+
+A spec is readable without any simulator installed; only `make` imports one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.errors import InputError, nearest
+
+# task id -> module with `SPEC` and `make_env`. A module must import no simulator at its top level.
+TASKS: dict[str, str] = {"pusht": "isdt_policy.envs.pusht"}
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One observation or action array.
+
+    Attributes:
+        shape: without batch or time axes.
+        dtype: NumPy name.
+        unit: physical unit of the entries.
+        low: hard lower bounds, one per entry, or one for all.
+        high: hard upper bounds, likewise.
+        description: what the entries are, in order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    unit: str
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
+    description: str
+
+    def space(self) -> gymnasium.spaces.Box:
+        """Return the Gymnasium space of this array."""
+        dtype = np.dtype(self.dtype).type
+        low = np.broadcast_to(np.asarray(self.low, dtype), self.shape)
+        high = np.broadcast_to(np.asarray(self.high, dtype), self.shape)
+        return gymnasium.spaces.Box(low, high, self.shape, dtype)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is, independent of any simulator object.
+
+    Attributes:
+        id: name in the registry.
+        observations: every observation key the environment can give.
+        action: the action array.
+        action_type: meaning of an action, with its unit.
+        max_episode_steps: steps after which an episode is truncated.
+        rate_hz: control rate.
+        success: the success criterion in words.
+        seed_protocols: named rules that turn a seed into an initial state; the first is the default.
+        packages: distributions that decide the physics, recorded with every result.
+        extra: the extra of this package that installs them.
+        stored_keys: keys from which `derive` computes the others.
+        derive_fn: implementation of `derive`.
+    """
+
+    id: str
+    observations: Mapping[str, ArraySpec]
+    action: ArraySpec
+    action_type: str
+    max_episode_steps: int
+    rate_hz: int
+    success: str
+    seed_protocols: tuple[str, ...]
+    packages: tuple[str, ...]
+    extra: str
+    stored_keys: tuple[str, ...]
+    derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]]
+
+    def versions(self) -> dict[str, str]:
+        """Return the installed version of every package that decides the physics ("not installed" if absent)."""
+        return {name: installed_version(name) or "not installed" for name in self.packages}
+
+    def derive(self, stored: Mapping[str, NDArray[Any]], keys: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+        """Compute observation keys from stored arrays, over any leading axes.
+
+        Args:
+            stored: arrays (..., d), in environment units; keys that are asked for and present pass through as float32.
+            keys: observation keys wanted.
+
+        Returns:
+            Per key a float32 array (..., *shape).
+
+        Raises:
+            InputError: for an unknown key, or one that cannot be computed from what is stored.
+        """
+        result: dict[str, NDArray[np.float32]] = {}
+        for key in keys:
+            if key in stored:
+                array = np.asarray(stored[key], np.float32)
+                shape = self.observations[key].shape if key in self.observations else array.shape
+                # Other people's stores keep e.g. keypoints as (9, 2) where the observation is flat.
+                size = int(np.prod(shape))
+                for axes in range(1, array.ndim + 1):
+                    if int(np.prod(array.shape[array.ndim - axes :])) == size:
+                        array = array.reshape(*array.shape[: array.ndim - axes], *shape)
+                        break
+                result[key] = array
+                continue
+            check_keys(self, [key], also=stored)
+            missing = [name for name in self.stored_keys if name not in stored]
+            if missing:
+                raise InputError(
+                    f"observation '{key}' of task '{self.id}' is computed from {', '.join(self.stored_keys)}, "
+                    f"but the data hold only: {', '.join(stored) or 'nothing'}."
+                )
+            result[key] = self.derive_fn(stored, key)
+        return result
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def task_ids() -> tuple[str, ...]:
+    """Return the names of all registered tasks."""
+    return tuple(TASKS)
+
+
+def task_spec(task: str) -> TaskSpec:
+    """Return the spec of a task.
+
+    >>> task_spec("pusht").action.shape
+    (2,)
+
+    Raises:
+        InputError: if no task has this name.
+    """
+    return _module(task).SPEC  # type: ignore[no-any-return]
+
+
+def make(
+    task: str,
+    obs_keys: Iterable[str] | None = None,
+    seed_protocol: str | None = None,
+    render_mode: str | None = None,
+    **options: Any,
+) -> gymnasium.Env[dict[str, Any], NDArray[np.float32]]:
+    """Build a Gymnasium environment with a Dict observation.
+
+    Args:
+        task: name in the registry.
+        obs_keys: observation keys wanted; None gives every key that needs no rendering.
+        seed_protocol: rule from seed to initial state; None is the task's first.
+        render_mode: None or "rgb_array".
+        **options: the environment's own further arguments (PushT: `render_size`); a misspelt one raises TypeError.
+
+    Raises:
+        InputError: for an unknown task, key, protocol or render mode, or a simulator that is missing or untested.
+    """
+    module = _module(task)
+    spec: TaskSpec = module.SPEC
+    if isinstance(obs_keys, str):
+        raise InputError(f"obs_keys must be a list of keys, for example ['{obs_keys}'], got a string.")
+    keys = None if obs_keys is None else tuple(obs_keys)
+    if keys is not None:
+        check_keys(spec, keys)
+    protocol = spec.seed_protocols[0] if seed_protocol is None else seed_protocol
+    if protocol not in spec.seed_protocols:
+        raise InputError(
+            f"unknown seed protocol '{protocol}' for task '{spec.id}'.{nearest(protocol, spec.seed_protocols)} "
+            f"Allowed: {', '.join(spec.seed_protocols)}."
+        )
+    if render_mode not in (None, "rgb_array"):
+        raise InputError(f"unknown render_mode '{render_mode}'. Allowed: None, 'rgb_array'.")
+    for package in spec.packages:
+        if installed_version(package) is None:
+            raise InputError(
+                f"task '{task}' needs the package '{package}', which is not installed. "
+                f"Install it with: pip install 'isdt-policy[{spec.extra}]'"
+            )
+    env: gymnasium.Env[dict[str, Any], NDArray[np.float32]] = module.make_env(
+        obs_keys=keys, seed_protocol=protocol, render_mode=render_mode, **options
+    )
+    env.spec = gymnasium.spec(gymnasium_id(task))
+    return env
+
+
+def gymnasium_id(task: str) -> str:
+    """Return the task's name in Gymnasium's own registry, for `gymnasium.make`."""
+    return f"isdt/{task}-v0"
+
+
+def register_with_gymnasium() -> None:
+    """Make every task available as `gymnasium.make("isdt_policy.envs:isdt/<task>-v0")`."""
+    for task in TASKS:
+        gymnasium.register(
+            gymnasium_id(task),
+            entry_point="isdt_policy.envs.registry:make",
+            max_episode_steps=task_spec(task).max_episode_steps,
+            kwargs={"task": task},
+        )
+
+
+def check_keys(spec: TaskSpec, keys: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Raise InputError naming the first key that is neither an observation of the task nor in `also`."""
+    allowed = [*spec.observations, *(key for key in also if key not in spec.observations)]
+    for key in keys:
+        if key not in allowed:
+            raise InputError(
+                f"unknown observation key '{key}' for task '{spec.id}'.{nearest(key, allowed)} "
+                f"Allowed: {', '.join(allowed)}."
+            )
+
+
+def _module(task: str) -> Any:
+    if task not in TASKS:
+        raise InputError(f"unknown task '{task}'.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
+    return importlib.import_module(TASKS[task])
