@@ -76,6 +76,18 @@ def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
     return result.astype(np.float32)
 
 
+def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """Reflect {"state": (..., 5), "action": (..., 2)} about the goal block's axis of symmetry.
+
+    (x, y) -> (512 - y, 512 - x) and angle -> pi/2 - angle map the goal onto itself and the walls onto themselves up to one
+    pixel, so the reflected episode is a demonstration too. Applying it twice gives the episode back (angle modulo 2 pi).
+    """
+    state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
+    angle = np.mod(np.pi / 2 - state[..., 4:], 2 * np.pi)
+    reflected = np.concatenate([512 - state[..., [1, 0]], 512 - state[..., [3, 2]], angle], axis=-1)
+    return {"state": reflected.astype(np.float32), "action": (512 - action[..., ::-1]).astype(np.float32)}
+
+
 SPEC = TaskSpec(
     id="pusht",
     observations={
@@ -110,6 +122,10 @@ SPEC = TaskSpec(
     extra="pusht",
     stored_keys=("state",),
     derive_fn=derive,
+    # Keypoints rather than the angle's cosine and sine: the network sees in pixels where the edges to push are, at the
+    # scale of the actions. The agent in the block's frame says which side it stands on, whatever the block's angle.
+    default_obs_keys=("agent_pos", "keypoints", "agent_in_block"),
+    mirror_fn=mirror,
 )
 
 

@@ -66,6 +66,9 @@ class TaskSpec:
         extra: the extra of this package that installs them.
         stored_keys: keys from which `derive` computes the others.
         derive_fn: implementation of `derive`.
+        default_obs_keys: what a policy reads unless told otherwise.
+        mirror_fn: {key: (T, d)} of stored keys and "action" -> the same episode seen in the mirror, for tasks whose scene has
+            that symmetry; None for the others.
     """
 
     id: str
@@ -80,6 +83,8 @@ class TaskSpec:
     extra: str
     stored_keys: tuple[str, ...]
     derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]]
+    default_obs_keys: tuple[str, ...]
+    mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
 
     def versions(self) -> dict[str, str]:
         """Return the installed version of every package that decides the physics ("not installed" if absent)."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: the loop, its checkpoints and its logs."""
