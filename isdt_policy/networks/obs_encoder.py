@@ -1,0 +1,35 @@
+"""From an observation history to one embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class StateEncoder(nn.Module):
+    """Flattens low-dimensional histories and passes them through an MLP: {key: (batch, n_obs_steps, d)} -> (batch, cond_dim).
+
+    The embedding does not depend on the times, so it is computed once per batch and shared by every evaluation of the
+    network. It has no time axis either: capacity is cheaper here than in the UNet.
+
+    Args:
+        obs_dims: features per key; keys are read in this order.
+        n_obs_steps: observations in a history.
+        cond_dim: size of the embedding.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(self, obs_dims: Mapping[str, int], n_obs_steps: int, cond_dim: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.keys = tuple(obs_dims)
+        width = n_obs_steps * sum(obs_dims.values())
+        layers: list[nn.Module] = []
+        for h in hidden:
+            layers += [nn.Linear(width, h), nn.LayerNorm(h), nn.SiLU()]
+            width = h
+        self.layers = nn.Sequential(*layers, nn.Linear(width, cond_dim))
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return self.layers(torch.cat([obs[key].flatten(1) for key in self.keys], dim=-1))

@@ -1,0 +1,271 @@
+"""The policy users hold: observation history, normaliser, network and sampler in one object that saves and loads.
+
+Timeline of one prediction (n_obs_steps To = 2, horizon T = 16, n_action_steps Ta = 8), as in Diffusion Policy:
+
+    observations   o o
+    predicted      a a a a a a a a a a a a a a a a      "action_pred": T actions; the first belongs to the oldest observation
+    executed         a a a a a a a a                    "action": [To - 1 : To - 1 + Ta], the first belongs to the newest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isdt_policy.errors import InputError, nearest
+from isdt_policy.flow_map import FlowMap
+from isdt_policy.interpolants import INTERPOLANTS
+from isdt_policy.networks.mlp import MLP
+from isdt_policy.networks.obs_encoder import StateEncoder
+from isdt_policy.networks.preconditioning import Preconditioned
+from isdt_policy.networks.unet1d import UNet1d
+from isdt_policy.normalization import Normalizer
+from isdt_policy.samplers import parse_steps
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": MLP}
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Everything needed to build a policy and to act with it; saved as config.json beside the weights.
+
+    Attributes:
+        task: task id of the environment registry, or "" for data without one.
+        obs_dims: features per observation key, in reading order.
+        action_dim: features of one action.
+        n_obs_steps, horizon, n_action_steps: see the timeline above.
+        interpolant: "linear" or "trigonometric".
+        network: {"name": "unet1d", ...constructor arguments}.
+        cond_dim, encoder_hidden: size of the observation embedding and hidden widths of its MLP.
+        precondition: scale network input and output to unit variance.
+        sigma_data: standard deviation of the normalised actions.
+        obs_normalization, action_normalization: "limits" or "gaussian".
+        action_type: what an action means, checked against the environment.
+    """
+
+    task: str
+    obs_dims: dict[str, int]
+    action_dim: int
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    interpolant: str = "linear"
+    network: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "unet1d"})
+    cond_dim: int = 128
+    encoder_hidden: tuple[int, ...] = (256, 256)
+    precondition: bool = True
+    sigma_data: float = 0.5
+    obs_normalization: str = "limits"
+    action_normalization: str = "limits"
+    action_type: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
+            raise InputError("n_obs_steps, horizon and n_action_steps must be at least 1.")
+        if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
+            raise InputError(
+                f"n_action_steps={self.n_action_steps} does not fit: a window of horizon={self.horizon} with "
+                f"n_obs_steps={self.n_obs_steps} holds {self.horizon - self.n_obs_steps + 1} actions from now on."
+            )
+        for value, table, name in (
+            (self.interpolant, INTERPOLANTS, "interpolant"),
+            (self.network.get("name", ""), NETWORKS, "network.name"),
+        ):
+            if value not in table:
+                raise InputError(f"{name}='{value}' is not one of {', '.join(table)}.{nearest(value, table)}")
+
+
+class Policy(nn.Module):
+    """A few-step policy. Satisfies `isdt_policy.envs.protocol.Policy`.
+
+    Example:
+        policy = Policy.from_pretrained("outputs/pusht_demo")
+        policy.reset()
+        chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, steps=1)["action"]
+    """
+
+    # Rows per network call at inference. Matrix kernels choose their blocking by batch size, which changes last bits; a
+    # fixed number of rows makes an episode's actions independent of how many others are evaluated beside it.
+    inference_rows = 16
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        path = INTERPOLANTS[config.interpolant]()
+        options = {key: value for key, value in config.network.items() if key != "name"}
+        try:
+            core = NETWORKS[config.network["name"]](
+                action_dim=config.action_dim, cond_dim=config.cond_dim, horizon=config.horizon, **options
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"network '{config.network['name']}': {error}") from error
+        self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
+        self.encoder = StateEncoder(config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden)
+        self.null = nn.Parameter(torch.zeros(config.cond_dim))
+        self.normalizer = Normalizer(config.obs_dims, config.action_dim)
+        self.flow_map = FlowMap(self.network, path)
+
+    # What evaluation reads.
+
+    @property
+    def n_obs_steps(self) -> int:
+        return self.config.n_obs_steps
+
+    @property
+    def n_action_steps(self) -> int:
+        return self.config.n_action_steps
+
+    @property
+    def horizon(self) -> int:
+        return self.config.horizon
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        return tuple(self.config.obs_dims)
+
+    @property
+    def task(self) -> str:
+        return self.config.task
+
+    # Acting.
+
+    def reset(self) -> None:
+        """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim)."""
+        return self.encoder(self.normalizer.normalize_obs(obs))
+
+    @torch.inference_mode()
+    def predict_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating] | Tensor],
+        *,
+        steps: int | str = 1,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Action chunks for a batch of observation histories; see `isdt_policy.envs.protocol.Policy`.
+
+        Args:
+            obs: {key: (batch, n_obs_steps, d)} in the environment's units. Keys beyond `obs_keys` are ignored.
+            steps: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network.
+            noise_seeds: (batch, 2) integers; row i's noise is a function of row i alone. None draws fresh noise.
+
+        Raises:
+            InputError: a missing key, a wrong shape, NaN, or unknown steps.
+        """
+        sampler, times = parse_steps(steps)
+        device = self.null.device
+        batch = self._check_obs(obs)
+        noise = torch.from_numpy(self._noise(batch, noise_seeds))
+        rows = self.inference_rows
+        chunks = []
+        for start in range(0, batch, rows):
+            part = {key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32)) for key in self.obs_keys}
+            z = noise[start : start + rows]
+            n = z.shape[0]
+            if n < rows:
+                part = {key: torch.cat([x, x[:1].expand(rows - n, *x.shape[1:])]) for key, x in part.items()}
+                z = torch.cat([z, z[:1].expand(rows - n, *z.shape[1:])])
+            cond = self.encode({key: x.to(device) for key, x in part.items()})
+            x = sampler(self.flow_map, z.to(device), cond, times)
+            chunks.append(self.normalizer.action.inverse(x)[:n].cpu())
+        pred = torch.cat(chunks).numpy()
+        first = self.n_obs_steps - 1
+        return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
+
+    def _check_obs(self, obs: Mapping[str, Any]) -> int:
+        batch = None
+        for key, dim in self.config.obs_dims.items():
+            if key not in obs:
+                raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
+            value = np.asarray(obs[key])
+            expected = f"(batch, n_obs_steps={self.n_obs_steps}, {dim})"
+            if value.ndim != 3 or value.shape[1:] != (self.n_obs_steps, dim) or (batch not in (None, value.shape[0])):
+                raise InputError(f"observation '{key}' has shape {value.shape}, expected {expected}.")
+            if not np.isfinite(value).all():
+                raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
+            batch = value.shape[0]
+        if not batch:
+            raise InputError("predict_action was given an empty batch.")
+        return batch
+
+    def _noise(self, batch: int, seeds: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        shape = (self.horizon, self.config.action_dim)
+        if seeds is None:
+            return np.random.default_rng().standard_normal((batch, *shape), dtype=np.float32)
+        seeds = np.asarray(seeds)
+        if seeds.shape != (batch, 2):
+            raise InputError(f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index).")
+        return np.stack(
+            [np.random.default_rng(np.abs(row).tolist()).standard_normal(shape, dtype=np.float32) for row in seeds]
+        )
+
+    # Saving and loading.
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into a new or existing directory."""
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
+        config = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Policy:
+        """Load a policy, ready to act, from a saved directory, a checkpoint, or a run directory (its last checkpoint).
+
+        Raises:
+            InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
+        """
+        folder = find_policy(path)
+        try:
+            raw = json.loads((folder / "config.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        version = raw.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(f"{folder}: policy format {version}, this version reads {FORMAT_VERSION}.")
+        known = {field.name for field in dataclasses.fields(PolicyConfig)}
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            raise InputError(f"{folder / 'config.json'}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
+        try:
+            policy = cls(PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}))
+            weights = load_file(folder / "model.safetensors")
+            policy.load_state_dict(weights)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
+        except (RuntimeError, TypeError) as error:
+            detail = str(error).splitlines()
+            raise InputError(
+                f"{folder}: the weights do not fit config.json ({detail[min(1, len(detail) - 1)].strip()})."
+            ) from error
+        policy.normalizer.check()
+        return policy.eval()
+
+
+def find_policy(path: str | Path) -> Path:
+    """The directory that holds config.json: `path` itself, or the policy of the last checkpoint below it."""
+    path = Path(path)
+    candidates = [path, path / "policy", path / "checkpoints" / "last" / "policy"]
+    for folder in candidates:
+        if (folder / "model.safetensors").is_file():
+            return folder
+    if not path.exists():
+        raise InputError(f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo")
+    raise InputError(
+        f"no policy at '{path}': looked for model.safetensors in {', '.join(str(c) for c in candidates)}. "
+        "Give a run directory, one of its checkpoints, or a folder written by save_pretrained."
+    )

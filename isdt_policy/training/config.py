@@ -1,0 +1,158 @@
+"""From `experiment=... key=value` to checked settings.
+
+Hydra composes; the dataclasses validate. A default lives in one place, the dataclass or constructor that uses it: the
+`schema` that Hydra sees is read from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from isdt_policy.errors import InputError, nearest
+from isdt_policy.objectives import OBJECTIVES
+from isdt_policy.policy import NETWORKS, PolicyConfig
+from isdt_policy.training.trainer import TrainingConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations and which of their keys.
+
+    Attributes:
+        path: a store (directory or .zip), or "bundled:pusht_expert".
+        obs_keys: observations the policy reads; empty takes the task's default.
+        max_train_episodes: use at most this many training episodes; 0 uses all.
+        val_ratio: share of episodes held out for the validation error.
+        split_seed: of the draw of those episodes.
+        mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
+    """
+
+    path: str = "bundled:pusht_expert"
+    obs_keys: tuple[str, ...] = ()
+    max_train_episodes: int = 0
+    val_ratio: float = 0.02
+    split_seed: int = 42
+    mirror: bool = False
+
+
+_GROUPS = ("experiment", "objective", "network")
+
+# Fields of PolicyConfig that follow from the data or stand in a section of their own.
+_DERIVED = {"task", "obs_dims", "action_dim", "network", "action_type"}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _schema() -> dict[str, Any]:
+    policy = {
+        f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED
+    }
+    return {
+        "name": "run",
+        "run_dir": "outputs/${name}",
+        "if_exists": "error",
+        "resume": None,
+        "task": "pusht",
+        "data": {k: _plain(v) for k, v in dataclasses.asdict(DataConfig()).items()},
+        # None: measured on the normalised training actions.
+        "policy": {**policy, "sigma_data": None},
+        "training": {k: _plain(v) for k, v in dataclasses.asdict(TrainingConfig()).items()},
+    }
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_schema())
+    for name, cls in OBJECTIVES.items():
+        node = {"name": name, **{k: _plain(v) for k, v in dataclasses.asdict(cls()).items()}}
+        store.store(group="objective/schema", name=name, node=node, package="objective")
+    for name, network in NETWORKS.items():
+        options = {
+            p.name: _plain(p.default)
+            for p in inspect.signature(network).parameters.values()
+            if p.default is not inspect.Parameter.empty
+        }
+        store.store(group="network", name=name, node={"name": name, **options})
+
+
+def _flat_keys(node: Any, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [key for name, child in node.items() for key in _flat_keys(child, f"{prefix}.{name}" if prefix else name)]
+
+
+def compose_config(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
+    """Compose the configuration of a run.
+
+    Args:
+        overrides: Hydra overrides as on the command line, e.g. ["experiment=pusht_demo", "training.seed=43"].
+
+    Raises:
+        InputError: an unknown key or group option (with the nearest name), or a value that cannot be parsed.
+    """
+    _register()
+    GlobalHydra.instance().clear()
+    with initialize_config_module("isdt_policy.configs", version_base="1.3"):
+        try:
+            config = compose(config_name, overrides=list(overrides))
+            return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        except (HydraException, OmegaConfBaseException) as error:
+            raise InputError(_explain(error, overrides)) from error
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    text = " ".join(str(error).split())
+    allowed = [*_flat_keys(OmegaConf.to_container(compose("train"), resolve=False)), *_GROUPS]
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if "=" not in override:
+            return f"'{override}' is not key=value, e.g. training.seed=43."
+        if f"Could not override '{key}'" in text:
+            if key in _GROUPS:
+                break
+            return f"unknown key '{key}'.{nearest(key, allowed)} See isdt train --help."
+    group = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?)(?: Config search path|$)", text)
+    if group:
+        options = [o for o in group[3].split() if o != "schema"]
+        return f"no {group[2]} named '{group[1].split('/')[-1]}'; there are: {', '.join(options)}.{nearest(group[1].split('/')[-1], options)}"
+    return text
+
+
+def build(section: str, cls: type, values: dict[str, Any]) -> Any:
+    """Construct dataclass `cls` from a config section; lists become tuples; errors name the section."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(f"unknown key '{section}.{unknown[0]}'.{nearest(unknown[0], fields)}")
+    converted = {}
+    for name, value in values.items():
+        default = getattr(cls(), name, None) if section != "policy" else fields[name].default
+        if isinstance(default, (bool, int, float, str)) and not _fits(value, default):
+            raise InputError(
+                f"{section}.{name}={value!r} is not of type {type(default).__name__} (default: {default!r})."
+            )
+        converted[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**converted)
+
+
+def _fits(value: Any, default: Any) -> bool:
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str)

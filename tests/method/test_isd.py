@@ -1,0 +1,254 @@
+"""The iSD-T objective: fixed points, stop-gradients, guidance, draws. Double precision unless precision is the subject."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from isdt_policy import closed_forms
+from isdt_policy.flow_map import FlowMap
+from isdt_policy.interpolants import INTERPOLANTS, conditional_velocity, interpolate
+from isdt_policy.networks.mlp import MLP
+from isdt_policy.networks.preconditioning import Preconditioned
+from isdt_policy.networks.unet1d import UNet1d
+from isdt_policy.objectives import ISD
+from isdt_policy.objectives.times import TIMES
+from isdt_policy.objectives.weighting import adaptive
+
+B = 8
+PLAIN = ISD(cond_drop=0.0, weight_power=0.0)
+
+
+@pytest.fixture(params=["linear", "trigonometric"])
+def path(request):
+    return INTERPOLANTS[request.param]()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(B, 4, 2, generator=generator, dtype=torch.float64)
+    z = torch.randn(B, 4, 2, generator=generator, dtype=torch.float64)
+    t = 0.3 + 0.6 * torch.rand(B, generator=generator, dtype=torch.float64)
+    s = t * torch.rand(B, generator=generator, dtype=torch.float64)
+    cond = torch.randn(B, 3, generator=generator, dtype=torch.float64)
+    return {"x": x, "z": z, "t": t, "s": s, "cond": cond, "null": torch.zeros(3, dtype=torch.float64)}
+
+
+def evaluate(objective, flow_map, batch, **changes):
+    v = {**batch, **changes}
+    drop = v.get("drop", torch.zeros(B, dtype=torch.bool))
+    return objective(
+        flow_map, v["x"], v["cond"], v["null"], torch.Generator().manual_seed(0),
+        noise=v["z"], t=v["t"], s=v["s"], drop=drop,
+    )  # fmt: skip
+
+
+def mlp(path, seed=0):
+    torch.manual_seed(seed)
+    network = MLP(action_dim=2, cond_dim=3, horizon=4, width=32, depth=2, time_dim=16).double()
+    torch.nn.init.normal_(network.out.weight, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "central"])
+def test_the_exact_map_of_a_point_mass_is_a_fixed_point_of_both_terms(path, batch, derivative):
+    location = torch.tensor([0.2, -0.4], dtype=torch.float64)
+    flow_map = FlowMap(closed_forms.point_mass(path, location), path)
+    loss = evaluate(dataclasses.replace(PLAIN, derivative=derivative), flow_map, batch, x=location.expand(B, 4, 2))
+    assert loss.terms["diagonal"] < 1e-20
+    assert loss.terms["off_diagonal"] < (1e-20 if derivative == "jvp" else 1e-6)
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "central"])
+def test_the_exact_gaussian_map_has_no_self_distillation_loss(path, batch, derivative):
+    mean, std = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 1.2]).double()
+    flow_map = FlowMap(closed_forms.gaussian(path, mean, std), path)
+    objective = dataclasses.replace(PLAIN, derivative=derivative, eps=1e-3)
+    assert evaluate(objective, flow_map, batch).terms["off_diagonal"] < (1e-20 if derivative == "jvp" else 1e-8)
+    # The single-sample velocity is right on average only: its residual is not zero at the exact map.
+    sample = dataclasses.replace(objective, velocity="sample")
+    assert evaluate(sample, flow_map, batch).terms["off_diagonal"] > 0.05
+
+
+@pytest.mark.parametrize("term", ["diagonal", "off_diagonal"])
+def test_gradients_reach_the_parameters_only_through_the_prediction(path, batch, term):
+    """The gradient equals that of a plain regression onto the frozen target, built by hand."""
+    network = mlp(path)
+    flow_map = FlowMap(network, path)
+    objective = dataclasses.replace(PLAIN, derivative="jvp", guidance_scale=1.7)
+    weight = 0.0 if term == "diagonal" else 1.0
+    loss = evaluate(dataclasses.replace(objective, off_diagonal_weight=weight), flow_map, batch)
+    actual = torch.autograd.grad(loss.total, list(network.parameters()))
+
+    x_t = interpolate(path, batch["x"], batch["z"], batch["t"])
+    v_t = conditional_velocity(path, batch["x"], batch["z"], batch["t"])
+    t, s, cond = batch["t"], batch["s"], batch["cond"]
+    with torch.no_grad():
+        u = network(x_t, t, t, batch["null"].expand(B, -1))
+        v_g = u + 1.7 * (v_t - u)
+        v_hat = network(x_t, t, t, cond)
+        prediction = network(x_t, t, s, cond)
+    rate = torch.func.jvp(
+        lambda x, time: network(x, time, s, cond), (x_t, t), (v_hat, torch.full_like(t, 1 / path.phase_rate))
+    )[1].detach()
+    d = ((t - s) * path.phase_rate).reshape(-1, 1, 1)
+    if isinstance(path, INTERPOLANTS["linear"]):
+        target = v_hat - d * rate
+    else:
+        target = prediction + torch.cos(d) * (v_hat - prediction) - torch.sin(d) * (x_t + rate)
+    by_hand = (network(x_t, t, t, cond) - v_g).square().mean()
+    if term == "off_diagonal":
+        by_hand = by_hand + (network(x_t, t, s, cond) - target).square().mean()
+    expected = torch.autograd.grad(by_hand, list(network.parameters()))
+    for a, b in zip(actual, expected):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_guidance_of_scale_one_is_flow_matching_and_the_null_branch_keeps_its_mean(path, batch):
+    """v_g = u + w (v_t - u) has mean E[v] exactly where u = E[v]: the null branch's fixed point does not move with w."""
+    mean, std = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 1.2]).double()
+    exact = FlowMap(closed_forms.gaussian(path, mean, std), path)
+    generator = torch.Generator().manual_seed(5)
+    n = 200_000
+    x = mean + std * torch.randn(n, 1, 2, generator=generator, dtype=torch.float64)
+    z = torch.randn(n, 1, 2, generator=generator, dtype=torch.float64)
+    t = torch.full((n,), 0.5, dtype=torch.float64)
+    x_t, v_t = interpolate(path, x, z, t), conditional_velocity(path, x, z, t)
+    u = exact.velocity(x_t, t, torch.zeros(n, 1))
+    for w in (1.0, 3.0):
+        assert (u + w * (v_t - u) - u).mean(dim=0).abs().max() < 0.03
+
+
+def test_nothing_is_dropped_at_rate_zero_and_everything_at_rate_one(path, batch):
+    network = mlp(path)
+    generator = torch.Generator().manual_seed(0)
+    draws = {"noise": batch["z"], "t": batch["t"], "s": batch["s"]}
+    null = torch.full((3,), 5.0, dtype=torch.float64)
+    flow_map = FlowMap(network, path)
+
+    def loss(rate, cond):
+        objective = dataclasses.replace(PLAIN, cond_drop=rate)
+        return objective(flow_map, batch["x"], cond, null, generator, **draws).total
+
+    assert loss(0.0, batch["cond"]) == evaluate(PLAIN, flow_map, batch).total
+    assert loss(1.0, batch["cond"]) == loss(0.0, null.expand(B, -1).contiguous())
+    assert loss(1.0, batch["cond"]) != loss(0.0, batch["cond"])
+
+
+def test_the_callers_tensors_are_not_written_to(path, batch):
+    copies = {key: value.clone() for key, value in batch.items()}
+    for derivative in ("jvp", "central"):
+        objective = ISD(guidance_scale=2.0, derivative=derivative, cond_drop=0.5)
+        evaluate(objective, FlowMap(mlp(path), path), batch, drop=torch.ones(B, dtype=torch.bool))
+    for key, value in batch.items():
+        assert torch.equal(value, copies[key]), key
+
+
+def test_adaptive_weights_divide_each_sample_by_its_own_loss(path, batch):
+    flow_map = FlowMap(mlp(path), path)
+    per_sample = torch.tensor([0.5, 2.0, 0.0])
+    torch.testing.assert_close(adaptive(per_sample, 1.0), 1 / (per_sample + 0.01))
+    assert torch.equal(adaptive(per_sample, 0.0), torch.ones(3))
+    weighted = evaluate(dataclasses.replace(PLAIN, weight_power=1.0), flow_map, batch).total
+    assert 0.9 < weighted < 1.0  # a mean of l / (l + 0.01)
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_times_are_ordered_in_the_unit_interval_and_repeat_with_the_seed(name):
+    t, s = TIMES[name](20_000, torch.Generator().manual_seed(1))
+    assert ((s >= 0) & (s <= t) & (t <= 1)).all()
+    again, _ = TIMES[name](20_000, torch.Generator().manual_seed(1))
+    assert torch.equal(t, again)
+
+
+def test_beta_times_have_the_stated_distribution():
+    t, s = TIMES["beta"](200_000, torch.Generator().manual_seed(2))
+    for q in (0.2, 0.5, 0.9):  # maximum and minimum of two draws with distribution function u^0.8
+        assert abs((t <= q).double().mean() - q**1.6) < 0.005
+        assert abs((s <= q).double().mean() - (1 - (1 - q**0.8) ** 2)) < 0.005
+
+
+class TestPreconditioning:
+    def test_input_and_target_have_unit_variance(self, path):
+        sigma, n = 0.4, 200_000
+        generator = torch.Generator().manual_seed(0)
+        x = sigma * torch.randn(n, 1, 1, generator=generator, dtype=torch.float64)
+        z = torch.randn(n, 1, 1, generator=generator, dtype=torch.float64)
+        for time in (0.1, 0.5, 0.95):
+            t = torch.full((n,), time, dtype=torch.float64)
+            x_t, v = interpolate(path, x, z, t), conditional_velocity(path, x, z, t)
+            scaled = Preconditioned(_Echo(), path, sigma)(x_t, t, t, None)
+            ones = Preconditioned(_Ones(), path, sigma)(x_t, t, t, None)
+            c_out = ones.flatten()[0]
+            assert abs((scaled / c_out).std() - 1) < 0.01
+            assert abs((v / c_out).std() - 1) < 0.01
+
+    def test_switched_off_it_is_the_network(self, path, batch):
+        network = mlp(path)
+        wrapped = Preconditioned(network, path, 0.4, enabled=False)
+        arguments = (batch["x"], batch["t"], batch["s"], batch["cond"])
+        assert torch.equal(wrapped(*arguments), network(*arguments))
+
+
+class _Echo(torch.nn.Module):
+    def forward(self, x_t, t, s, cond):
+        return x_t
+
+
+class _Ones(torch.nn.Module):
+    def forward(self, x_t, t, s, cond):
+        return torch.ones_like(x_t)
+
+
+class TestUNet:
+    def test_it_is_a_convolution_network(self):
+        """TimeConv equals PyTorch's Conv1d with the same weights; the group norm equals nn.GroupNorm."""
+        from isdt_policy.networks.unet1d import TimeConv, TimeGroupNorm
+
+        torch.manual_seed(0)
+        x = torch.randn(3, 8, 6)
+        for stride, kernel in ((1, 5), (2, 3)):
+            conv = TimeConv(6, 4, kernel, stride)
+            reference = torch.nn.Conv1d(6, 4, kernel, stride, padding=kernel // 2)
+            reference.weight.data = conv.linear.weight.data.reshape(4, kernel, 6).transpose(1, 2).contiguous()
+            reference.bias.data = conv.linear.bias.data
+            torch.testing.assert_close(conv(x), reference(x.transpose(1, 2)).transpose(1, 2), rtol=1e-5, atol=1e-5)
+        norm, reference = TimeGroupNorm(2, 6), torch.nn.GroupNorm(2, 6)
+        torch.testing.assert_close(norm(x), reference(x.transpose(1, 2)).transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+    def test_every_input_matters_and_the_first_output_is_zero(self):
+        torch.manual_seed(0)
+        network = UNet1d(2, 3, 8, down_dims=(16, 32), embed_dim=32, time_dim=16)
+        x, t, s, c = torch.randn(4, 8, 2), torch.rand(4), torch.rand(4) / 2, torch.randn(4, 3)
+        assert torch.equal(network(x, t, s, c), torch.zeros(4, 8, 2))
+        torch.nn.init.normal_(network.out.weight)
+        base = network(x, t, s, c)
+        for changed in ((x + 0.1, t, s, c), (x, t + 0.1, s, c), (x, t, s + 0.1, c), (x, t, s, c + 0.1)):
+            assert (network(*changed) - base).abs().max() > 1e-3
+
+    def test_the_finite_difference_agrees_with_the_exact_derivative(self):
+        """In float32 on a UNet away from initialisation, at the default half width."""
+        from isdt_policy.flow_map import central_difference, exact_derivative
+
+        torch.manual_seed(0)
+        network = UNet1d(2, 3, 8, down_dims=(16, 32), embed_dim=32, time_dim=16)
+        torch.nn.init.normal_(network.out.weight, std=0.3)
+        flow_map = FlowMap(network, INTERPOLANTS["linear"]())
+        x, t, c = torch.randn(32, 8, 2), torch.rand(32), torch.randn(32, 3)
+        s, v = t * torch.rand(32), torch.randn(32, 8, 2)
+        exact = exact_derivative(flow_map, x, t, s, c, v)
+        error = (central_difference(flow_map, x, t, s, c, v) - exact).norm() / exact.norm()
+        assert error < 0.01
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"horizon": 10, "down_dims": (16, 32, 64)}, "horizon 10"),
+            ({"horizon": 8, "down_dims": (12, 20)}, "groups"),
+            ({"horizon": 8, "kernel_size": 4}, "odd"),
+        ],
+    )
+    def test_impossible_shapes_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            UNet1d(2, 3, **options)
