@@ -158,6 +158,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         seed_protocol: "pusht" or "pusht-legacy".
         render_mode: None or "rgb_array".
         render_size: side of the square images of `render()`, px. The "pixels" observation is always 96.
+        end_on_success: False lets a demonstrator go on improving after success, up to the step limit.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's contract
@@ -168,6 +169,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         seed_protocol: str = "pusht",
         render_mode: str | None = None,
         render_size: int = 96,
+        end_on_success: bool = True,
     ) -> None:
         if render_size < 1:
             raise InputError(f"render_size must be at least 1 px, got {render_size}.")
@@ -176,6 +178,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.seed_protocol = seed_protocol
         self.render_mode = render_mode
         self.render_size = render_size
+        self.end_on_success = end_on_success
         self.observation_space = gymnasium.spaces.Dict({k: SPEC.observations[k].space() for k in self.obs_keys})
         self.action_space = SPEC.action.space()
         self._steps: int | None = None  # None: not running
@@ -214,11 +217,12 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._steps += 1
         coverage = float(sim_info["coverage"])
         success = coverage > SUCCESS_COVERAGE
-        truncated = not success and self._steps >= SPEC.max_episode_steps
-        if success or truncated:
+        terminated = success and self.end_on_success
+        truncated = not terminated and self._steps >= SPEC.max_episode_steps
+        if terminated or truncated:
             self._steps = None
         info = {"is_success": success, "coverage": coverage}
-        return self._observation(), min(max(coverage / SUCCESS_COVERAGE, 0.0), 1.0), success, truncated, info
+        return self._observation(), min(max(coverage / SUCCESS_COVERAGE, 0.0), 1.0), terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """Return the scene as an image (render_size, render_size, 3), uint8 RGB; None without a render mode."""
@@ -268,8 +272,22 @@ def _simulator() -> Any:
             "(7 removed the collision interface it uses). Install it with: pip install 'pymunk>=6.6,<7'"
         )
     from gym_pusht.envs.pusht import PushTEnv as Simulator
+    from gym_pusht.envs.pusht import pymunk_to_shapely
 
-    return Simulator(obs_type="state", render_mode="rgb_array")
+    class RepeatableSimulator(Simulator):  # type: ignore[misc]
+        """The simulator with a coverage that repeats to the last bit.
+
+        The original iterates over `body.shapes`, a set whose order depends on memory addresses, so the same pose gave
+        rewards that differ by 1e-16 from one episode to the next.
+        """
+
+        def _get_coverage(self) -> float:
+            goal_body = self.get_goal_pose_body(self.goal_pose)
+            goal = pymunk_to_shapely(goal_body, self._block_shapes)
+            block = pymunk_to_shapely(self.block, self._block_shapes)
+            return float(goal.intersection(block).area / goal.area)
+
+    return RepeatableSimulator(obs_type="state", render_mode="rgb_array")
 
 
 def _checked_array(value: Any, size: int, name: str) -> NDArray[np.float64]:

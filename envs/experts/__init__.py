@@ -1,1 +1,100 @@
-"""TODO"""
+"""Scripted experts and the demonstrations they give.
+
+`expert(task, seed)` is a policy that evaluation can run like any other; `generate_episodes(...)` yields demonstrations.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.errors import InputError, nearest
+
+# task id -> module with `expert(seed)` and `episode(seed, style_seed)`
+EXPERTS: dict[str, str] = {"pusht": "isdt_policy.envs.experts.pusht"}
+
+
+def expert(task: str, seed: int = 0) -> Policy:
+    """Return the scripted expert of a task; the seed chooses its style.
+
+    Raises:
+        InputError: if the task has no expert.
+    """
+    return _module(task).expert(seed)  # type: ignore[no-any-return]
+
+
+def generate_episodes(
+    task: str, episodes: int, seed: int = 0, workers: int = 1, keep_failures: bool = False, first: int = 0
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield demonstrations of a task's expert, in an order that does not depend on `workers`.
+
+    Episode i is a function of (seed, i) alone, so an interrupted generation goes on with `first` = the next
+    `info["index"]` not yet seen.
+
+    Args:
+        task: name in the registry.
+        episodes: number of episodes to yield.
+        seed: seed of the whole set.
+        workers: processes; 1 works in this one.
+        keep_failures: yield failed attempts too instead of leaving them out.
+        first: index of the first attempt.
+
+    Yields:
+        (arrays, info): arrays {"state", "action", "coverage", ...} with time first; info {"index", "seed", "success", ...}.
+
+    Raises:
+        InputError: if the task has no expert, or a number is out of range.
+    """
+    module = _module(task)
+    if episodes < 0 or workers < 1 or first < 0 or seed < 0:
+        raise InputError(
+            f"episodes, first and seed must be >= 0 and workers >= 1, got episodes={episodes}, first={first}, "
+            f"seed={seed}, workers={workers}."
+        )
+    kept = 0
+    for arrays, info in _attempts(module.__name__, seed, first, workers):
+        if kept == episodes:
+            return
+        if info["success"] or keep_failures:
+            kept += 1
+            yield arrays, info
+
+
+def _attempts(module: str, seed: int, first: int, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield attempts first, first + 1, ... for ever, a few computed ahead."""
+    import itertools
+
+    if workers == 1:
+        for index in itertools.count(first):
+            yield _attempt(module, seed, index)
+        return
+    import multiprocessing
+    from collections import deque
+    from concurrent.futures import Future, ProcessPoolExecutor
+
+    # spawn: a forked child of a process that has started torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        ahead: deque[Future[tuple[dict[str, Any], dict[str, Any]]]] = deque()
+        try:
+            for index in itertools.count(first):
+                ahead.append(pool.submit(_attempt, module, seed, index))
+                if len(ahead) > 4 * workers:
+                    yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _attempt(module: str, seed: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    return importlib.import_module(module).episode(seed, index)  # type: ignore[no-any-return]
+
+
+def _module(task: str) -> Any:
+    if task not in EXPERTS:
+        raise InputError(
+            f"task '{task}' has no scripted expert.{nearest(task, EXPERTS)} Experts: {', '.join(EXPERTS)}."
+        )
+    return importlib.import_module(EXPERTS[task])
