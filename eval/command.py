@@ -1,0 +1,487 @@
+"""`isdt eval`: measure a policy, write the numbers and a report; repeat a result from its JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.errors import InputError, nearest
+from isdt_policy.eval.rollout import EvalResult, Progress, Protocol, evaluate, write_atomically
+from isdt_policy.eval.seeds import FINAL_START, purpose
+
+SCHEMA = "isdt-eval/1"
+
+HELP = """usage: isdt eval checkpoint=PATH [key=value ...]
+       isdt eval repeat RESULT.json [key=value ...]
+
+Run a policy on listed seeds and report success rates with 95 % intervals: eval_info.json, report.html, videos.
+
+examples
+  isdt eval checkpoint=outputs/pusht_demo                                one step, 100 final-evaluation seeds
+  isdt eval checkpoint=outputs/pusht_demo steps=[1,2] baselines=[euler10] episodes=200
+  isdt eval checkpoint=outputs/pusht_demo seed_start=200000 episodes=50  selection seeds, to choose between checkpoints
+  isdt eval policy=expert task=pusht episodes=50                         the scripted expert of a task
+  isdt eval repeat eval/results/pusht.json                               run a result again, compare seed by seed
+  isdt eval repeat eval/results/pusht.json checkpoint=PATH episodes=20   ... its first 20 seeds, weights found elsewhere
+
+what is evaluated
+  checkpoint=PATH        run directory, checkpoint or folder written by save_pretrained
+  policy=expert          the task's scripted expert instead of a checkpoint
+  task=NAME              default: the task the checkpoint was trained on
+  steps=[1,2]            network evaluations per action chunk, one arm each (default [1])
+  baselines=[euler10]    further arms by sampler name: eulerN, heunN: the same network as an ODE model
+
+on which episodes
+  episodes=100           number of seeds, one episode each per arm
+  seed_start=100000      first seed. 100000..199999 final evaluation, 200000..299999 selection, 0..99999 training:
+                         disjoint ranges, so that no checkpoint is chosen on the seeds it is reported on
+  seed_protocol=NAME     rule from seed to initial state (pusht: "pusht", or "pusht-legacy" as in Diffusion Policy)
+  init=train:STORE       start from the first states of the demonstrations in STORE instead (seed = episode number)
+  n_latency_steps=0      simulated inference latency, in control steps
+
+how (none of these changes a result)
+  n_envs=16              environments at a time
+  n_workers=0            processes that step them; 0: in this one (best for PushT)
+  timeout_s=120          a worker silent for longer is replaced; its episode is retried once, then recorded as an error
+
+what is written
+  out=DIR                default: PATH/eval. An interrupted evaluation resumes from the episodes found there
+  videos=4               episodes per kind (failures, successes) to film for the report; 0 for none
+  report=true            write report.html
+  record=STORE           also save the rollouts as a dataset
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Arguments of `isdt eval`; `HELP` says what they mean."""
+
+    checkpoint: str | None = None
+    policy: str | None = None
+    task: str | None = None
+    steps: tuple[int | str, ...] = (1,)
+    baselines: tuple[str, ...] = ()
+    episodes: int = 100
+    seed_start: int = FINAL_START
+    seeds: tuple[int, ...] | None = None
+    seed_protocol: str | None = None
+    init: str = "seed"
+    n_latency_steps: int = 0
+    inference_batch: int = 16
+    max_steps: int | None = None
+    n_envs: int = 16
+    n_workers: int = 0
+    timeout_s: float = 120.0
+    out: str | None = None
+    videos: int = 4
+    report: bool = True
+    record: str | None = None
+
+    @property
+    def arms(self) -> list[int | str]:
+        """Steps first, then baselines."""
+        return [*self.steps, *self.baselines]
+
+
+def main(args: list[str]) -> int:
+    """Run `isdt eval`; returns 0, or 1 if a repeated result differs."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0
+    if args[0] == "repeat":
+        return repeat(args[1:])
+    options = parse_options(args)
+    run(options, command="isdt eval " + shlex.join(args))
+    return 0
+
+
+def parse_options(args: Sequence[str]) -> Options:
+    """Read `key=value` arguments.
+
+    >>> parse_options(["checkpoint=x", "steps=[1,2]", "baselines=[euler10]"]).arms
+    [1, 2, 'euler10']
+
+    Raises:
+        InputError: for an unknown key, or a value of the wrong kind.
+    """
+    types = {f.name: str(f.type) for f in fields(Options)}
+    values: dict[str, Any] = {}
+    for arg in args:
+        key, separator, text = arg.partition("=")
+        if not separator:
+            raise InputError(
+                f"'{arg}' is not key=value. For example: isdt eval checkpoint=outputs/pusht_demo steps=[1,2]"
+            )
+        if key not in types:
+            raise InputError(f"unknown option '{key}'.{nearest(key, types)} Options: {', '.join(types)}.")
+        values[key] = _convert(key, text, types[key])
+    return Options(**values)
+
+
+def run(options: Options, command: str, policy: Policy | None = None) -> dict[str, Any]:
+    """Evaluate, write eval_info.json and the report, print the summary; returns the content of eval_info.json.
+
+    Args:
+        options: what to do.
+        command: recorded, to be repeated.
+        policy: already loaded; None loads `options.checkpoint`.
+    """
+    if policy is None:
+        policy = load_policy(options)
+    task = check_task(options, policy)
+    seeds, init_states = episode_list(options)
+    fingerprint = checkpoint_hash(options.checkpoint) if options.checkpoint else f"{options.policy}"
+    out = Path(options.out) if options.out else default_out(options)
+    protocol = protocol_of(options, task)
+    result = evaluate(
+        policy,
+        protocol,
+        seeds,
+        options.arms,
+        n_envs=options.n_envs,
+        n_workers=options.n_workers,
+        timeout_s=options.timeout_s,
+        out=out,
+        fingerprint=fingerprint,
+        init_states=init_states,
+        listeners=[Progress()],
+    )
+    info = describe(result, policy, options, command, fingerprint)
+    write_atomically(out / "eval_info.json", json.dumps(info, indent=1) + "\n")
+    print(table(info))
+    if options.record:
+        from isdt_policy.eval.record import record_rollouts
+
+        print(f"rollouts saved as a dataset: {record_rollouts(policy, result, options.record, init_states)}")
+    if options.report:
+        from isdt_policy.eval.report import film, write_report
+
+        videos = film(policy, result, options.videos, init_states, out) if options.videos else []
+        print(f"report: {write_report(info, out / 'report.html', videos)}")
+    print(f"numbers: {out / 'eval_info.json'}")
+    return info
+
+
+def repeat(args: Sequence[str]) -> int:
+    """Run a result again and compare it seed by seed; returns 0 if every episode is the same."""
+    if not args or "=" in args[0]:
+        raise InputError("which result? For example: isdt eval repeat outputs/pusht_demo/eval/eval_info.json")
+    path = Path(args[0])
+    info = read_info(path)
+    known = {f.name for f in fields(Options)}
+    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in info["options"].items() if k in known}
+    changes = asdict(parse_options(args[1:]))
+    given = {arg.partition("=")[0] for arg in args[1:]}
+    seeds = tuple(info["seeds"])
+    if "episodes" in given:
+        seeds = seeds[: changes["episodes"]]
+    options = replace(Options(**stored), **{k: changes[k] for k in given})
+    options = replace(options, seeds=seeds, episodes=len(seeds))
+    policy = load_policy(options)
+    fingerprint = checkpoint_hash(options.checkpoint) if options.checkpoint else f"{options.policy}"
+    if fingerprint != info["policy"]["fingerprint"]:
+        raise InputError(
+            f"the weights at '{options.checkpoint}' are not the ones of {path} (sha256 {fingerprint[:12]}, expected "
+            f"{str(info['policy']['fingerprint'])[:12]}). Give the right ones: isdt eval repeat {path} checkpoint=PATH"
+        )
+    for name, was in info["versions"].items():
+        now = versions(info["protocol"]["task"]).get(name)
+        if now != was:
+            print(f"note: {name} was {was}, is {now} here", file=sys.stderr)
+    _, init_states = episode_list(options)
+    result = evaluate(
+        policy,
+        Protocol(**info["protocol"]),
+        seeds,
+        options.arms,
+        n_envs=options.n_envs,
+        n_workers=options.n_workers,
+        timeout_s=options.timeout_s,
+        init_states=init_states,
+        listeners=[Progress()],
+    )
+    return report_differences(info, result)
+
+
+def report_differences(info: Mapping[str, Any], result: EvalResult) -> int:
+    """Print how a repeated evaluation compares with the stored one; 0 if all episodes are the same."""
+    stored = {(r["seed"], r["arm"]): r for r in info["episodes"]}
+    same = outcome = 0
+    for record in result.records:
+        old = stored[record["seed"], record["arm"]]
+        same += old["digest"] == record["digest"]
+        outcome += old["success"] == record["success"]
+        if old["digest"] != record["digest"]:
+            print(
+                f"differs: seed {record['seed']}, steps {record['arm']}: "
+                f"success {old['success']} -> {record['success']}, "
+                f"max reward {old['max_reward']:.4f} -> {record['max_reward']:.4f}"
+            )
+    n = len(result.records)
+    print(f"{same} of {n} episodes identical in every action and reward; {outcome} of {n} with the same outcome.")
+    return 0 if same == n else 1
+
+
+def load_policy(options: Options) -> Policy:
+    """Load a checkpoint, or build the task's expert."""
+    if (options.checkpoint is None) == (options.policy is None):
+        raise InputError("give either checkpoint=PATH or policy=expert (with task=NAME).")
+    if options.checkpoint is not None:
+        from isdt_policy.policy import Policy as TrainedPolicy
+
+        policy: Policy = TrainedPolicy.from_pretrained(options.checkpoint)
+        return policy
+    if options.policy != "expert":
+        raise InputError(f"policy='{options.policy}' is unknown; allowed: expert. A trained one: checkpoint=PATH.")
+    if options.task is None:
+        raise InputError("policy=expert needs task=NAME, for example task=pusht.")
+    from isdt_policy.envs.experts import expert
+
+    return expert(options.task)
+
+
+def check_task(options: Options, policy: Policy) -> str:
+    """Return the task, after checking that policy and environment fit."""
+    from isdt_policy.envs import task_spec
+
+    task = options.task or getattr(policy, "task", None)
+    if not task:
+        raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
+    spec = task_spec(task)
+    for key in policy.obs_keys:
+        if key not in spec.observations:
+            raise InputError(
+                f"the policy reads observation '{key}', which task '{task}' does not give."
+                f"{nearest(key, spec.observations)} It gives: {', '.join(spec.observations)}."
+            )
+    config = getattr(policy, "config", None)
+    for key, dim in (getattr(config, "obs_dims", None) or {}).items():
+        shape = spec.observations[key].shape
+        if (dim,) != shape:
+            raise InputError(f"the policy reads '{key}' with {dim} features; task '{task}' gives shape {shape}.")
+    dim = getattr(config, "action_dim", None)
+    if dim is not None and (dim,) != spec.action.shape:
+        raise InputError(
+            f"the policy answers with {dim} numbers per action; task '{task}' takes shape {spec.action.shape}."
+        )
+    return str(task)
+
+
+def episode_list(options: Options) -> tuple[list[int], dict[int, list[float]] | None]:
+    """Return the seeds, and the initial states if they come from a dataset."""
+    if options.init == "seed":
+        seeds = (
+            list(options.seeds)
+            if options.seeds is not None
+            else list(range(options.seed_start, options.seed_start + options.episodes))
+        )
+        purpose(seeds)
+        return seeds, None
+    kind, _, store = options.init.partition(":")
+    if kind != "train" or not store:
+        raise InputError(f"init='{options.init}' is unknown; allowed: seed, train:STORE.")
+    from isdt_policy.datasets.store import DemoStore
+
+    demos = DemoStore.open(store)
+    if "state" not in demos.keys:
+        raise InputError(f"{store} has no 'state', so its initial states are unknown; it has {', '.join(demos.keys)}.")
+    ends = [int(end) for end in demos.episode_ends]
+    starts = [0, *ends[:-1]]
+    seeds = list(options.seeds) if options.seeds is not None else list(range(min(options.episodes, len(starts))))
+    return seeds, {i: [float(v) for v in demos.read("state", starts[i], starts[i] + 1)[0]] for i in seeds}
+
+
+def protocol_of(options: Options, task: str) -> Protocol:
+    """Return the conditions of the evaluation, with defaults resolved."""
+    from isdt_policy.envs import task_spec
+
+    seed_protocol = options.seed_protocol or task_spec(task).seed_protocols[0]
+    return Protocol(
+        task=task,
+        seed_protocol=seed_protocol,
+        n_latency_steps=options.n_latency_steps,
+        inference_batch=options.inference_batch,
+        max_steps=options.max_steps,
+        init=options.init,
+    )
+
+
+def default_out(options: Options) -> Path:
+    """Return <checkpoint>/eval, or outputs/eval_<policy>_<task>."""
+    if options.checkpoint:
+        path = Path(options.checkpoint)
+        return (path if path.is_dir() else path.parent) / "eval"
+    return Path("outputs") / f"eval_{options.policy}_{options.task}"
+
+
+def checkpoint_hash(checkpoint: str) -> str:
+    """Return the SHA-256 of the weights and configuration that will act."""
+    from isdt_policy.policy import find_policy
+
+    folder = find_policy(checkpoint)
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def describe(
+    result: EvalResult, policy: Policy, options: Options, command: str, fingerprint: str | None
+) -> dict[str, Any]:
+    """Return the content of eval_info.json: numbers first, then all it takes to get them again."""
+    from isdt_policy.provenance import commit
+
+    first = result.summary[result.arms[0]]
+    config = getattr(policy, "config", None)
+    return {
+        "schema": SCHEMA,
+        "arms": result.summary,
+        "protocol": asdict(result.protocol),
+        "seeds": result.seeds,
+        "seed_purpose": purpose(result.seeds) if result.protocol.init == "seed" else "training",
+        "command": command,
+        "options": asdict(options),
+        "commit": commit(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "policy": {
+            "checkpoint": options.checkpoint,
+            "name": options.policy,
+            "fingerprint": fingerprint,
+            "parameters": parameter_count(policy),
+            "config": asdict(config) if config is not None and hasattr(config, "__dataclass_fields__") else config,
+        },
+        "versions": versions(result.protocol.task),
+        "hardware": hardware(),
+        "timing": result.timing,
+        # LeRobot's layout, of the first arm
+        "aggregated": {
+            **{k: first["aliases"][k] for k in ("avg_sum_reward", "avg_max_reward", "pc_success")},
+            "eval_s": result.timing["wall_s"],
+            "eval_ep_s": result.timing["wall_s"] / max(1, result.timing["episodes"]),
+        },
+        "per_episode": [
+            {
+                "episode_ix": i,
+                "sum_reward": r["sum_reward"],
+                "max_reward": r["max_reward"],
+                "success": r["success"],
+                "seed": r["seed"],
+            }
+            for i, r in enumerate(result.of(result.arms[0]))
+        ],
+        "episodes": result.records,
+    }
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """Read an eval_info.json, or the one in a folder."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "eval_info.json"
+    try:
+        info = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Give an eval_info.json or its folder.") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(info, dict) or info.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a result of `isdt eval` (schema {SCHEMA}).")
+    return info
+
+
+def table(info: Mapping[str, Any]) -> str:
+    """Return the summary as lines of text."""
+    lines = [
+        f"{'steps':>8}  {'success (95 %)':<24}{'score (95 %)':<22}{'steps to success':<18}{'latency p50, 1 row':<18}"
+    ]
+    for arm, summary in info["arms"].items():
+        rate, score, latency = summary["success_rate"], summary["score"], summary["latency"]
+        to_success = summary["mean_steps_to_success"]
+        lines.append(
+            f"{arm:>8}  "
+            + f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})".ljust(24)
+            + f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})".ljust(22)
+            + ("-" if to_success is None else f"{to_success:.0f}").ljust(18)
+            + ("-" if latency is None else f"{latency['single_row_ms']['p50']:.1f} ms")
+            + (f"  {summary['n_error']} errors, counted as failures" if summary["n_error"] else "")
+        )
+    first = next(iter(info["arms"].values()))
+    timing = info["timing"]
+    lines.append(
+        f"n = {first['n']} episodes per arm, seeds {info['seeds'][0]} to {info['seeds'][-1]} ({info['seed_purpose']}); "
+        f"{timing['wall_s']:.0f} s: {timing['env_s']:.0f} s environments, {timing['policy_s']:.0f} s policy"
+    )
+    return "\n".join(lines)
+
+
+def parameter_count(policy: Policy) -> int | None:
+    """Return the number of parameters of a policy that has any."""
+    parameters = getattr(policy, "parameters", None)
+    return None if parameters is None else sum(p.numel() for p in parameters())
+
+
+def versions(task: str) -> dict[str, str]:
+    """Return versions that can change a result."""
+    from importlib import metadata
+
+    from isdt_policy import __version__
+    from isdt_policy.envs import task_spec
+
+    found = {"isdt-policy": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "gymnasium"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, **task_spec(task).versions()}
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, cores, threads and accelerator."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    found: dict[str, Any] = {"processor": model, "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
+    torch = sys.modules.get("torch")  # not imported on purpose: a scripted policy runs without it
+    if torch is not None:
+        found["torch_threads"] = torch.get_num_threads()
+        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found
+
+
+def _convert(key: str, text: str, kind: str) -> Any:
+    if text in ("null", "none", "None") and "None" in kind:
+        return None
+    try:
+        if kind.startswith("tuple"):
+            return _convert_list(key, text, kind)
+        if kind.startswith("int"):
+            return int(text)
+        if kind.startswith("float"):
+            return float(text)
+    except ValueError:
+        raise InputError(f"{key}={text} is not {'a list of numbers' if 'tuple' in kind else 'a number'}.") from None
+    if kind == "bool":
+        if text.lower() not in ("true", "false"):
+            raise InputError(f"{key}={text} is neither true nor false.")
+        return text.lower() == "true"
+    return text
+
+
+def _convert_list(key: str, text: str, kind: str) -> tuple[Any, ...]:
+    items = [item.strip().strip("'\"") for item in text.strip("[]()").split(",") if item.strip()]
+    if kind.startswith("tuple[int, ...]"):
+        return tuple(int(item) for item in items)
+    return tuple(int(item) if item.lstrip("-").isdigit() else item for item in items)
