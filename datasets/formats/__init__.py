@@ -1,1 +1,1 @@
-"""TODO"""
+"""Readers and writers of other people's formats, one file each."""

@@ -42,5 +42,6 @@ class Objective(Protocol):
 
 
 def mean_square(error: Tensor) -> Tensor:
-    """Mean over everything but the batch, in float32: (batch, ...) -> (batch,)."""
-    return error.float().square().flatten(1).mean(dim=1)
+    """Mean over everything but the batch: (batch, ...) -> (batch,). Half precision is summed in float32."""
+    error = error.float() if error.dtype in (torch.bfloat16, torch.float16) else error
+    return error.square().flatten(1).mean(dim=1)

@@ -1,0 +1,38 @@
+# make demo   environment, bundled demonstrations, training, evaluation at 1 and 2 steps, report
+# make test   what CI runs: format, lint, types, tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: demo test lint types unit clean
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/isdt train experiment=pusht_demo if_exists=resume
+	$(BIN)/isdt eval checkpoint=outputs/pusht_demo steps=[1,2] baselines=[euler10] episodes=100 out=outputs/pusht_demo/eval
+	@echo "Open outputs/pusht_demo/eval/report.html"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/pytest
+
+test: lint types unit
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,338 @@
+"""The demonstration store, on disk and in the hand.
+
+Layout (Zarr v3; Diffusion Policy's Zarr v2 stores have the same two groups and are read as they are):
+
+    data/<key>           (n_steps, *shape), all episodes one after another, time first
+    meta/episode_ends    (n_episodes,) int64, exclusive end of each episode: increasing, the last equals n_steps
+    attributes           {"isdt_schema": 1, "task": str, "n_episodes": int, "provenance": {...}}
+
+`n_episodes` in the attributes is the commit record of our own stores: an append writes the data, then the ends, and last
+this one number, in one atomic file replacement. Whatever lies beyond it is an episode that was never finished; readers do
+not see it and the next append overwrites it. Zarr replaces each file atomically, so a kill at any point leaves complete
+episodes and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import zarr
+import zarr.errors
+from numpy.typing import NDArray
+
+from isdt_policy.errors import InputError, nearest
+
+SCHEMA = 1
+# Steps per chunk, and chunks per shard, of low-dimensional arrays: a few hundred kilobytes a file.
+_CHUNK_STEPS, _CHUNKS_PER_SHARD = 1024, 16
+
+
+def resolve_path(path: str | Path) -> Path:
+    """Turn "bundled:NAME" into the file that comes with the package; leave other paths alone."""
+    text = str(path)
+    if not text.startswith("bundled:"):
+        return Path(path)
+    name = text.removeprefix("bundled:")
+    folder = Path(__file__).parent / "bundled"
+    available = sorted(f.name.removesuffix(".zarr.zip") for f in folder.glob("*.zarr.zip"))
+    if name not in available:
+        raise InputError(f"no bundled demonstrations named '{name}'; there are: {', '.join(available)}.{nearest(name, available)}")
+    return folder / f"{name}.zarr.zip"
+
+
+class DemoStore:
+    """Read-only view of demonstrations; use `DemoStore.open`.
+
+    Attributes:
+        path: where it was opened from.
+        keys: names under data/, sorted.
+        episode_ends: (n_episodes,) int64.
+        attrs: attributes of the root group.
+    """
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        self.path = path
+        self.attrs: dict[str, Any] = dict(group.attrs)
+        data, meta = (_member(group, name, path) for name in ("data", "meta"))
+        if "episode_ends" not in meta:
+            raise InputError(f"'{path}' has no meta/episode_ends: not a demonstration store, or one that was cut short.")
+        self._arrays: dict[str, zarr.Array] = {key: array for key, array in data.arrays()}
+        self.keys = tuple(sorted(self._arrays))
+        self.episode_ends = self._read_ends(meta)
+        if not self.n_episodes:
+            raise InputError(f"'{path}' holds no episodes.")
+        for key in self.keys:
+            length = self._arrays[key].shape[0] if self._arrays[key].ndim else 0
+            committed = length >= self.n_steps if "isdt_schema" in self.attrs else length == self.n_steps
+            if not committed:
+                raise InputError(
+                    f"'{path}': data/{key} has {length} steps but meta/episode_ends says {self.n_steps}; the arrays of a "
+                    "store must be equally long. It was cut short, or written by something else: convert it again."
+                )
+
+    def _read_ends(self, meta: zarr.Group) -> NDArray[np.int64]:
+        try:
+            ends = np.asarray(meta["episode_ends"][:])  # type: ignore[index]
+        except Exception as error:
+            raise _unreadable(self.path, "meta/episode_ends", error) from error
+        ends = ends[: self.attrs.get("n_episodes", len(ends))]
+        if ends.ndim != 1 or not np.issubdtype(ends.dtype, np.integer):
+            raise InputError(f"'{self.path}': meta/episode_ends must be a list of integers, found {ends.dtype} {ends.shape}.")
+        steps = np.diff(ends, prepend=0)
+        if (steps <= 0).any():
+            i = int(np.argmax(steps <= 0))
+            raise InputError(
+                f"'{self.path}': meta/episode_ends must increase, but entry {i} is {ends[i]} after {ends[i - 1] if i else 0}."
+            )
+        return ends.astype(np.int64)
+
+    @classmethod
+    def open(cls, path: str | Path) -> DemoStore:
+        """Open a store: Zarr v2 or v3, a directory or a .zip, ours or Diffusion Policy's.
+
+        Raises:
+            InputError: nothing there, not a store, cut short, unequal lengths, or episode ends that do not fit.
+        """
+        where = resolve_path(path)
+        if not where.exists():
+            raise InputError(f"no demonstrations at '{path}': the path does not exist.")
+        try:
+            group = _open_zip(where) if where.is_file() else zarr.open_group(where, mode="r")
+        except (zarr.errors.BaseZarrError, FileNotFoundError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"'{path}' is not a Zarr store, or it was cut short ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+                "Give a .zarr directory or .zarr.zip file with data/ and meta/episode_ends."
+            ) from error
+        return cls(where, group)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.episode_ends)
+
+    @property
+    def n_steps(self) -> int:
+        return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
+
+    @property
+    def task(self) -> str | None:
+        """Task id recorded by the writer, if any."""
+        return self.attrs.get("task")
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one step of `key`."""
+        return tuple(self._array(key).shape[1:])
+
+    def dtype(self, key: str) -> np.dtype[Any]:
+        return np.dtype(self._array(key).dtype)
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Steps [start, stop) of `key`, (stop - start, *shape), in the stored dtype."""
+        array = self._array(key)
+        try:
+            return np.asarray(array[start : self.n_steps if stop is None else min(stop, self.n_steps)])
+        except Exception as error:
+            raise _unreadable(self.path, f"data/{key}", error) from error
+
+    def episode(self, index: int) -> dict[str, NDArray[Any]]:
+        """Every key of one episode, {key: (T, *shape)}."""
+        if not 0 <= index < self.n_episodes:
+            raise InputError(f"'{self.path}' has episodes 0 to {self.n_episodes - 1}, asked for {index}.")
+        start = int(self.episode_ends[index - 1]) if index else 0
+        return {key: self.read(key, start, int(self.episode_ends[index])) for key in self.keys}
+
+    def _array(self, key: str) -> zarr.Array:
+        if key not in self._arrays:
+            raise InputError(f"'{self.path}' has no key '{key}'; it has {', '.join(self.keys)}.{nearest(key, self.keys)}")
+        return self._arrays[key]
+
+
+class DemoWriter:
+    """Appends episodes to a store; each is either completely there or not at all.
+
+    Args:
+        path: a .zarr directory, new or to be continued.
+        task: task id, recorded.
+        provenance: where the data comes from (command, source, licence, ...), recorded.
+        overwrite: replace what is there.
+
+    Raises:
+        InputError: the store is being written by somebody else, or is not one of ours.
+
+    Example:
+        with DemoWriter("demos.zarr", task="pusht") as writer:
+            writer.append({"state": state, "action": action})
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        task: str | None = None,
+        provenance: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix == ".zip":
+            raise InputError(f"'{path}': write a .zarr directory, then pack it with pack_zip.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+        try:
+            if overwrite and self.path.exists():
+                shutil.rmtree(self.path)
+            if self.path.exists():
+                self._group = zarr.open_group(self.path, mode="r+")
+                if "isdt_schema" not in self._group.attrs:
+                    raise InputError(f"'{path}' exists and was not written by this package; it is not appended to.")
+            else:
+                self._group = self._create(task, provenance)
+        except BaseException:
+            self.close()
+            raise
+        self._data, self._meta = self._group["data"], self._group["meta"]
+        self.n_episodes = int(self._group.attrs["n_episodes"])  # type: ignore[arg-type]
+        self.n_steps = int(self._meta["episode_ends"][self.n_episodes - 1]) if self.n_episodes else 0  # type: ignore[index]
+
+    def _create(self, task: str | None, provenance: Mapping[str, Any] | None) -> zarr.Group:
+        # Built aside and renamed, so that a kill between two of its files leaves no half store under the real name.
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
+        attributes = {"isdt_schema": SCHEMA, "task": task, "n_episodes": 0, "provenance": dict(provenance or {})}
+        group = zarr.create_group(temporary, zarr_format=3, attributes=attributes)
+        group.create_group("data")
+        group.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64")
+        os.rename(temporary, self.path)
+        return zarr.open_group(self.path, mode="r+")
+
+    def append(self, episode: Mapping[str, NDArray[Any]]) -> int:
+        """Add one episode {key: (T, *shape)} and return its number.
+
+        Raises:
+            InputError: no steps, unequal lengths, NaN in the action, or keys, shapes or dtypes unlike earlier episodes.
+        """
+        arrays = {key: np.asarray(value) for key, value in episode.items()}
+        self._check(arrays)
+        steps = len(next(iter(arrays.values())))
+        end = self.n_steps + steps
+        for key, value in arrays.items():
+            if key not in self._data:
+                self._create_array(key, value)
+            array = self._data[key]
+            array.resize((end, *value.shape[1:]))
+            array[self.n_steps : end] = value
+        ends = self._meta["episode_ends"]
+        ends.resize((self.n_episodes + 1,))
+        ends[self.n_episodes] = end
+        self._group.attrs["n_episodes"] = self.n_episodes + 1  # the commit
+        self.n_episodes, self.n_steps = self.n_episodes + 1, end
+        return self.n_episodes - 1
+
+    def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        lengths = {key: value.shape[0] if value.ndim else 0 for key, value in arrays.items()}
+        if not lengths or min(lengths.values()) == 0:
+            raise InputError("an episode needs at least one step of at least one key.")
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"the keys of an episode must be equally long, given {lengths}.")
+        for key, value in arrays.items():
+            if "/" in key or not key:
+                raise InputError(f"'{key}' cannot be a key: it must not be empty or hold '/'.")
+            if value.dtype.kind not in "biuf":
+                raise InputError(f"'{key}' has dtype {value.dtype}; numbers are stored, nothing else.")
+            if key == "action" and not np.isfinite(value).all():
+                raise InputError(f"the action is not finite at step {int(np.argwhere(~np.isfinite(value))[0, 0])} of the episode.")
+        if self.n_episodes:
+            stored = {key: (array.shape[1:], array.dtype) for key, array in self._data.arrays()}
+            given = {key: (value.shape[1:], value.dtype) for key, value in arrays.items()}
+            if stored != given:
+                raise InputError(f"episodes of a store must be alike: stored {stored}, given {given}.")
+
+    def _create_array(self, key: str, value: NDArray[Any]) -> None:
+        step_bytes = max(1, value[0].nbytes)
+        steps = int(np.clip(2**18 // step_bytes, 1, _CHUNK_STEPS))
+        self._data.create_array(
+            key,
+            shape=(0, *value.shape[1:]),
+            chunks=(steps, *value.shape[1:]),
+            shards=(steps * _CHUNKS_PER_SHARD, *value.shape[1:]),
+            dtype=value.dtype,
+            overwrite=True,
+        )
+
+    def close(self) -> None:
+        """Release the store to other writers."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> DemoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def pack_zip(source: str | Path, target: str | Path) -> Path:
+    """Pack a store directory into one .zip (uncompressed members: the chunks are compressed already), atomically."""
+    source, target = Path(source), Path(target)
+    DemoStore.open(source)  # refuses what is not a store
+    temporary = target.with_name(f".{target.name}.tmp")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            # A fixed date: the same episodes give the same bytes.
+            info = zipfile.ZipInfo(file.relative_to(source).as_posix(), (2020, 1, 1, 0, 0, 0))
+            archive.writestr(info, file.read_bytes())
+    os.replace(temporary, target)
+    return target
+
+
+def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
+    member = group.get(name)
+    if not isinstance(member, zarr.Group):
+        raise InputError(f"'{path}' has no group {name}/: not a demonstration store. Expected data/ and meta/episode_ends.")
+    return member
+
+
+def _open_zip(path: Path) -> zarr.Group:
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"'{path}' is a file but not a complete .zip archive; download or pack it again.")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    bad = next((n for n in names if n.startswith("/") or ".." in Path(n).parts), None)
+    if bad:
+        raise InputError(f"'{path}' holds the member '{bad}', which points outside the archive; it is not opened.")
+    # Archives made from a folder keep its name in front: find where meta/episode_ends is.
+    inside = next((n for n in names if "meta/episode_ends/" in n), None)
+    if inside is None:
+        raise InputError(f"'{path}' holds no meta/episode_ends: not a demonstration store.")
+    prefix = inside.split("meta/episode_ends/")[0].strip("/")
+    return zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r", path=prefix)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # The kernel drops the lock when the process dies, however it dies.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise InputError(f"'{path}' is being written by another process; a store has one writer at a time.") from error
+    return descriptor
+
+
+def _unreadable(path: Path, what: str, error: Exception) -> InputError:
+    return InputError(
+        f"'{path}': {what} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}). "
+        "A chunk is damaged, or its codec is not installed."
+    )

@@ -1,0 +1,218 @@
+"""Windows of episodes, as training reads them.
+
+A window is `horizon` steps. Its first step holds the oldest of n_obs_steps observations; windows may begin n_obs_steps - 1
+steps before an episode and end n_action_steps - 1 steps after it, and are filled by repeating the episode's first and last
+step, as in Diffusion Policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.errors import InputError
+
+
+class Store(Protocol):
+    """What windows need of a store."""
+
+    @property
+    def keys(self) -> tuple[str, ...]: ...
+    @property
+    def episode_ends(self) -> NDArray[np.int64]: ...
+    @property
+    def n_episodes(self) -> int: ...
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]: ...
+
+
+class Deriver(Protocol):
+    """What windows need of a task: observation keys computed from stored ones."""
+
+    stored_keys: tuple[str, ...]
+
+    def derive(self, stored: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
+
+
+@numba.njit(cache=True)
+def _fill_indices(ends, horizon, pad_before, pad_after, mask, out):  # type: ignore[no-untyped-def]
+    row = 0
+    for episode in range(len(ends)):
+        if not mask[episode]:
+            continue
+        first = 0 if episode == 0 else ends[episode - 1]
+        length = ends[episode] - first
+        for start in range(-pad_before, length - horizon + pad_after + 1):
+            begin, end = max(start, 0), min(start + horizon, length)
+            out[row, 0] = begin + first
+            out[row, 1] = end + first
+            out[row, 2] = begin - start
+            out[row, 3] = horizon - (start + horizon - end)
+            row += 1
+    return row
+
+
+def window_indices(
+    episode_ends: NDArray[np.int64],
+    horizon: int,
+    pad_before: int = 0,
+    pad_after: int = 0,
+    episode_mask: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Every window of every chosen episode, in order.
+
+    Args:
+        episode_ends: (n_episodes,) exclusive ends.
+        horizon: steps in a window.
+        pad_before, pad_after: steps a window may reach beyond its episode; at most horizon - 1.
+        episode_mask: (n_episodes,) which episodes; None takes all.
+
+    Returns:
+        (N, 4): buffer_start, buffer_end (steps of the store the window holds), sample_start, sample_end (where they
+        stand in the window; the rest is edge padding).
+    """
+    ends = np.asarray(episode_ends, np.int64)
+    pad_before, pad_after = (min(max(pad, 0), horizon - 1) for pad in (pad_before, pad_after))
+    mask = np.ones(len(ends), np.bool_) if episode_mask is None else np.asarray(episode_mask, np.bool_)
+    lengths = np.diff(ends, prepend=0)[mask]
+    count = int(np.maximum(lengths - horizon + pad_after + pad_before + 1, 0).sum())
+    out = np.empty((count, 4), np.int64)
+    assert _fill_indices(ends, horizon, pad_before, pad_after, mask, out) == count
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _gather(source, rows, steps, out):  # type: ignore[no-untyped-def]
+    """out[i, k] = source[clip(first + k, low, high)] for rows (first, low, high)."""
+    for i in range(len(rows)):
+        first, low, high = rows[i, 0], rows[i, 1], rows[i, 2]
+        for k in range(steps):
+            out[i, k] = source[min(max(first + k, low), high)]
+
+
+class WindowDataset:
+    """Training windows of chosen episodes, held in memory as float32.
+
+    Args:
+        store: demonstrations.
+        obs_keys: observation keys, stored ones or ones the task derives from stored ones.
+        action_key: stored key of the action.
+        horizon, n_obs_steps, n_action_steps: see the top of this file.
+        episodes: indices of the episodes to use; None takes all.
+        task: derives keys the store does not hold.
+
+    Raises:
+        InputError: an unknown key, NaN or infinity in what is read, or no episodes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        obs_keys: Sequence[str],
+        action_key: str = "action",
+        horizon: int = 16,
+        n_obs_steps: int = 2,
+        n_action_steps: int = 8,
+        episodes: NDArray[np.int64] | Sequence[int] | None = None,
+        task: Deriver | None = None,
+    ) -> None:
+        self.obs_keys, self.horizon, self.n_obs_steps = tuple(obs_keys), horizon, n_obs_steps
+        chosen = np.arange(store.n_episodes) if episodes is None else np.asarray(episodes, np.int64)
+        if not len(chosen):
+            raise InputError("no episodes to make windows of; lower data.val_ratio or raise data.max_train_episodes.")
+        mask = np.zeros(store.n_episodes, np.bool_)
+        mask[chosen] = True
+        indices = window_indices(store.episode_ends, horizon, n_obs_steps - 1, n_action_steps - 1, mask)
+        # Rows (first, low, high): the step of the window's start, which may lie before the episode, and the clip bounds.
+        ends = store.episode_ends
+        episode = np.searchsorted(ends, indices[:, 0], side="right")
+        low = np.concatenate([[0], ends[:-1]])[episode]
+        self._rows = np.stack([indices[:, 0] - indices[:, 2], low, ends[episode] - 1], axis=1)
+        self._arrays = {**_observations(store, self.obs_keys, task), "action": _read(store, action_key)}
+        self._steps = np.concatenate([np.arange(*bounds) for bounds in zip([0, *ends[:-1]], ends)])[
+            np.repeat(mask, np.diff(ends, prepend=0))
+        ]
+
+    @property
+    def n_windows(self) -> int:
+        return len(self._rows)
+
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, Any]:
+        """Windows by number.
+
+        Returns:
+            {"obs": {key: (B, n_obs_steps, d)}, "action": (B, horizon, action_dim), "is_pad": (B, horizon) bool, true where
+            the action is edge padding}, float32 in the store's units.
+        """
+        rows = self._rows[np.asarray(indices, np.int64)]
+        obs = {key: self._windows(key, rows, self.n_obs_steps) for key in self.obs_keys}
+        steps = rows[:, :1] + np.arange(self.horizon)
+        return {
+            "obs": obs,
+            "action": self._windows("action", rows, self.horizon),
+            "is_pad": (steps < rows[:, 1:2]) | (steps > rows[:, 2:3]),
+        }
+
+    def _windows(self, key: str, rows: NDArray[np.int64], steps: int) -> NDArray[np.float32]:
+        source = self._arrays[key]
+        out = np.empty((len(rows), steps, source.shape[1]), np.float32)
+        _gather(source, rows, steps, out)
+        return out
+
+    def statistics(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Per key min, max, mean and std over the steps of the chosen episodes, each (d,)."""
+        result = {}
+        for key, array in self._arrays.items():
+            used = array[self._steps]
+            result[key] = {
+                "min": used.min(axis=0), "max": used.max(axis=0),
+                "mean": used.mean(axis=0, dtype=np.float64), "std": used.std(axis=0, dtype=np.float64),
+            }  # fmt: skip
+        return result
+
+
+def _read(store: Store, key: str) -> NDArray[np.float32]:
+    """All steps of `key`, flattened to (n_steps, d)."""
+    values = store.read(key)
+    array = np.ascontiguousarray(values, np.float32).reshape(len(values), -1)
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        step = int(np.argmin(finite))
+        episode = int(np.searchsorted(store.episode_ends, step, side="right"))
+        raise InputError(
+            f"'{key}' is not finite at step {step} (episode {episode}); find every such place: isdt data doctor."
+        )
+    return array
+
+
+def _observations(store: Store, keys: Sequence[str], task: Deriver | None) -> dict[str, NDArray[np.float32]]:
+    stored = [key for key in keys if key in store.keys]
+    derived = [key for key in keys if key not in store.keys]
+    arrays = {key: _read(store, key) for key in stored}
+    if derived:
+        if task is None:
+            store.read(derived[0])  # raises, naming what there is
+        assert task is not None
+        sources = {key: _read(store, key) for key in task.stored_keys}
+        arrays |= {key: v.reshape(len(v), -1) for key, v in task.derive(sources, derived).items()}
+    return {key: arrays[key] for key in keys}
+
+
+def train_val_split(n_episodes: int, val_ratio: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split episodes into training and validation, both sorted; at least one stays for training, and one is held out
+    when val_ratio > 0."""
+    if not 0 <= val_ratio < 1:
+        raise InputError(f"data.val_ratio must be in [0, 1), got {val_ratio}.")
+    if val_ratio == 0 or n_episodes < 2:
+        return np.arange(n_episodes), np.empty(0, np.int64)
+    held_out = min(max(1, round(n_episodes * val_ratio)), n_episodes - 1)
+    order = np.random.default_rng(seed).permutation(n_episodes)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The shuffled order of n windows in an epoch: a function of its arguments, so any position can be resumed."""
+    return np.random.default_rng([seed, epoch]).permutation(n)

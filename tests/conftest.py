@@ -1,0 +1,44 @@
+"""Shared fixtures: small demonstrations that look like PushT's, and where real ones are if they are at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def synthetic_episodes(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Smooth wanderings of agent and block in PushT's units: right shapes and ranges, no physics."""
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for _ in range(count):
+        steps = int(rng.integers(20, 60))
+        time = np.linspace(0, 1, steps)[:, None]
+        state = 256 + 150 * np.sin(6 * time * rng.uniform(0.3, 1, 5) + rng.uniform(0, 6, 5))
+        state[:, 4] = np.pi + 2 * np.sin(3 * time[:, 0])
+        action = np.clip(state[:, :2] + 20 * np.cos(5 * time), 0, 512)
+        episodes.append({"state": state.astype(np.float32), "action": action.astype(np.float32)})
+    return episodes
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve synthetic episodes in our layout."""
+    from isdt_policy.datasets.store import DemoWriter
+
+    path = tmp_path_factory.mktemp("demos") / "tiny.zarr"
+    with DemoWriter(path, task="pusht") as writer:
+        for episode in synthetic_episodes(12):
+            writer.append(episode)
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of recordings made by people; tests that use it have a twin on generated data."""
+    for folder in (os.environ.get("ISDT_DATA"), Path(__file__).parents[2] / "shared" / "data"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    pytest.skip("no recorded demonstrations here (set ISDT_DATA); the generated twin of this test runs")

@@ -1,0 +1,153 @@
+"""The policy as users hold it: saving, refusing bad input, noise per row."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from isdt_policy.envs.protocol import Policy as PolicyProtocol
+from isdt_policy.errors import InputError
+from isdt_policy.normalization import Affine
+from isdt_policy.policy import Policy, PolicyConfig
+
+
+@pytest.fixture
+def policy():
+    torch.manual_seed(0)
+    config = PolicyConfig(
+        task="pusht", obs_dims={"agent_pos": 2, "keypoints": 18}, action_dim=2, cond_dim=16, encoder_hidden=(32,),
+        network={"name": "unet1d", "down_dims": [16, 32], "embed_dim": 32, "time_dim": 16},
+    )  # fmt: skip
+    policy = Policy(config)
+    torch.nn.init.normal_(policy.network.network.out.weight, std=0.5)
+    limits = {"min": np.zeros(1), "max": np.full(1, 512.0), "mean": np.full(1, 256.0), "std": np.ones(1)}
+    stats = {k: {m: np.repeat(v, d) for m, v in limits.items()} for k, d in {**config.obs_dims, "action": 2}.items()}
+    policy.normalizer.fit(stats)
+    return policy.eval()
+
+
+def observations(batch, seed=0):
+    rng = np.random.default_rng(seed)
+    return {"agent_pos": rng.uniform(0, 512, (batch, 2, 2)), "keypoints": rng.uniform(0, 512, (batch, 2, 18))}
+
+
+def test_it_satisfies_the_protocol(policy):
+    assert isinstance(policy, PolicyProtocol)
+
+
+def test_the_executed_chunk_starts_at_the_newest_observation(policy):
+    """The timeline of the module docstring: To = 2, T = 16, Ta = 8 executes predictions 1 .. 8."""
+    result = policy.predict_action(observations(3))
+    assert result["action_pred"].shape == (3, 16, 2)
+    assert np.array_equal(result["action"], result["action_pred"][:, 1:9])
+
+
+def test_a_rows_action_does_not_depend_on_its_neighbours(policy):
+    """Bit for bit, at every position and for every batch size: what makes evaluation independent of n_envs."""
+    obs = observations(37)
+    seeds = np.stack([np.arange(37), np.arange(37) % 5], axis=1)
+    together = policy.predict_action(obs, steps=2, noise_seeds=seeds)["action_pred"]
+    for rows in ([0], [36], [20, 3], list(range(5, 30)), list(range(36, -1, -1))):
+        part = policy.predict_action({k: v[rows] for k, v in obs.items()}, steps=2, noise_seeds=seeds[rows])
+        assert np.array_equal(part["action_pred"], together[rows])
+
+
+def test_noise_is_a_function_of_episode_and_decision(policy):
+    obs = {k: np.repeat(v, 3, axis=0) for k, v in observations(1).items()}
+    same_same_other = policy.predict_action(obs, noise_seeds=np.array([[7, 0], [7, 0], [7, 1]]))["action"]
+    assert np.array_equal(same_same_other[0], same_same_other[1])
+    assert not np.array_equal(same_same_other[0], same_same_other[2])
+
+
+def test_saving_and_loading_gives_the_same_actions(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    loaded = Policy.from_pretrained(tmp_path)
+    assert loaded.config == policy.config
+    seeds = np.zeros((4, 2), np.int64)
+    a, b = (p.predict_action(observations(4), steps=2, noise_seeds=seeds)["action"] for p in (policy, loaded))
+    assert np.array_equal(a, b)
+
+
+def test_the_callers_observations_are_not_written_to(policy):
+    obs = observations(3)
+    before = {k: v.copy() for k, v in obs.items()}
+    policy.predict_action(obs, steps=2)
+    assert all(np.array_equal(obs[k], before[k]) for k in obs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o.pop("keypoints"), "reads observation 'keypoints'"),
+        (lambda o: o.update(agent_pos=np.zeros((3, 1, 2))), r"\(3, 1, 2\), expected \(batch, n_obs_steps=2, 2\)"),
+        (lambda o: o.update(agent_pos=np.zeros((2, 2, 2))), r"'keypoints' has shape \(3, 2, 18\)"),
+        (lambda o: o["agent_pos"].__setitem__((1, 0, 0), np.nan), "'agent_pos' holds NaN"),
+    ],
+)
+def test_bad_observations_are_refused(policy, change, message):
+    obs = observations(3)
+    change(obs)
+    with pytest.raises(InputError, match=message):
+        policy.predict_action(obs)
+
+
+@pytest.mark.parametrize("steps", [0, -1, "euller10", "euler", "ten", 1.5])
+def test_unknown_steps_are_refused(policy, steps):
+    with pytest.raises(InputError, match=r"euler"):
+        policy.predict_action(observations(1), steps=steps)
+
+
+class TestLoading:
+    def test_a_missing_path_says_how_to_train(self, tmp_path):
+        with pytest.raises(InputError, match="does not exist. Train one: isdt train"):
+            Policy.from_pretrained(tmp_path / "nothing")
+
+    def test_truncated_weights_are_refused(self, policy, tmp_path):
+        policy.save_pretrained(tmp_path)
+        weights = tmp_path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(InputError, match="cannot be read"):
+            Policy.from_pretrained(tmp_path)
+
+    def test_weights_of_another_action_size_are_refused(self, policy, tmp_path):
+        policy.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "action_dim": 7}))
+        with pytest.raises(InputError, match="weights do not fit config.json"):
+            Policy.from_pretrained(tmp_path)
+
+    def test_an_unknown_key_names_the_nearest(self, policy, tmp_path):
+        policy.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({**config, "horizn": 16}))
+        with pytest.raises(InputError, match="unknown key 'horizn'. Did you mean 'horizon'"):
+            Policy.from_pretrained(tmp_path)
+
+    def test_missing_statistics_are_refused(self, policy, tmp_path):
+        policy.normalizer.action.scale.fill_(float("nan"))
+        policy.save_pretrained(tmp_path)
+        with pytest.raises(InputError, match="no value for 'action.scale'"):
+            Policy.from_pretrained(tmp_path)
+
+
+def test_a_chunk_that_does_not_fit_the_window_is_refused():
+    with pytest.raises(InputError, match="holds 15 actions from now on"):
+        PolicyConfig(task="pusht", obs_dims={"agent_pos": 2}, action_dim=2, n_action_steps=16)
+
+
+class TestAffine:
+    STATS = {"min": [-1.0, 3.0], "max": [5.0, 3.0], "mean": [1.0, 3.0], "std": [2.0, 0.0]}  # noqa: RUF012
+
+    def test_limits_map_to_minus_one_and_one_and_back(self):
+        affine = Affine(2)
+        affine.fit(self.STATS, "limits")
+        x = torch.tensor([[-1.0, 3.0], [5.0, 3.0], [2.0, 3.5]])
+        torch.testing.assert_close(affine(x)[:, 0], torch.tensor([-1.0, 1.0, 0.0]))
+        torch.testing.assert_close(affine.inverse(affine(x)), x)
+
+    def test_a_constant_feature_is_not_amplified(self):
+        for mode in ("limits", "gaussian"):
+            affine = Affine(2)
+            affine.fit(self.STATS, mode)
+            assert affine(torch.tensor([[0.0, 3.5]]))[0, 1] == pytest.approx(0.5)

@@ -1,0 +1,211 @@
+"""Training: exact resume after kill -9, non-finite losses, what is logged and saved."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isdt_policy.errors import InputError
+from isdt_policy.objectives import ISD
+from isdt_policy.policy import Policy
+from isdt_policy.training import checkpoint
+from isdt_policy.training.command import build_trainer, train
+from isdt_policy.training.config import compose_config
+from isdt_policy.training.ema import EMA
+from isdt_policy.training.trainer import NonFiniteLoss, TrainingConfig
+
+TINY = [
+    "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
+    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.log_every=1",
+    "training.warmup_steps=10", "training.tensorboard=false", "data.val_ratio=0.1",
+]  # fmt: skip
+
+
+def overrides(store, run, *more):
+    return [f"data.path={store}", f"run_dir={run}", *TINY, *more]
+
+
+def command(store, run, *more):
+    return [sys.executable, "-m", "isdt_policy.cli", "train", *overrides(store, run, *more)]
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    last = run / "checkpoints" / "last"
+    files = ("policy/model", "state/model", "state/optimizer")
+    return {f"{f}:{k}": v for f in files for k, v in load_file(last / f"{f}.safetensors").items()}
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {r["step"]: r["loss"] for r in records if "loss" in r}
+
+
+def test_resume_after_kill_is_bit_identical(tiny_store, tmp_path):
+    """200 steps = 100 + kill -9 + 100: weights, EMA, optimiser, and every step's loss (noise, times, data order)."""
+    settings = ("training.steps=200", "training.checkpoint_every=100", "training.validate_every=100")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    subprocess.run(command(tiny_store, straight, *settings), check=True, capture_output=True)
+
+    process = subprocess.Popen(command(tiny_store, killed, *settings), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (killed / "log.jsonl").exists() or max(losses(killed), default=0) < 130:
+        assert process.poll() is None, "training ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads((killed / "checkpoints/last/state/trainer.json").read_text())["step"] == 100
+
+    subprocess.run([sys.executable, "-m", "isdt_policy.cli", "train", f"resume={killed}"], check=True, capture_output=True)
+    expected, actual = tensors(straight), tensors(killed)
+    assert expected.keys() == actual.keys()
+    assert [k for k in expected if not torch.equal(expected[k], actual[k])] == []
+    assert losses(straight) == losses(killed)
+    assert len(losses(killed)) == 200
+
+
+def test_a_complete_run_is_not_trained_again(tiny_store, tmp_path, capsys):
+    config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=3"))
+    run = train(config)
+    before = tensors(run)
+    train({**config, "if_exists": "resume"})
+    assert "complete, 3 of 3 steps" in capsys.readouterr().out
+    assert all(torch.equal(v, before[k]) for k, v in tensors(run).items())
+    with pytest.raises(InputError, match="already holds a run"):
+        train(config)
+    with pytest.raises(InputError, match=r"training.lr=0.001, now training.lr=0.5"):
+        train({**config, "if_exists": "resume", "training": {**config["training"], "lr": 0.5}})
+
+
+def test_the_saved_policy_acts_like_the_averaged_one_in_memory(tiny_store, tmp_path):
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=5")))
+    trainer.run.mkdir()
+    trainer.fit()
+    loaded = Policy.from_pretrained(tmp_path / "run")
+    rng = np.random.default_rng(0)
+    obs = {key: rng.uniform(0, 500, (3, 2, dim)) for key, dim in loaded.config.obs_dims.items()}
+    seeds = np.array([[1, 0], [2, 0], [3, 0]])
+    for steps in (1, 2, "euler3"):
+        a = trainer.ema.module.eval().predict_action(obs, steps=steps, noise_seeds=seeds)
+        b = loaded.predict_action(obs, steps=steps, noise_seeds=seeds)
+        assert np.array_equal(a["action_pred"], b["action_pred"])
+        assert b["action_pred"].shape == (3, 16, 2)
+        assert np.array_equal(b["action"], b["action_pred"][:, 1:9])
+
+
+def test_the_normaliser_is_fitted_on_training_episodes_only(tiny_store, tmp_path):
+    from isdt_policy.datasets.store import DemoStore
+    from isdt_policy.datasets.windows import train_val_split
+
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, "data.val_ratio=0.5")))
+    store = DemoStore.open(tiny_store)
+    train_episodes, held_out = train_val_split(store.n_episodes, 0.5, 42)
+    assert len(train_episodes) == len(held_out) == 6
+    starts = np.r_[0, store.episode_ends[:-1]]
+    actions = np.concatenate([store.read("action", starts[e], store.episode_ends[e]) for e in train_episodes])
+    normalised = trainer.policy.normalizer.action(torch.from_numpy(actions))
+    torch.testing.assert_close(normalised.amin(0), -torch.ones(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(normalised.amax(0), torch.ones(2), rtol=0, atol=1e-5)
+    assert not np.allclose(store.read("action").min(0), actions.min(0))  # the held-out ones would have changed it
+
+
+@pytest.mark.parametrize(("term", "index"), [("diagonal", 0), ("off_diagonal", 1)])
+def test_a_non_finite_term_stops_the_run_and_is_named(tiny_store, tmp_path, monkeypatch, term, index):
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=9")))
+    trainer.run.mkdir()
+    original = ISD.__call__
+
+    def poisoned(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        if trainer.step == 4:
+            loss.terms[term] = torch.tensor(float("nan"))
+        return loss
+
+    monkeypatch.setattr(ISD, "__call__", poisoned)
+    with pytest.raises(NonFiniteLoss, match=rf"step 4: loss term '{term}' is nan"):
+        trainer.fit()
+
+
+def test_a_diverging_run_stops_by_itself(tiny_store, tmp_path):
+    config = compose_config(overrides(
+        tiny_store, tmp_path / "run", "training.lr=1e30", "training.grad_clip=0", "training.warmup_steps=1",
+        "objective.weight_power=0", "training.amp=off",
+    ))  # fmt: skip
+    trainer, _ = build_trainer(config)
+    trainer.run.mkdir()
+    with pytest.raises(NonFiniteLoss, match=r"step \d+"):
+        trainer.fit()
+
+
+def test_an_interrupted_checkpoint_is_invisible(tiny_store, tmp_path, monkeypatch):
+    """A crash while the second checkpoint is being written leaves the first one in place and loadable."""
+    config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=4", "training.checkpoint_every=2"))
+    trainer, _ = build_trainer(config)
+    trainer.run.mkdir()
+    original = checkpoint._flush
+
+    def crash(path):
+        if trainer.step == 4:
+            raise KeyboardInterrupt
+        original(path)
+
+    monkeypatch.setattr(checkpoint, "_flush", crash)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert (tmp_path / "run/checkpoints/last").resolve().name == "0000002"
+    Policy.from_pretrained(tmp_path / "run")
+
+
+def test_ema_follows_its_formula():
+    online, averaged = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
+    online.weight.data.fill_(0.0)
+    ema = EMA(online, averaged, decay=0.5)
+    expected = 0.0
+    for step, value in enumerate([1.0, 2.0, -1.0, 4.0, 0.5, 3.0, 2.0, 8.0, 1.0, 1.0]):
+        online.weight.data.fill_(value)
+        ema.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert averaged.weight.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(tiny_store, tmp_path):
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, "training.steps=110", "training.lr=1.0")))
+    assert trainer.learning_rate(0) == pytest.approx(0.1)
+    assert trainer.learning_rate(9) == pytest.approx(1.0)
+    assert trainer.learning_rate(60) == pytest.approx(0.5)
+    assert trainer.learning_rate(110) == pytest.approx(0.0)
+
+
+def test_every_window_is_seen_once_an_epoch_in_an_order_of_its_own(tiny_store, tmp_path):
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, "training.batch_size=7")))
+    n = trainer.train.n_windows
+    stream = np.concatenate([trainer.indices(step) for step in range(2 * n // 7 + 1)])
+    first, second = stream[:n], stream[n : 2 * n]
+    assert np.array_equal(np.sort(first), np.arange(n))
+    assert np.array_equal(np.sort(second), np.arange(n))
+    assert not np.array_equal(first, second)
+
+
+def test_bf16_autocast_stays_close_to_float32(tiny_store, tmp_path):
+    """Same weights, same draws: the loss within 2 %, the gradient's direction within 5 % of float32's."""
+
+    def gradient(amp):
+        trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, f"training.amp={amp}")))
+        torch.manual_seed(1)
+        torch.nn.init.normal_(trainer.policy.network.network.out.weight, std=0.1)
+        trainer.config = TrainingConfig(**{**trainer.config.__dict__, "lr": 0.0, "grad_clip": 0.0})
+        loss = trainer.train_step()["loss"]
+        return loss, torch.cat([p.grad.flatten() for p in trainer.parameters if p.grad is not None])
+
+    (loss32, g32), (loss16, g16) = gradient("off"), gradient("bf16")
+    assert abs(loss16 - loss32) / loss32 < 0.02
+    assert torch.nn.functional.cosine_similarity(g32, g16, dim=0) > 0.95
