@@ -89,8 +89,8 @@ class Options:
 
     @property
     def arms(self) -> list[int | str]:
-        """Steps first, then baselines."""
-        return [*self.steps, *self.baselines]
+        """Steps first, then baselines; an expert is one arm."""
+        return [self.policy] if self.policy else [*self.steps, *self.baselines]
 
 
 def main(args: list[str]) -> int:
@@ -247,7 +247,9 @@ def load_policy(options: Options) -> Policy:
         raise InputError("policy=expert needs task=NAME, for example task=pusht.")
     from isdt_policy.envs.experts import expert
 
-    return expert(options.task)
+    scripted = expert(options.task)
+    scripted.inference_rows = 1  # type: ignore[attr-defined]  # no batched arithmetic, so rows need no padding
+    return scripted
 
 
 def check_task(options: Options, policy: Policy) -> str:
