@@ -138,7 +138,7 @@ class EpisodeRunner:
         self._history: deque[dict[str, NDArray[np.float32]]] = deque(maxlen=length)
         self._trajectory: dict[str, list[NDArray[Any]]] = {}
         self._frames: list[NDArray[np.uint8]] = []
-        self._check(observation)
+        self._check(observation, 0)
         self._initial = _state(observation)
         self._last = observation
         self._history.extend([self._select(observation)] * length)
@@ -157,9 +157,9 @@ class EpisodeRunner:
             if "trajectory" in self.recipe.keep:
                 self._keep_step(self._last, action)
             observation, reward, terminated, truncated, info = self.env.step(action.astype(dtype))
-            self._check(observation)
+            self._check(observation, len(self.rewards) + 1)
             if not np.isfinite(reward):
-                raise NotFiniteError(f"reward {reward} at step {len(self.rewards)}")
+                raise NotFiniteError(f"reward {reward} at step {len(self.rewards) + 1}")
             self._last = observation
             self._history.append(self._select(observation))
             self.rewards.append(float(reward))
@@ -212,10 +212,10 @@ class EpisodeRunner:
         oldest = list(self._history)[: self.recipe.n_obs_steps]
         return {key: np.stack([step[key] for step in oldest]) for key in self.recipe.obs_keys}
 
-    def _check(self, observation: Mapping[str, Any]) -> None:
+    def _check(self, observation: Mapping[str, Any], step: int) -> None:
         for key, value in observation.items():
             if not np.isfinite(value).all():
-                raise NotFiniteError(f"observation '{key}' is not finite at step {len(self.rewards)}")
+                raise NotFiniteError(f"observation '{key}' is not finite at step {step}")
 
     def _keep_step(self, observation: Mapping[str, Any], action: NDArray[np.floating]) -> None:
         for key, value in {**observation, "action": np.asarray(action, np.float32)}.items():
