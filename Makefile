@@ -26,8 +26,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
+# The folders install inside one namespace; a tree of links shows the checker the layout that users import.
 types: $(VENV)/.dev
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types/isdt_policy
+	ln -s $(CURDIR)/isdt_policy/* $(CURDIR)/envs $(CURDIR)/datasets $(CURDIR)/eval $(CURDIR)/configs build/types/isdt_policy/
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
 
 unit: $(VENV)/.dev
 	$(BIN)/pytest

@@ -45,7 +45,9 @@ def resolve_path(path: str | Path) -> Path:
     folder = Path(__file__).parent / "bundled"
     available = sorted(f.name.removesuffix(".zarr.zip") for f in folder.glob("*.zarr.zip"))
     if name not in available:
-        raise InputError(f"no bundled demonstrations named '{name}'; there are: {', '.join(available)}.{nearest(name, available)}")
+        raise InputError(
+            f"no bundled demonstrations named '{name}'; there are: {', '.join(available)}.{nearest(name, available)}"
+        )
     return folder / f"{name}.zarr.zip"
 
 
@@ -64,7 +66,9 @@ class DemoStore:
         self.attrs: dict[str, Any] = dict(group.attrs)
         data, meta = (_member(group, name, path) for name in ("data", "meta"))
         if "episode_ends" not in meta:
-            raise InputError(f"'{path}' has no meta/episode_ends: not a demonstration store, or one that was cut short.")
+            raise InputError(
+                f"'{path}' has no meta/episode_ends: not a demonstration store, or one that was cut short."
+            )
         self._arrays: dict[str, zarr.Array] = {key: array for key, array in data.arrays()}
         self.keys = tuple(sorted(self._arrays))
         self.episode_ends = self._read_ends(meta)
@@ -86,7 +90,9 @@ class DemoStore:
             raise _unreadable(self.path, "meta/episode_ends", error) from error
         ends = ends[: self.attrs.get("n_episodes", len(ends))]
         if ends.ndim != 1 or not np.issubdtype(ends.dtype, np.integer):
-            raise InputError(f"'{self.path}': meta/episode_ends must be a list of integers, found {ends.dtype} {ends.shape}.")
+            raise InputError(
+                f"'{self.path}': meta/episode_ends must be a list of integers, found {ends.dtype} {ends.shape}."
+            )
         steps = np.diff(ends, prepend=0)
         if (steps <= 0).any():
             i = int(np.argmax(steps <= 0))
@@ -107,11 +113,18 @@ class DemoStore:
             raise InputError(f"no demonstrations at '{path}': the path does not exist.")
         try:
             group = _open_zip(where) if where.is_file() else zarr.open_group(where, mode="r")
-        except (zarr.errors.BaseZarrError, FileNotFoundError, KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (
+            zarr.errors.BaseZarrError,
+            FileNotFoundError,
+            KeyError,
+            ValueError,
+            OSError,
+            zipfile.BadZipFile,
+        ) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"'{path}' is not a Zarr store, or it was cut short ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+                f"'{path}' is not a Zarr store, or it was cut short ({_brief(error)}). "
                 "Give a .zarr directory or .zarr.zip file with data/ and meta/episode_ends."
             ) from error
         return cls(where, group)
@@ -153,7 +166,9 @@ class DemoStore:
 
     def _array(self, key: str) -> zarr.Array:
         if key not in self._arrays:
-            raise InputError(f"'{self.path}' has no key '{key}'; it has {', '.join(self.keys)}.{nearest(key, self.keys)}")
+            raise InputError(
+                f"'{self.path}' has no key '{key}'; it has {', '.join(self.keys)}.{nearest(key, self.keys)}"
+            )
         return self._arrays[key]
 
 
@@ -248,7 +263,9 @@ class DemoWriter:
             if value.dtype.kind not in "biuf":
                 raise InputError(f"'{key}' has dtype {value.dtype}; numbers are stored, nothing else.")
             if key == "action" and not np.isfinite(value).all():
-                raise InputError(f"the action is not finite at step {int(np.argwhere(~np.isfinite(value))[0, 0])} of the episode.")
+                raise InputError(
+                    f"the action is not finite at step {int(np.argwhere(~np.isfinite(value))[0, 0])} of the episode."
+                )
         if self.n_episodes:
             stored = {key: (array.shape[1:], array.dtype) for key, array in self._data.arrays()}
             given = {key: (value.shape[1:], value.dtype) for key, value in arrays.items()}
@@ -300,7 +317,9 @@ def pack_zip(source: str | Path, target: str | Path) -> Path:
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
     member = group.get(name)
     if not isinstance(member, zarr.Group):
-        raise InputError(f"'{path}' has no group {name}/: not a demonstration store. Expected data/ and meta/episode_ends.")
+        raise InputError(
+            f"'{path}' has no group {name}/: not a demonstration store. Expected data/ and meta/episode_ends."
+        )
     return member
 
 
@@ -331,8 +350,12 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+def _brief(error: Exception) -> str:
+    """The first line of an error, with its type."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
+
+
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
     return InputError(
-        f"'{path}': {what} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no detail'}). "
-        "A chunk is damaged, or its codec is not installed."
+        f"'{path}': {what} cannot be read ({_brief(error)}). A chunk is damaged, or its codec is not installed."
     )

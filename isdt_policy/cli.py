@@ -14,8 +14,14 @@ from isdt_policy.errors import InputError, nearest
 # verb -> (module:function taking the remaining arguments and returning an exit code, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("isdt_policy.training.command:main", "train a policy on demonstrations, or resume a run"),
-    "eval": ("isdt_policy.eval.command:main", "measure success of a checkpoint at one, two, n steps; writes an HTML report"),
-    "compare": ("isdt_policy.eval.compare:main", "compare evaluations on common seeds: differences, intervals, p-values"),
+    "eval": (
+        "isdt_policy.eval.command:main",
+        "measure success of a checkpoint at one, two, n steps; writes an HTML report",
+    ),
+    "compare": (
+        "isdt_policy.eval.compare:main",
+        "compare evaluations on common seeds: differences, intervals, p-values",
+    ),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
     "doctor": ("isdt_policy.envs.doctor:main", "report versions of Python, torch, simulators and rendering back ends"),
 }

@@ -42,8 +42,10 @@ class FlowMap:
             eps: half width of the central difference in t, or None for the exact derivative.
         """
         v = self.velocity(x_t, t, cond)
-        derivative = exact_derivative(self, x_t, t, s, cond, v) if eps is None else central_difference(
-            self, x_t, t, s, cond, v, eps
+        derivative = (
+            exact_derivative(self, x_t, t, s, cond, v)
+            if eps is None
+            else central_difference(self, x_t, t, s, cond, v, eps)
         )
         return eulerian_residual(self.path, x_t, self.network(x_t, t, s, cond), v, derivative, t, s)
 
@@ -80,9 +82,7 @@ def central_difference(
         return (ahead - behind) / (2 * eps * flow_map.path.phase_rate)
 
 
-def exact_derivative(
-    flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor
-) -> Tensor:
+def exact_derivative(flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
     """The same derivative by forward-mode differentiation (`torch.func.jvp`), exact up to rounding.
 
     Works under autocast: the tangent is rounded like any activation, not divided by a small number. Hazards: layers
@@ -91,7 +91,9 @@ def exact_derivative(
     """
     with torch.no_grad():
         tangents = (velocity.detach().to(x_t.dtype), torch.full_like(t, 1 / flow_map.path.phase_rate))
-        _, derivative = torch.func.jvp(lambda x, time: flow_map.network(x, time, s, cond.detach()), (x_t.detach(), t), tangents)
+        derivative = torch.func.jvp(
+            lambda x, time: flow_map.network(x, time, s, cond.detach()), (x_t.detach(), t), tangents
+        )[1]
     return derivative
 
 

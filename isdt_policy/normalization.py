@@ -36,7 +36,11 @@ class Affine(nn.Module):
         "limits" maps [min, max] to [-1, 1], as Diffusion Policy does for PushT; "gaussian" maps to mean 0 and standard
         deviation 1. A feature that never changes keeps scale 1: it maps to 0 and cannot be amplified.
         """
-        stats = {key: torch.as_tensor(np.asarray(value), dtype=torch.float32).flatten() for key, value in statistics.items() if key in ("min", "max", "mean", "std")}
+        stats = {
+            key: torch.as_tensor(np.asarray(value), dtype=torch.float32).flatten()
+            for key, value in statistics.items()
+            if key in ("min", "max", "mean", "std")
+        }
         if mode == "limits":
             offset, half = (stats["max"] + stats["min"]) / 2, (stats["max"] - stats["min"]) / 2
         elif mode == "gaussian":

@@ -172,7 +172,10 @@ class Policy(nn.Module):
         rows = self.inference_rows
         chunks = []
         for start in range(0, batch, rows):
-            part = {key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32)) for key in self.obs_keys}
+            part = {
+                key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32))
+                for key in self.obs_keys
+            }
             z = noise[start : start + rows]
             n = z.shape[0]
             if n < rows:
@@ -207,7 +210,9 @@ class Policy(nn.Module):
             return np.random.default_rng().standard_normal((batch, *shape), dtype=np.float32)
         seeds = np.asarray(seeds)
         if seeds.shape != (batch, 2):
-            raise InputError(f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index).")
+            raise InputError(
+                f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index)."
+            )
         return np.stack(
             [np.random.default_rng(np.abs(row).tolist()).standard_normal(shape, dtype=np.float32) for row in seeds]
         )

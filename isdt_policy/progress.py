@@ -30,7 +30,13 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, label: str, unit: str = "step", initial: int = 0, every_s: float = 15, stream: TextIO | None = None
+        self,
+        total: int,
+        label: str,
+        unit: str = "step",
+        initial: int = 0,
+        every_s: float = 15,
+        stream: TextIO | None = None,
     ) -> None:
         self.total, self.label, self.unit, self.count, self.initial = total, label, unit, initial, initial
         self.every_s, self.stream = every_s, stream or sys.stderr

@@ -108,5 +108,12 @@ def evaluations(steps: int | str) -> int:
 
 
 __all__ = [
-    "SAMPLERS", "compose", "euler", "evaluations", "heun", "parse_steps", "restart", "uniform_grid",
+    "SAMPLERS",
+    "compose",
+    "euler",
+    "evaluations",
+    "heun",
+    "parse_steps",
+    "restart",
+    "uniform_grid",
 ]

@@ -18,6 +18,8 @@ class TimeEmbedding(nn.Module):
     The features are computed in float32 whatever the autocast mode: bfloat16 cannot tell t from t + 0.002.
     """
 
+    frequencies: Tensor
+
     def __init__(self, dim: int, max_periods: float = 8.0) -> None:
         super().__init__()
         if dim % 4:

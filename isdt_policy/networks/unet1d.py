@@ -88,6 +88,12 @@ class ResidualBlock(nn.Module):
         return h + self.skip(x)
 
 
+def _through(blocks: nn.Module, h: Tensor, embed: Tensor) -> Tensor:
+    for block in blocks.children():
+        h = block(h, embed)
+    return h
+
+
 class UNet1d(nn.Module):
     """network(x_t, t, s, cond) -> (batch, horizon, action_dim).
 
@@ -151,15 +157,13 @@ class UNet1d(nn.Module):
         embed = self.embed(torch.cat([self.time_embedding(t, s), cond], dim=-1))
         h = x_t  # (batch, horizon, action_dim)
         skips = []
-        for level, (first, second) in enumerate(self.down):  # type: ignore[misc]
-            h = second(first(h, embed), embed)
+        for level, blocks in enumerate(self.down):
+            h = _through(blocks, h, embed)
             if level < len(self.downsample):
                 skips.append(h)
                 h = self.downsample[level](h)
-        for module in self.middle:
-            h = module(h, embed)
+        h = _through(self.middle, h, embed)
         # (batch, horizon / 2 ** (levels - 1), down_dims[-1])
-        for upsample, (first, second) in zip(self.upsample, self.up):  # type: ignore[misc]
-            h = torch.cat([upsample(h), skips.pop()], dim=-1)
-            h = second(first(h, embed), embed)
+        for upsample, blocks in zip(self.upsample, self.up):
+            h = _through(blocks, torch.cat([upsample(h), skips.pop()], dim=-1), embed)
         return self.out(F.silu(self.final_norm(self.final(h))))

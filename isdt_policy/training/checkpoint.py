@@ -93,9 +93,9 @@ def load(run: Path, online: Policy, averaged: Policy, optimizer: torch.optim.Opt
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        f"{names[parameter]}/{key}": value.contiguous()
+        f"{names[id(parameter)]}/{key}": value.contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }

@@ -46,7 +46,9 @@ def main(args: list[str]) -> int:
     overrides = [a for a in args if a != "--cfg"]
     resume = next((a.split("=", 1)[1] for a in overrides if a.startswith("resume=")), None)
     if resume and len(overrides) > 1:
-        raise InputError("resume= takes the run's own settings; give no others (a changed run would not be the same run).")
+        raise InputError(
+            "resume= takes the run's own settings; give no others (a changed run would not be the same run)."
+        )
     if resume:
         config = _load_config(Path(resume))
         config.update(run_dir=resume, if_exists="resume")
@@ -101,7 +103,9 @@ def train(config: dict[str, Any], command: str = "") -> Path:
 
     start = time.monotonic()
     trainer.fit()
-    print(f"{run}: {goal} steps in {duration(time.monotonic() - start)}. Evaluate: isdt eval checkpoint={run} steps=[1,2]")
+    print(
+        f"{run}: {goal} steps in {duration(time.monotonic() - start)}. Evaluate: isdt eval checkpoint={run} steps=[1,2]"
+    )
     return run
 
 
@@ -122,7 +126,9 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     training = build("training", TrainingConfig, config["training"])
     data = build("data", DataConfig, config["data"])
     objective = build(
-        "objective", OBJECTIVES[config["objective"]["name"]], {k: v for k, v in config["objective"].items() if k != "name"}
+        "objective",
+        OBJECTIVES[config["objective"]["name"]],
+        {k: v for k, v in config["objective"].items() if k != "name"},
     )
     spec = task_spec(config["task"])
     policy_values = dict(config["policy"])

@@ -57,9 +57,7 @@ def _plain(value: Any) -> Any:
 
 
 def _schema() -> dict[str, Any]:
-    policy = {
-        f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED
-    }
+    policy = {f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED}
     return {
         "name": "run",
         "run_dir": "outputs/${name}",
@@ -127,7 +125,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     group = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?)(?: Config search path|$)", text)
     if group:
         options = [o for o in group[3].split() if o != "schema"]
-        return f"no {group[2]} named '{group[1].split('/')[-1]}'; there are: {', '.join(options)}.{nearest(group[1].split('/')[-1], options)}"
+        given = group[1].split("/")[-1]
+        return f"no {group[2]} named '{given}'; there are: {', '.join(options)}.{nearest(given, options)}"
     return text
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+
+from isdt_policy.policy import Policy
 
 
 class EMA:
-    """A copy of a module whose parameters follow the online ones.
+    """A copy of a policy whose parameters follow the online ones.
 
     The decay at step n is min(decay, (1 + n) / (10 + n)), so that early averages do not keep the random initialisation.
     It is a function of the training step, so there is no counter that a resumed run could lose.
     """
 
-    def __init__(self, online: nn.Module, averaged: nn.Module, decay: float) -> None:
+    def __init__(self, online: Policy, averaged: Policy, decay: float) -> None:
         self.decay = decay
-        self.module = averaged.requires_grad_(False)
-        self.module.load_state_dict(online.state_dict())
-        self._pairs = (list(averaged.parameters()), [p.detach() for p in online.parameters()])
+        averaged.requires_grad_(False).load_state_dict(online.state_dict())
+        self.module = averaged
+        self._pairs = ([p.detach() for p in averaged.parameters()], [p.detach() for p in online.parameters()])
 
     @torch.no_grad()
     def update(self, step: int) -> None:

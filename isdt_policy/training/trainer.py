@@ -264,7 +264,9 @@ class Trainer:
             log.close()
 
 
-_NON_FINITE_ADVICE = "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
+_NON_FINITE_ADVICE = (
+    "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
+)
 
 
 def _compiled(network: torch.nn.Module) -> tuple[Any, str]:

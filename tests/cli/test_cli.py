@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; from isdt_policy.cli import main; main(['--help']); print([m for m in ('torch', 'numpy', 'hydra') if m in sys.modules])"
+    code = (
+        "import sys; from isdt_policy.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'numpy', 'hydra') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert "isdt train experiment=pusht_demo" in result.stdout

@@ -92,3 +92,20 @@ class NoisyPolicy:
         noise = [np.random.default_rng(row.tolist()).standard_normal((6, 2)) for row in noise_seeds]
         pred = np.stack([scale * n + o[-1, :2] for n, o in zip(noise, obs["state"])]).astype(np.float32)
         return {"action": pred[:, 1:5], "action_pred": pred}
+
+
+def torch_policy(low: float = -1.0, high: float = 1.0, **changes: Any) -> Any:
+    """A real, untrained policy whose actions depend on every bit of the state."""
+    import torch
+
+    from isdt_policy.policy import Policy, PolicyConfig
+
+    torch.manual_seed(0)
+    network = {"name": "unet1d", "down_dims": [32, 64], "embed_dim": 64, "time_dim": 32}
+    policy = Policy(PolicyConfig(task="pusht", obs_dims={"state": 5}, action_dim=2, network=network, **changes))
+    one = {"min": np.full(5, low), "max": np.full(5, high), "mean": np.zeros(5), "std": np.ones(5)}
+    policy.normalizer.fit({"state": one, "action": {k: v[:2] for k, v in one.items()}})
+    for parameter in policy.parameters():
+        if parameter.ndim == 2 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return policy.eval()

@@ -9,29 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isdt_eval_toys import Chaos, Clock, NoisyPolicy
+from isdt_eval_toys import Chaos, Clock, NoisyPolicy, torch_policy
 
 from isdt_policy.errors import InputError
 from isdt_policy.eval.rollout import FunctionPolicy, Protocol, evaluate
 
 SEEDS = list(range(100_000, 100_007))
 CHAOS = Protocol("chaos")
-
-
-def torch_policy(**changes):
-    """A real, untrained policy whose actions depend on every bit of the state."""
-    torch = pytest.importorskip("torch")
-    from isdt_policy.policy import Policy, PolicyConfig
-
-    torch.manual_seed(0)
-    network = {"name": "unet1d", "down_dims": [32, 64], "embed_dim": 64, "time_dim": 32}
-    policy = Policy(PolicyConfig(task="pusht", obs_dims={"state": 5}, action_dim=2, network=network, **changes))
-    one = {"min": -np.ones(5), "max": np.ones(5), "mean": np.zeros(5), "std": np.ones(5)}
-    policy.normalizer.fit({"state": one, "action": {k: v[:2] for k, v in one.items()}})
-    for parameter in policy.parameters():
-        if parameter.ndim == 2 and not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
-    return policy.eval()
 
 
 class Unguarded:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 from isdt_eval_toys import Chaos, NoisyPolicy
 
+from isdt_policy.errors import InputError
 from isdt_policy.eval.rollout import Protocol, evaluate
 
 SEEDS = list(range(100_000, 100_008))
@@ -57,3 +58,9 @@ def test_episodes_that_ended_in_an_error_get_another_chance_on_resume(tmp_path, 
     second = run(make_env=Chaos)
     assert second.records == [healthy[s] for s in SEEDS]
     assert second.timing["episodes"] == 1
+
+
+def test_an_evaluation_in_which_nothing_works_stops_early(tmp_path):
+    env = partial(Chaos, 40, dict.fromkeys(SEEDS, "raise"))
+    with pytest.raises(InputError, match="each of the first 3 episodes failed.*unwell"):
+        evaluate(NoisyPolicy(), Protocol("chaos"), SEEDS, make_env=env)

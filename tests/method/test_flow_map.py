@@ -189,7 +189,8 @@ class TestDerivative:
         flow_map = FlowMap(network, path)
         exact = exact_derivative(flow_map, x, t, s, NONE, v)
         errors = [
-            (central_difference(flow_map, x, t, s, NONE, v, eps) - exact).abs().max().item() for eps in (0.02, 0.01, 0.005)
+            (central_difference(flow_map, x, t, s, NONE, v, eps) - exact).abs().max().item()
+            for eps in (0.02, 0.01, 0.005)
         ]
         for coarse, fine in zip(errors, errors[1:]):
             assert 1.9 < math.log2(coarse / fine) < 2.1

@@ -100,7 +100,7 @@ def test_unknown_steps_are_refused(policy, steps):
 
 class TestLoading:
     def test_a_missing_path_says_how_to_train(self, tmp_path):
-        with pytest.raises(InputError, match="does not exist. Train one: isdt train"):
+        with pytest.raises(InputError, match=r"does not exist. Train one: isdt train"):
             Policy.from_pretrained(tmp_path / "nothing")
 
     def test_truncated_weights_are_refused(self, policy, tmp_path):
@@ -114,20 +114,20 @@ class TestLoading:
         policy.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "action_dim": 7}))
-        with pytest.raises(InputError, match="weights do not fit config.json"):
+        with pytest.raises(InputError, match=r"weights do not fit config.json"):
             Policy.from_pretrained(tmp_path)
 
     def test_an_unknown_key_names_the_nearest(self, policy, tmp_path):
         policy.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "horizn": 16}))
-        with pytest.raises(InputError, match="unknown key 'horizn'. Did you mean 'horizon'"):
+        with pytest.raises(InputError, match=r"unknown key 'horizn'. Did you mean 'horizon'"):
             Policy.from_pretrained(tmp_path)
 
     def test_missing_statistics_are_refused(self, policy, tmp_path):
         policy.normalizer.action.scale.fill_(float("nan"))
         policy.save_pretrained(tmp_path)
-        with pytest.raises(InputError, match="no value for 'action.scale'"):
+        with pytest.raises(InputError, match=r"no value for 'action.scale'"):
             Policy.from_pretrained(tmp_path)
 
 

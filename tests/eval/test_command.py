@@ -1,0 +1,179 @@
+"""`isdt eval` from a checkpoint to numbers, report and videos, and back from the JSON to the same episodes."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from isdt_eval_toys import torch_policy
+
+from isdt_policy.cli import main as isdt
+from isdt_policy.errors import InputError
+from isdt_policy.eval import command
+
+pytest.importorskip("gym_pusht")
+av = pytest.importorskip("av")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "policy"
+    torch_policy(0.0, 512.0).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated")
+    arguments = ["steps=[1,2]", "baselines=[euler3]", "episodes=4", "max_steps=40", "videos=2", f"out={out}"]
+    assert isdt(["eval", f"checkpoint={checkpoint}", *arguments]) == 0
+    return out
+
+
+def test_numbers_come_with_all_it_takes_to_get_them_again(evaluated, checkpoint):
+    info = json.loads((evaluated / "eval_info.json").read_text())
+    assert list(info["arms"]) == ["1", "2", "euler3"]
+    assert info["seeds"] == [100_000, 100_001, 100_002, 100_003]
+    assert info["seed_purpose"] == "final"
+    assert len(info["episodes"]) == 12
+    for summary in info["arms"].values():
+        assert summary["n"] == 4
+        assert (
+            0 <= summary["success_rate"]["low"] <= summary["success_rate"]["value"] <= summary["success_rate"]["high"]
+        )
+    assert info["command"].startswith(f"isdt eval checkpoint={checkpoint}")
+    assert info["versions"]["gym-pusht"] == "0.1.8"
+    assert re.fullmatch("[0-9a-f]{64}", info["policy"]["fingerprint"])
+    assert {"commit", "hardware", "timing", "protocol", "options"} <= set(info)
+    # LeRobot's names
+    assert {"avg_sum_reward", "avg_max_reward", "pc_success", "eval_s", "eval_ep_s"} <= set(info["aggregated"])
+    assert set(info["per_episode"][0]) == {"episode_ix", "sum_reward", "max_reward", "success", "seed"}
+
+
+def test_a_result_repeats_from_its_json_alone(evaluated, capsys):
+    assert isdt(["eval", "repeat", str(evaluated / "eval_info.json"), "n_envs=3"]) == 0
+    assert "12 of 12 episodes identical" in capsys.readouterr().out
+
+
+def test_repeat_says_which_episode_differs(evaluated, tmp_path, capsys):
+    info = json.loads((evaluated / "eval_info.json").read_text())
+    info["episodes"][2]["digest"] = "0" * 32
+    path = tmp_path / "changed.json"
+    path.write_text(json.dumps(info))
+    assert isdt(["eval", "repeat", str(path), "episodes=3"]) == 1
+    text = capsys.readouterr().out
+    assert "differs: seed 100002, steps 1" in text
+    assert "8 of 9 episodes identical" in text
+
+
+def test_repeat_refuses_other_weights(evaluated, tmp_path, capsys):
+    other = torch_policy(0.0, 500.0)
+    other.save_pretrained(tmp_path / "other")
+    assert isdt(["eval", "repeat", str(evaluated), f"checkpoint={tmp_path / 'other'}"]) == 2
+    assert "are not the ones of" in capsys.readouterr().err
+
+
+def test_report_opens_without_network(evaluated):
+    page = (evaluated / "report.html").read_text()
+    outside = re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]+|@import|url\(""", page)
+    assert outside == []
+    assert page.count("<video") == page.count("data:video/mp4;base64,") == 2
+    assert "<svg" in page
+    assert "isdt eval repeat" in page
+    assert "Failures" in page
+    assert page.index("Failures") < page.index("Successes")
+    assert "None in 12 episodes" in page  # successes of an untrained policy
+
+
+def test_videos_are_the_evaluated_episodes_and_play_in_browsers(evaluated):
+    page = (evaluated / "report.html").read_text()
+    assert "differs from the evaluated episode" not in page
+    paths = sorted((evaluated / "videos").glob("*.mp4"))
+    assert len(paths) == 2
+    with av.open(str(paths[0])) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+    assert len(frames) == 41 + 20  # 40 steps and the start, and the end shown for a second
+    assert np.abs(frames[0].astype(int) - frames[40]).max() > 50  # something moved
+    head = paths[0].read_bytes()
+    assert head.index(b"moov") < head.index(b"mdat")  # the index stands first
+
+
+def test_rollouts_become_a_dataset(checkpoint, tmp_path):
+    from isdt_policy.datasets.store import DemoStore
+
+    store = tmp_path / "rollouts.zarr"
+    arguments = [f"out={tmp_path / 'out'}", "episodes=3", "max_steps=20", "report=false", f"record={store}"]
+    assert isdt(["eval", f"checkpoint={checkpoint}", *arguments]) == 0
+    demos = DemoStore.open(store)
+    assert demos.n_episodes == 3
+    assert list(demos.episode_ends) == [20, 40, 60]
+    assert demos.task == "pusht"
+    assert demos.read("action").shape == (60, 2)
+    info = json.loads((tmp_path / "out" / "eval_info.json").read_text())
+    assert demos.read("state")[20].tolist() == pytest.approx(info["episodes"][1]["initial_state"])
+
+
+def test_train_set_initial_states(checkpoint, tmp_path):
+    from isdt_policy.datasets.store import DemoWriter
+
+    store = tmp_path / "demos.zarr"
+    states = np.array([[100, 100, 200, 200, 1.0], [300, 300, 200, 300, 2.0]], np.float32)
+    with DemoWriter(store, task="pusht") as writer:
+        for state in states:
+            writer.append({"state": np.tile(state, (5, 1)), "action": np.zeros((5, 2), np.float32)})
+    arguments = [f"init=train:{store}", "max_steps=10", "report=false", f"out={tmp_path / 'out'}"]
+    assert isdt(["eval", f"checkpoint={checkpoint}", *arguments]) == 0
+    info = json.loads((tmp_path / "out" / "eval_info.json").read_text())
+    assert info["seed_purpose"] == "training"
+    assert [r["initial_state"] for r in info["episodes"]] == [pytest.approx(s.tolist(), rel=1e-5) for s in states]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint=CKPT", "episodes=0"], "episodes=0 evaluates nothing"),
+        (["checkpoint=CKPT", "seeds=[100000,100000]"], "listed twice"),
+        (["checkpoint=CKPT", "seed_start=199999", "episodes=2"], "cross from one range"),
+        (["checkpoint=CKPT", "stps=[1]"], "Did you mean 'steps'"),
+        (["checkpoint=CKPT", "episodes=many"], "is not a number"),
+        (["checkpoint=CKPT", "report=maybe"], "neither true nor false"),
+        (["checkpoint=CKPT", "task=pushtt"], "Did you mean 'pusht'"),
+        (["checkpoint=CKPT", "steps=[euler]"], "steps"),
+        (["checkpoint=CKPT", "seed_protocol=legacy"], "pusht-legacy"),
+        (["checkpoint=CKPT", "n_latency_steps=8"], "allowed: 0 to 7"),
+        (["checkpoint=CKPT", "init=test"], "allowed: seed, train:STORE"),
+        (["checkpoint=nowhere"], "does not exist"),
+        (["policy=expert"], "needs task="),
+        (["policy=oracle", "task=pusht"], "allowed: expert"),
+        (["somewhere"], "is not key=value"),
+        (["repeat", "nowhere.json"], "cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, checkpoint, tmp_path, capsys):
+    arguments = [a.replace("CKPT", str(checkpoint)) for a in arguments]
+    if arguments[0] != "repeat":
+        arguments = [*arguments, f"out={tmp_path / 'out'}"]
+    assert isdt(["eval", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("isdt eval:") == 1
+    assert not (tmp_path / "out" / "eval_info.json").exists()
+
+
+def test_a_checkpoint_that_does_not_fit_the_task_is_refused():
+    class Other:
+        obs_keys, task = ("state", "gripper"), "pusht"
+
+    with pytest.raises(InputError, match="'gripper', which task 'pusht' does not give"):
+        command.check_task(command.Options(), Other())
+
+
+def test_help_teaches_every_option(capsys):
+    assert isdt(["eval", "--help"]) == 0
+    text = capsys.readouterr().out
+    hidden = {"seeds", "inference_batch", "max_steps"}
+    missing = [name for name in command.Options.__dataclass_fields__ if f"{name}=" not in text]
+    assert set(missing) <= hidden

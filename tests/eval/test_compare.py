@@ -1,0 +1,139 @@
+"""Comparisons: right differences on shared seeds, refused where conditions differ."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from isdt_policy.cli import main as isdt
+from isdt_policy.eval.compare import Group, compare
+from isdt_policy.eval.rollout import summarise
+
+
+def result(path, outcomes, arm="1", first=100_000, checkpoint="run/checkpoints/100", **protocol):
+    """Write an eval_info.json with the given (success, score) pairs."""
+    episodes = [
+        {
+            "seed": first + i,
+            "arm": arm,
+            "status": "ok",
+            "success": bool(s),
+            "max_reward": float(r),
+            "sum_reward": 1.0,
+            "steps_to_success": 10 if s else None,
+            "length": 20,
+        }
+        for i, (s, r) in enumerate(outcomes)
+    ]
+    info = {
+        "schema": "isdt-eval/1",
+        "arms": {arm: {**summarise(episodes), "latency": None}},
+        "protocol": {"task": "pusht", "seed_protocol": "pusht", "n_latency_steps": 0, **protocol},
+        "seeds": [e["seed"] for e in episodes],
+        "policy": {"checkpoint": checkpoint},
+        "episodes": episodes,
+    }
+    path.mkdir(parents=True)
+    (path / "eval_info.json").write_text(json.dumps(info))
+    return info
+
+
+A = [(1, 1.0), (0, 0.5), (0, 0.4), (1, 1.0), (0, 0.3), (0, 0.2)] * 5
+B = [(1, 1.0), (1, 1.0), (0, 0.4), (1, 1.0), (0, 0.3), (1, 1.0)] * 5
+
+
+def test_differences_are_paired_on_shared_seeds(tmp_path):
+    a = Group("a", (result(tmp_path / "a", A),))
+    b = Group("b", (result(tmp_path / "b", B[1:], first=100_001),))  # lacks the first seed
+    first, second = compare([a, b])
+    assert first.success_difference is None
+    assert second.paired == 29
+    assert second.success_difference.value == pytest.approx(10 / 29)
+    assert second.score_difference.value == pytest.approx((5 * 0.5 + 5 * 0.8) / 29)
+    assert second.p_success == pytest.approx(2 * 0.5**10)  # ten discordant pairs, all one way
+    assert second.score_difference.low > 0
+
+
+def test_no_shared_seeds_no_difference(tmp_path):
+    a = Group("a", (result(tmp_path / "a", A),))
+    b = Group("b", (result(tmp_path / "b", B, first=100_500),))
+    assert compare([a, b])[1].success_difference is None
+
+
+def test_groups_of_training_seeds_get_a_wider_interval(tmp_path):
+    rng = np.random.default_rng(0)
+    infos = []
+    for i, p in enumerate((0.3, 0.5, 0.9)):
+        infos.append(result(tmp_path / str(i), [(s, s) for s in rng.random(60) < p]))
+    (row,) = compare([Group("g", tuple(infos))])
+    assert (row.n, row.runs) == (180, 3)
+    pooled = summarise([e for info in infos for e in info["episodes"]])["success_rate"]
+    assert row.success.high - row.success.low > 2 * (pooled["high"] - pooled["low"])
+
+
+def test_three_formats_say_the_same(tmp_path, capsys):
+    result(tmp_path / "a", A)
+    result(tmp_path / "b", B)
+    paths = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert isdt(["compare", *paths]) == 0
+    markdown = capsys.readouterr().out
+    assert "| 33.3 (19.2 to 51.2)" in markdown
+    assert "+33.3 (" in markdown
+    assert "30 common seeds" in markdown
+    assert isdt(["compare", *paths, "format=csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["policy"] for row in rows] == ["a", "b"]
+    assert float(rows[1]["success_difference"]) == pytest.approx(1 / 3)
+    assert isdt(["compare", *paths, "format=latex", f"out={tmp_path / 't.tex'}"]) == 0
+    tex = (tmp_path / "t.tex").read_text()
+    assert tex.count("\\\\") == 3
+    assert "\\%" in tex
+
+
+def test_diffusion_policys_protocol(tmp_path, capsys):
+    """Best over checkpoints and last-ten average, per training seed, then over seeds: by hand."""
+    paths = []
+    for seed in range(3):
+        for step in range(1, 13):
+            score = 0.1 * seed + 0.05 * step
+            path = tmp_path / f"{seed}_{step}"
+            result(path, [(0, score)] * 4, checkpoint=f"runs/seed{seed}/checkpoints/{step}000")
+            paths.append(str(path))
+    assert isdt(["compare", "protocol=diffusion_policy", "mine=" + ",".join(paths)]) == 0
+    text = capsys.readouterr().out
+    assert "| mine | 1 | 3 | 4 | 0.700 ± 0.100 | 0.475 ± 0.100 |" in text
+    curves = tmp_path / "c.svg"
+    assert isdt(["compare", *paths[:12], f"curves={curves}", f"out={tmp_path / 't.md'}"]) == 0
+    assert "<svg" in curves.read_text()
+
+
+def test_sample_size_from_the_command_line(capsys):
+    assert isdt(["compare", "power=0.70,0.75"]) == 0
+    assert "n = 1251 episodes" in capsys.readouterr().out
+
+
+def test_other_conditions_are_refused(tmp_path, capsys):
+    result(tmp_path / "a", A)
+    result(tmp_path / "b", B, n_latency_steps=2)
+    assert isdt(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    assert "n_latency_steps=2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "cannot be read"),
+        (["A", "arm=3"], "no result has arm=3"),
+        (["A", "format=word"], "format='word'"),
+        (["A", "fromat=csv"], "Did you mean 'format'"),
+        (["format=csv"], "nothing to compare"),
+        (["power=0.7"], "two rates"),
+        (["protocol=dp", "A"], "allowed: diffusion_policy"),
+    ],
+)
+def test_bad_input(arguments, message, tmp_path, capsys):
+    result(tmp_path / "a", A)
+    assert isdt(["compare", *[str(tmp_path / "a") if a == "A" else a for a in arguments]]) == 2
+    assert message in capsys.readouterr().err
