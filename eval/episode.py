@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.errors import InputError
+
 # A picklable recipe for an environment with Dict observations (workers call it in their own process).
 EnvFactory = Callable[[], Any]
 # (environment) -> (observation -> action): a scripted expert that may look into the simulator.
@@ -119,7 +121,8 @@ class EpisodeRunner:
             reply = act()
         except Exception as error:  # whatever a simulator raises belongs to this episode, not to the evaluation
             self.env = None  # its state is unknown now; the next episode builds a fresh one
-            reply = Reply(error=f"{type(error).__name__}: {error}", bad_input=isinstance(error, NotFiniteError))
+            ours = isinstance(error, NotFiniteError | InputError)
+            reply = Reply(error=str(error) if ours else f"{type(error).__name__}: {error}", bad_input=ours)
         reply.env_s = time.perf_counter() - begin
         return reply
 

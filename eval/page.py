@@ -20,7 +20,7 @@ h3{font-size:14px;margin:18px 0 8px;color:var(--muted);font-weight:600}
 .bad{color:var(--bad)}
 section,details{margin:0 0 24px}section:not(.cards):not(.plots),main>details{background:var(--paper);
   border:1px solid var(--line);border-radius:12px;padding:22px 24px}
-.cards{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(240px,1fr));margin-bottom:12px}
+.cards{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(245px,1fr));margin-bottom:12px}
 .card{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:18px 20px}
 .card h2{font-size:15px;margin:0;color:var(--muted);font-weight:600}
 .big{font-size:56px;line-height:1;font-weight:700;letter-spacing:-.03em;margin:8px 0 4px}
@@ -30,8 +30,8 @@ section,details{margin:0 0 24px}section:not(.cards):not(.plots),main>details{bac
 .bar i{position:absolute;top:0;bottom:0;border-radius:4px;background:var(--good);opacity:.35}
 .bar b{position:absolute;top:-3px;width:3px;height:14px;margin-left:-1px;border-radius:2px;background:var(--good)}
 table{border-collapse:collapse;width:100%;font-size:14px}th{text-align:left;font-weight:500}
-.card th{color:var(--muted);padding:3px 0}
-.card td{text-align:right;padding:3px 0;font-variant-numeric:tabular-nums}
+.card th{color:var(--muted);padding:3px 0;white-space:nowrap}
+.card td{text-align:right;white-space:nowrap;padding:3px 0;font-variant-numeric:tabular-nums}
 .plots{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(320px,1fr))}
 figure{margin:0}
 .plot{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:16px}
@@ -41,6 +41,7 @@ figure{margin:0}
 .wide svg{max-width:1000px;margin:0 auto}
 .grid th,.grid td{padding:6px 10px;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;
   text-align:left}
+.grid tbody th{white-space:nowrap}
 .grid thead th{color:var(--muted);font-size:13px}
 .scroll{max-height:520px;overflow:auto;margin-top:12px}
 .videos{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(220px,1fr))}

@@ -190,31 +190,31 @@ def _card(arm: str, summary: Mapping[str, Any]) -> str:
     low, high, value = (100 * rate[k] for k in ("low", "high", "value"))
     to_success = summary["mean_steps_to_success"]
     rows = [
-        ("score", f"{score['value']:.3f} <span class=dim>{score['low']:.3f}&ndash;{score['high']:.3f}</span>"),
+        ("score", f"<span class=dim>{score['low']:.2f}&ndash;{score['high']:.2f}</span> {score['value']:.3f}"),
         ("steps to success", "&ndash;" if to_success is None else f"{to_success:.0f}"),
     ]
     if summary["final_coverage"] is not None:
         rows.append(("final coverage", f"{summary['final_coverage']:.3f}"))
     if latency is not None:
         single = latency["single_row_ms"]
-        rows.append(("latency p50 / p95", f"{single['p50']:.1f} / {single['p95']:.1f} ms"))
+        rows.append(("latency", f"<span class=dim>p95 {single['p95']:.1f}</span> {single['p50']:.1f} ms"))
     if summary["n_error"]:
         rows.append(("errors", f"<b class=bad>{summary['n_error']}</b> counted as failures"))
     table = "".join(f"<tr><th>{k}<td>{v}" for k, v in rows)
     return (
         f"<article class=card><h2>{_e(arm_title(arm))}</h2><p class=big>{value:.0f}<small>%</small></p>"
-        f"<p class=dim>success, {low:.1f}&ndash;{high:.1f} % &middot; {summary['n_success']} of {summary['n']}</p>"
+        f"<p class=dim>{low:.1f}&ndash;{high:.1f} % &middot; {summary['n_success']} of {summary['n']} succeed</p>"
         f"<div class=bar><i style='left:{low:.1f}%;width:{high - low:.1f}%'></i><b style='left:{value:.1f}%'></b></div>"
         f"<table>{table}</table></article>"
     )
 
 
 def _plots(info: Mapping[str, Any]) -> str:
-    figures = [_figure(_plot_score, info, (5.2, 3.4), "Every episode's score, sorted")]
+    figures = [_figure(_plot_score, info, (4.0, 3.0), "Every episode's score, sorted")]
     if len(info["arms"]) > 1:
-        figures.insert(0, _figure(_plot_steps, info, (5.2, 3.4), "Success against network evaluations"))
+        figures.insert(0, _figure(_plot_steps, info, (4.0, 3.0), "Success against network evaluations"))
         if all(summary["latency"] for summary in info["arms"].values()):
-            figures.insert(1, _figure(_plot_latency, info, (5.2, 3.4), "Success against inference latency"))
+            figures.insert(1, _figure(_plot_latency, info, (4.0, 3.0), "Success against inference latency"))
     return f"<section class=plots>{''.join(figures)}</section>"
 
 
@@ -231,9 +231,9 @@ def _pairs(info: Mapping[str, Any]) -> str:
         score, p_score = paired_bootstrap([r["max_reward"] for r in first], [r["max_reward"] for r in other])
         rows.append(
             f"<tr><th>{_e(arm_title(arm))} &minus; {_e(arm_title(arms[0]))}"
-            f"<td>{100 * rate.value:+.1f} points <span class=dim>{100 * rate.low:+.1f} to {100 * rate.high:+.1f}</span>"
+            f"<td>{100 * rate.value:+.1f} points<br><span class=dim>{100 * rate.low:+.1f} to {100 * rate.high:+.1f}</span>"
             f"<td>{test.only_a} / {test.only_b}<td>{_p(test.p_value)}"
-            f"<td>{score.value:+.3f} <span class=dim>{score.low:+.3f} to {score.high:+.3f}</span><td>{_p(p_score)}"
+            f"<td>{score.value:+.3f}<br><span class=dim>{score.low:+.3f} to {score.high:+.3f}</span><td>{_p(p_score)}"
         )
     return (
         "<section><h2>Compared on the same seeds</h2><table class=grid><thead><tr><th><th>success"
@@ -270,9 +270,10 @@ def _video(video: Video) -> str:
     changed = "" if video.same else " &middot; <b class=bad>differs from the evaluated episode</b>"
     kind = "good" if record["success"] else "bad"
     return (
-        f"<figure class={kind}><video controls muted loop playsinline preload=auto "
-        f"src='data:video/mp4;base64,{data}'></video><figcaption><b>seed {video.seed}</b>, "
-        f"{_e(arm_title(video.arm))}<br><span class=dim>{text}{changed}</span></figcaption></figure>"
+        f"<figure class={kind}><video autoplay muted loop playsinline onmouseenter='this.controls=true' "
+        f"onmouseleave='this.controls=false' src='data:video/mp4;base64,{data}'></video>"
+        f"<figcaption><b>seed {video.seed}</b>, {_e(arm_title(video.arm))}<br>"
+        f"<span class=dim>{text}{changed}</span></figcaption></figure>"
     )
 
 
@@ -284,8 +285,8 @@ def _map(info: Mapping[str, Any]) -> str:
     figure = _figure(partial(_plot_map, arms=arms), info, size, "", columns=len(arms))
     return (
         "<section><h2>Where episodes start, and how they end</h2>"
-        f"<div class=wide>{figure}</div><p class=note>Each T is the block's initial pose at a third of its size, "
-        "with a thin line to where the pusher starts; the outline is the goal.</p></section>"
+        f"<div class=wide>{figure}</div><p class=note>Each T is the block's initial pose, drawn smaller than "
+        "it is, with a thin line to where the pusher starts; the grey shape is the goal.</p></section>"
     )
 
 
@@ -315,7 +316,7 @@ def _provenance(info: Mapping[str, Any]) -> str:
     timing = info["timing"]
     facts = {
         "commit": info["commit"] or "not run from a checkout",
-        "weights (SHA-256)": info["policy"]["fingerprint"],
+        "weights (SHA-256)": info["policy"]["fingerprint"] if info["policy"]["checkpoint"] else None,
         **{k: v for k, v in info["protocol"].items() if v is not None},
         "time": f"{timing['wall_s']:.1f} s ({timing['env_s']:.1f} s environments, {timing['policy_s']:.1f} s policy, "
         f"{timing['overhead_s']:.1f} s else), {timing['episodes_per_s']:.2f} episodes/s",
@@ -422,13 +423,14 @@ def _plot_score(axes: Axes, info: Mapping[str, Any]) -> None:
 def _plot_map(axes: Axes | list[Axes], info: Mapping[str, Any], arms: Sequence[str]) -> None:
     from matplotlib.collections import PolyCollection
 
+    scale = 1 / 3 if len(info["seeds"]) <= 60 else 1 / 5
     for ax, arm in zip(axes if isinstance(axes, list) else [axes], arms):
         ax.add_collection(
             PolyCollection([_tee(256, 256, np.pi / 4, 1.0)], facecolor="#eef1f4", edgecolor="#aab4bf", lw=1.2)
         )
         for success, colour in ((True, GOOD), (False, BAD)):
             states = [r["initial_state"] for r in _of(info, arm) if r["success"] is success and r.get("initial_state")]
-            outlines = [_tee(x, y, angle, 1 / 3) for _, _, x, y, angle in states]
+            outlines = [_tee(x, y, angle, scale) for _, _, x, y, angle in states]
             ax.add_collection(PolyCollection(outlines, facecolor=colour, edgecolor="white", lw=0.4, alpha=0.85))
             for ax_x, ax_y, x, y, _ in states:
                 ax.plot([ax_x, x], [ax_y, y], color=colour, lw=0.5, alpha=0.25)

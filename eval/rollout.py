@@ -39,6 +39,7 @@ from isdt_policy.eval.workers import LocalSlots, ProcessSlots, Slots
 
 MAX_ATTEMPTS = 2
 MAX_LOST = 20  # restarts forgiven to an episode because a neighbour took its worker down
+MAX_FIRST_ERRORS = 3  # an evaluation that begins like this is set up wrongly
 LATENCY_CALLS = 20
 
 
@@ -327,7 +328,7 @@ class _Run:
         self.last_obs: dict[str, NDArray[np.float32]] | None = None
         self.extras: dict[tuple[int, str], dict[str, Any]] = {}
         self.env_s = self.policy_s = self.wall_s = 0.0
-        self.ran = 0
+        self.ran = self.errors = 0
 
     def drive(self, n_slots: int) -> None:
         """Run until the queue is empty and every slot is done."""
@@ -365,7 +366,7 @@ class _Run:
             self._finish(slot, reply.record, reply.extras)
         elif reply.bad_input:
             raise InputError(
-                f"the environment of task '{self.protocol.task}' failed at seed {episode.seed}: {reply.error}. "
+                f"the environment of task '{self.protocol.task}' failed at seed {episode.seed}: {str(reply.error).rstrip('.')}. "
                 f"{self._kept()}"
             )
         else:
@@ -396,6 +397,11 @@ class _Run:
     def _finish(self, slot: int, record: dict[str, Any], extras: dict[str, Any]) -> None:
         key = _key(self.playing.pop(slot))
         self.finished[key] = record
+        self.errors += record["status"] == "error"
+        if self.errors == len(self.finished) == MAX_FIRST_ERRORS:
+            raise InputError(
+                f"each of the first {self.errors} episodes failed, so nothing can be measured: {record['error']}"
+            )
         if extras:
             self.extras[key] = extras
         self.journal.append(record)

@@ -76,7 +76,7 @@ def test_repeat_refuses_other_weights(evaluated, tmp_path, capsys):
 
 def test_report_opens_without_network(evaluated):
     page = (evaluated / "report.html").read_text()
-    outside = re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]+|@import|url\(""", page)
+    outside = re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'\s>]+|@import|url\((?!#)""", page)
     assert outside == []
     assert page.count("<video") == page.count("data:video/mp4;base64,") == 2
     assert "<svg" in page

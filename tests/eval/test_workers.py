@@ -62,5 +62,5 @@ def test_episodes_that_ended_in_an_error_get_another_chance_on_resume(tmp_path, 
 
 def test_an_evaluation_in_which_nothing_works_stops_early(tmp_path):
     env = partial(Chaos, 40, dict.fromkeys(SEEDS, "raise"))
-    with pytest.raises(InputError, match="each of the first 3 episodes failed.*unwell"):
+    with pytest.raises(InputError, match=r"each of the first 3 episodes failed.*unwell"):
         evaluate(NoisyPolicy(), Protocol("chaos"), SEEDS, make_env=env)

@@ -1,0 +1,57 @@
+"""Rollouts saved as a dataset, for training on what a policy did (or on what it did well)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.errors import InputError
+from isdt_policy.eval.rollout import EvalResult, evaluate
+
+
+def record_rollouts(
+    policy: Policy,
+    result: EvalResult,
+    store: str | Path,
+    init_states: Mapping[int, Sequence[float]] | None = None,
+    successes_only: bool = False,
+) -> Path:
+    """Run the episodes of an evaluation's first arm again and save them.
+
+    Episodes are a function of their seed, so this gives the trajectories behind the numbers without keeping those of
+    every evaluation in memory.
+
+    Args:
+        policy: the one evaluated.
+        result: the evaluation.
+        store: path of the new dataset.
+        init_states: as in the evaluation.
+        successes_only: leave out failures.
+
+    Raises:
+        InputError: if the store exists, or there is nothing to save.
+    """
+    from isdt_policy.datasets.store import DemoWriter
+
+    path = Path(store)
+    if path.exists():
+        raise InputError(f"{path} exists; recording into it would mix two sets. Give another record=.")
+    arm = result.arms[0]
+    records = [r for r in result.of(arm) if r["status"] == "ok" and (r["success"] or not successes_only)]
+    if not records:
+        raise InputError("there is no episode to record.")
+    again = evaluate(
+        policy,
+        result.protocol,
+        [record["seed"] for record in records],
+        [int(arm) if arm.isdigit() else arm],
+        init_states=init_states,
+        keep=("trajectory",),
+    )
+    provenance = {"source": "rollouts", "steps": arm, "protocol": asdict(result.protocol), "seeds": again.seeds}
+    with DemoWriter(path, task=result.protocol.task, provenance=provenance) as writer:
+        for record in again.records:
+            writer.append(again.extras[record["seed"], record["arm"]]["trajectory"])
+    return path
