@@ -4,7 +4,19 @@ Layout (Zarr v3; Diffusion Policy's Zarr v2 stores have the same two groups and 
 
     data/<key>           (n_steps, *shape), all episodes one after another, time first
     meta/episode_ends    (n_episodes,) int64, exclusive end of each episode: increasing, the last equals n_steps
-    attributes           {"isdt_schema": 1, "task": str, "n_episodes": int, "provenance": {...}}
+    attributes           isdt_schema   1
+                         task          task id, or null
+                         n_episodes    committed episodes, see below
+                         keys          {key: {"unit": str, "meaning": str}}, what the numbers are
+                         action_space  {"type": absolute or delta and of what, "rate_hz", ...}
+                         env           {"id", "kwargs", "versions"} of the environment that was recorded
+                         masks         {name: [episode, ...]}, named subsets such as train and valid
+                         provenance    {"source", "command", "sha256", "license", "versions", ...}
+                         All but the first three may be absent. Shape and dtype of a key stand in its array.
+
+    Rows are time steps at the control rate: observation and action of step t stand in row t, the action being what was
+    commanded after seeing that observation. Images are uint8 (height, width, channel) and chunked by groups of frames;
+    low-dimensional arrays by 1024 steps; chunks are gathered in shards, one file each.
 
 `n_episodes` in the attributes is the commit record of our own stores: an append writes the data, then the ends, and last
 this one number, in one atomic file replacement. Whatever lies beyond it is an episode that was never finished; readers do
@@ -17,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -29,6 +42,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from isdt_policy.envs import task_spec
 from isdt_policy.errors import InputError, nearest
 
 SCHEMA = 1
@@ -69,7 +83,10 @@ class DemoStore:
             raise InputError(
                 f"'{path}' has no meta/episode_ends: not a demonstration store, or one that was cut short."
             )
-        self._arrays: dict[str, zarr.Array] = {key: array for key, array in data.arrays()}
+        try:
+            self._arrays: dict[str, zarr.Array] = {key: array for key, array in data.arrays()}
+        except Exception as error:
+            raise _unreadable(path, "data/", error) from error
         self.keys = tuple(sorted(self._arrays))
         self.episode_ends = self._read_ends(meta)
         if not self.n_episodes:
@@ -112,7 +129,7 @@ class DemoStore:
         if not where.exists():
             raise InputError(f"no demonstrations at '{path}': the path does not exist.")
         try:
-            group = _open_zip(where) if where.is_file() else zarr.open_group(where, mode="r")
+            group = _open_zip(where) if where.is_file() else _open_directory(where)
         except (
             zarr.errors.BaseZarrError,
             FileNotFoundError,
@@ -141,6 +158,11 @@ class DemoStore:
     def task(self) -> str | None:
         """Task id recorded by the writer, if any."""
         return self.attrs.get("task")
+
+    @property
+    def masks(self) -> dict[str, NDArray[np.int64]]:
+        """Named subsets of episodes, {name: sorted episode indices}."""
+        return {name: np.asarray(chosen, np.int64) for name, chosen in self.attrs.get("masks", {}).items()}
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one step of `key`."""
@@ -180,6 +202,7 @@ class DemoWriter:
         task: task id, recorded.
         provenance: where the data comes from (command, source, licence, ...), recorded.
         overwrite: replace what is there.
+        attributes: further attributes of a new store, as listed at the top of this file.
 
     Raises:
         InputError: the store is being written by somebody else, or is not one of ours.
@@ -195,12 +218,16 @@ class DemoWriter:
         task: str | None = None,
         provenance: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        attributes: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         if self.path.suffix == ".zip":
             raise InputError(f"'{path}': write a .zarr directory, then pack it with pack_zip.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock: int | None = _lock(self.path)
+        except OSError as error:
+            raise InputError(f"'{path}' cannot be written ({_brief(error)}).") from error
         try:
             if overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -209,7 +236,10 @@ class DemoWriter:
                 if "isdt_schema" not in self._group.attrs:
                     raise InputError(f"'{path}' exists and was not written by this package; it is not appended to.")
             else:
-                self._group = self._create(task, provenance)
+                self._group = self._create({**(attributes or {}), "task": task, "provenance": dict(provenance or {})})
+        except OSError as error:
+            self.close()
+            raise InputError(f"'{path}' cannot be written ({_brief(error)}).") from error
         except BaseException:
             self.close()
             raise
@@ -217,25 +247,45 @@ class DemoWriter:
         self.n_episodes = int(self._group.attrs["n_episodes"])  # type: ignore[arg-type]
         self.n_steps = int(self._meta["episode_ends"][self.n_episodes - 1]) if self.n_episodes else 0  # type: ignore[index]
 
-    def _create(self, task: str | None, provenance: Mapping[str, Any] | None) -> zarr.Group:
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the store."""
+        return dict(self._group.attrs)
+
+    def _create(self, attributes: Mapping[str, Any]) -> zarr.Group:
         # Built aside and renamed, so that a kill between two of its files leaves no half store under the real name.
         temporary = self.path.with_name(f".{self.path.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        attributes = {"isdt_schema": SCHEMA, "task": task, "n_episodes": 0, "provenance": dict(provenance or {})}
-        group = zarr.create_group(temporary, zarr_format=3, attributes=attributes)
+        group = zarr.create_group(
+            temporary, zarr_format=3, attributes={**attributes, "isdt_schema": SCHEMA, "n_episodes": 0}
+        )
         group.create_group("data")
         group.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64")
         os.rename(temporary, self.path)
         return zarr.open_group(self.path, mode="r+")
 
-    def append(self, episode: Mapping[str, NDArray[Any]]) -> int:
+    def append(self, episode: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any] | None = None) -> int:
         """Add one episode {key: (T, *shape)} and return its number.
 
+        Args:
+            episode: arrays of equal length.
+            attributes: attributes of the store that change in the same instant in which the episode appears.
+
         Raises:
-            InputError: no steps, unequal lengths, NaN in the action, or keys, shapes or dtypes unlike earlier episodes.
+            InputError: no steps, unequal lengths, NaN in the action, keys, shapes or dtypes unlike earlier episodes, or the
+                disk is full; the store then holds the earlier episodes and can be appended to again.
         """
         arrays = {key: np.asarray(value) for key, value in episode.items()}
         self._check(arrays)
+        try:
+            return self._write(arrays, attributes or {})
+        except OSError as error:
+            raise InputError(
+                f"'{self.path}': episode {self.n_episodes} could not be written ({_brief(error)}); the {self.n_episodes} "
+                "before it are safe. Free some space and go on appending."
+            ) from error
+
+    def _write(self, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> int:
         steps = len(next(iter(arrays.values())))
         end = self.n_steps + steps
         for key, value in arrays.items():
@@ -247,7 +297,7 @@ class DemoWriter:
         ends = self._meta["episode_ends"]
         ends.resize((self.n_episodes + 1,))
         ends[self.n_episodes] = end
-        self._group.attrs["n_episodes"] = self.n_episodes + 1  # the commit
+        self._group.attrs.update({**attributes, "n_episodes": self.n_episodes + 1})  # the commit: one file replaced
         self.n_episodes, self.n_steps = self.n_episodes + 1, end
         return self.n_episodes - 1
 
@@ -305,13 +355,33 @@ def pack_zip(source: str | Path, target: str | Path) -> Path:
     source, target = Path(source), Path(target)
     DemoStore.open(source)  # refuses what is not a store
     temporary = target.with_name(f".{target.name}.tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            # A fixed date: the same episodes give the same bytes.
-            info = zipfile.ZipInfo(file.relative_to(source).as_posix(), (2020, 1, 1, 0, 0, 0))
-            archive.writestr(info, file.read_bytes())
-    os.replace(temporary, target)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+            for file in sorted(p for p in source.rglob("*") if p.is_file()):
+                # A fixed date: the same episodes give the same bytes.
+                info = zipfile.ZipInfo(file.relative_to(source).as_posix(), (2020, 1, 1, 0, 0, 0))
+                archive.writestr(info, file.read_bytes())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"'{target}' cannot be written ({_brief(error)}).") from error
     return target
+
+
+def task_attributes(task: str) -> dict[str, Any]:
+    """What a store says about a registered task: units and meaning of its keys, action space, environment."""
+    spec = task_spec(task)
+    arrays = {**spec.observations, "action": spec.action}
+    return {
+        "keys": {key: {"unit": a.unit, "meaning": a.description} for key, a in arrays.items()},
+        "action_space": {"type": spec.action_type, "rate_hz": spec.rate_hz},
+        "env": {"id": spec.id, "kwargs": {}, "versions": spec.versions()},
+    }
+
+
+def set_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
+    """Change attributes of one of our stores, in one file replacement."""
+    zarr.open_group(path, mode="r+").attrs.update(dict(attributes))
 
 
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
@@ -321,6 +391,18 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
             f"'{path}' has no group {name}/: not a demonstration store. Expected data/ and meta/episode_ends."
         )
     return member
+
+
+def _open_directory(path: Path) -> zarr.Group:
+    root = path.resolve()
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            entry = Path(folder, name)
+            if entry.is_symlink() and not entry.resolve().is_relative_to(root):
+                raise InputError(
+                    f"'{entry}' is a link that points out of the store; it is not followed. Copy the store."
+                )
+    return zarr.open_group(path, mode="r")
 
 
 def _open_zip(path: Path) -> zarr.Group:
@@ -355,7 +437,15 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}".rstrip(": ")
 
 
+# Codecs that do not come with zarr's own dependency: pattern of the codec's name -> what to install.
+_CODEC_PACKAGES = {"imagecodecs": "imagecodecs", "zfpy": "'numcodecs[zfpy]'", "pcodec": "'numcodecs[pcodec]'"}
+
+
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
-    return InputError(
-        f"'{path}': {what} cannot be read ({_brief(error)}). A chunk is damaged, or its codec is not installed."
-    )
+    named = re.search(r"codec[^'\"]*['\"]([\w.]+)['\"]", str(error))
+    if named and "odec" in type(error).__name__ + str(error):
+        codec = named.group(1)
+        package = next((p for pattern, p in _CODEC_PACKAGES.items() if pattern in codec), None)
+        install = f"pip install {package}" if package else "install the package that provides it"
+        return InputError(f"'{path}': {what} is compressed with the codec '{codec}', which is missing here: {install}.")
+    return InputError(f"'{path}': {what} cannot be read ({_brief(error)}). A chunk is damaged; copy the store again.")
