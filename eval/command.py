@@ -179,7 +179,9 @@ def repeat(args: Sequence[str]) -> int:
     path = Path(args[0])
     info = read_info(path)
     known = {f.name for f in fields(Options)}
-    stored = {k: tuple(v) if isinstance(v, list) else v for k, v in info["options"].items() if k in known}
+    stored: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in info["options"].items() if k in known
+    }
     changes = asdict(parse_options(args[1:]))
     given = {arg.partition("=")[0] for arg in args[1:]}
     seeds = tuple(info["seeds"])
@@ -239,8 +241,8 @@ def load_policy(options: Options) -> Policy:
     if options.checkpoint is not None:
         from isdt_policy.policy import Policy as TrainedPolicy
 
-        policy: Policy = TrainedPolicy.from_pretrained(options.checkpoint)
-        return policy
+        trained: Any = TrainedPolicy.from_pretrained(options.checkpoint)
+        return trained  # type: ignore[no-any-return]
     if options.policy != "expert":
         raise InputError(f"policy='{options.policy}' is unknown; allowed: expert. A trained one: checkpoint=PATH.")
     if options.task is None:

@@ -349,7 +349,7 @@ def _figure(draw: Any, info: Mapping[str, Any], size: tuple[float, float], title
         raise InputError("the report needs Matplotlib: pip install 'isdt-policy[report]', or report=false.") from error
     from matplotlib.figure import Figure  # no pyplot: a figure of our own touches no global state
 
-    style = {
+    style: Any = {
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.edgecolor": "#c3cad2",
