@@ -6,47 +6,51 @@ A normaliser is an affine map per feature, stored as buffers, so it is saved and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isdt_policy.errors import InputError
+from isdt_policy.errors import InputError, nearest
 
 Statistics = Mapping[str, Any]
-MODES = ("limits", "gaussian")
+MODES = ("limits", "gaussian", "gaussian_per_step")
 
 
 class Affine(nn.Module):
-    """normalised = (x - offset) * scale, per feature."""
+    """normalised = (x - offset) * scale, per feature; trailing axes of x are `shape`."""
 
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("offset", torch.full((size,), float("nan")))
-        self.register_buffer("scale", torch.full((size,), float("nan")))
+        self.register_buffer("offset", torch.full(shape, float("nan")))
+        self.register_buffer("scale", torch.full(shape, float("nan")))
 
     def fit(self, statistics: Statistics, mode: str) -> None:
-        """Set the map from {"min", "max", "mean", "std"} of the training episodes.
+        """Set the map from {"min", "max", "mean", "std"} of the training episodes, each broadcastable to `shape`.
 
         "limits" maps [min, max] to [-1, 1], as Diffusion Policy does for PushT; "gaussian" maps to mean 0 and standard
-        deviation 1. A feature that never changes keeps scale 1: it maps to 0 and cannot be amplified.
+        deviation 1. Where the statistics differ along the first of two axes (the steps of a window), these two pool them
+        and "gaussian_per_step" does not. A feature that never changes keeps scale 1: it maps to 0 and is not amplified.
         """
-        stats = {
-            key: torch.as_tensor(np.asarray(value), dtype=torch.float32).flatten()
-            for key, value in statistics.items()
-            if key in ("min", "max", "mean", "std")
-        }
+        low, high, mean, std = (
+            torch.as_tensor(np.asarray(statistics[key], np.float64)).expand(self.offset.shape).clone()
+            for key in ("min", "max", "mean", "std")
+        )
+        if self.offset.ndim > 1 and mode != "gaussian_per_step":
+            pooled = mean.mean(dim=0)
+            std = ((std.square() + (mean - pooled).square()).mean(dim=0).sqrt()).expand_as(std)
+            low, high, mean = (x.expand_as(std) for x in (low.amin(dim=0), high.amax(dim=0), pooled))
         if mode == "limits":
-            offset, half = (stats["max"] + stats["min"]) / 2, (stats["max"] - stats["min"]) / 2
-        elif mode == "gaussian":
-            offset, half = stats["mean"], stats["std"]
+            offset, half = (high + low) / 2, (high - low) / 2
+        elif mode in ("gaussian", "gaussian_per_step"):
+            offset, half = mean, std
         else:
-            raise InputError(f"unknown normalisation '{mode}'; allowed: {', '.join(MODES)}.")
+            raise InputError(f"unknown normalisation '{mode}'; allowed: {', '.join(MODES)}.{nearest(mode, MODES)}")
         self.offset.copy_(offset)
         self.scale.copy_(torch.where(half > 1e-6, 1 / half.clamp_min(1e-6), torch.ones_like(half)))
 
@@ -59,21 +63,41 @@ class Affine(nn.Module):
 
 
 class Normalizer(nn.Module):
-    """One affine map per observation key and one for the action."""
+    """One affine map per observation key and one for the action chunk.
 
-    def __init__(self, obs_dims: Mapping[str, int], action_dim: int) -> None:
+    Args:
+        obs_dims: features per observation key.
+        horizon, action_dim: shape of a chunk.
+        action_reference: observation key whose newest value is subtracted from every action of the chunk before it is
+            normalised, or "" for none. A position target then becomes a displacement: its spread is a fraction of the
+            workspace, so the same relative error of the network is a fraction of the pixels.
+    """
+
+    def __init__(self, obs_dims: Mapping[str, int], horizon: int, action_dim: int, action_reference: str = "") -> None:
         super().__init__()
+        if action_reference and obs_dims.get(action_reference) != action_dim:
+            raise InputError(
+                f"action_reference='{action_reference}' must be an observation of the action's {action_dim} entries; the "
+                f"policy reads {dict(obs_dims)}."
+            )
+        self.reference = action_reference
         self.obs = nn.ModuleDict({key: Affine(size) for key, size in obs_dims.items()})
-        self.action = Affine(action_dim)
+        self.action = Affine(horizon, action_dim)
 
     def fit(self, statistics: Mapping[str, Statistics], obs_mode: str = "limits", action_mode: str = "limits") -> None:
-        """Fit every map; `statistics` has one entry per observation key and one named "action"."""
+        """Fit every map; `statistics` has one entry per observation key and one named "action" (see `action_statistics`)."""
         missing = [key for key in [*self.obs, "action"] if key not in statistics]
         if missing:
             raise InputError(f"no statistics for {', '.join(missing)}; the dataset offers {', '.join(statistics)}.")
         for key, affine in self.obs.items():
             affine.fit(statistics[key], obs_mode)  # type: ignore[operator]
         self.action.fit(statistics["action"], action_mode)
+
+    def action_spread(self, statistics: Statistics) -> float:
+        """Root mean square of the normalised actions: sigma_data of the preconditioning."""
+        mean, std = (torch.as_tensor(np.asarray(statistics[key], np.float64)) for key in ("mean", "std"))
+        centred = (mean - self.action.offset) * self.action.scale
+        return float((centred.square() + (std * self.action.scale).square()).mean().sqrt())
 
     def check(self) -> None:
         """Raise if any statistic is missing: acting on raw values would move a robot by wrong amounts."""
@@ -84,3 +108,28 @@ class Normalizer(nn.Module):
     def normalize_obs(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per key (batch, n_obs_steps, d), normalised."""
         return {key: affine(obs[key]) for key, affine in self.obs.items()}
+
+    def normalize_action(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Chunk (batch, horizon, action_dim) in the environment's units -> x."""
+        return self.action(action - self._origin(obs))
+
+    def unnormalize_action(self, x: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of `normalize_action`."""
+        return self.action.inverse(x) + self._origin(obs)
+
+    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
+        return obs[self.reference][:, -1:] if self.reference else 0.0
+
+
+def action_statistics(batches: Iterable[Mapping[str, Any]], reference: str) -> dict[str, np.ndarray]:
+    """min, max, mean and std of action chunks over all windows, each (horizon, action_dim), relative to `reference`."""
+    count, total, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    for batch in batches:
+        chunk = np.asarray(batch["action"], np.float64)
+        if reference:
+            chunk = chunk - np.asarray(batch["obs"][reference], np.float64)[:, -1:]
+        count += len(chunk)
+        total, square = total + chunk.sum(axis=0), square + np.square(chunk).sum(axis=0)
+        low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))
+    mean = np.asarray(total / count)
+    return {"min": low, "max": high, "mean": mean, "std": np.sqrt(np.maximum(square / count - mean**2, 0))}

@@ -50,7 +50,8 @@ class PolicyConfig:
         cond_dim, encoder_hidden: size of the observation embedding and hidden widths of its MLP.
         precondition: scale network input and output to unit variance.
         sigma_data: standard deviation of the normalised actions.
-        obs_normalization, action_normalization: "limits" or "gaussian".
+        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step".
+        action_reference: observation key whose newest value is the origin of the chunk, or "" for absolute chunks.
         action_type: what an action means, checked against the environment.
     """
 
@@ -68,6 +69,7 @@ class PolicyConfig:
     sigma_data: float = 0.5
     obs_normalization: str = "limits"
     action_normalization: str = "limits"
+    action_reference: str = ""
     action_type: str = ""
 
     def __post_init__(self) -> None:
@@ -113,7 +115,7 @@ class Policy(nn.Module):
         self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
         self.encoder = StateEncoder(config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden)
         self.null = nn.Parameter(torch.zeros(config.cond_dim))
-        self.normalizer = Normalizer(config.obs_dims, config.action_dim)
+        self.normalizer = Normalizer(config.obs_dims, config.horizon, config.action_dim, config.action_reference)
         self.flow_map = FlowMap(self.network, path)
 
     # What evaluation reads.
@@ -181,9 +183,10 @@ class Policy(nn.Module):
             if n < rows:
                 part = {key: torch.cat([x, x[:1].expand(rows - n, *x.shape[1:])]) for key, x in part.items()}
                 z = torch.cat([z, z[:1].expand(rows - n, *z.shape[1:])])
-            cond = self.encode({key: x.to(device) for key, x in part.items()})
+            part = {key: x.to(device) for key, x in part.items()}
+            cond = self.encode(part)
             x = sampler(self.flow_map, z.to(device), cond, times)
-            chunks.append(self.normalizer.action.inverse(x)[:n].cpu())
+            chunks.append(self.normalizer.unnormalize_action(x, part)[:n].cpu())
         pred = torch.cat(chunks).numpy()
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}

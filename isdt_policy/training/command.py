@@ -118,6 +118,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
     from isdt_policy.errors import InputError
+    from isdt_policy.normalization import Normalizer, action_statistics
     from isdt_policy.objectives import OBJECTIVES
     from isdt_policy.policy import Policy, PolicyConfig
     from isdt_policy.training.config import DataConfig, build
@@ -159,17 +160,21 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     if action_dim != expected:
         raise InputError(f"'{data.path}' has actions of {action_dim} entries, task '{spec.id}' takes {expected}.")
 
+    n = train_windows.n_windows
+    blocks = (train_windows.batch(np.arange(i, min(i + 4096, n))) for i in range(0, n, 4096))
+    statistics["action"] = action_statistics(blocks, policy_values["action_reference"])
     torch.manual_seed(training.seed)
-    mode = policy_values["action_normalization"]
+    settings = {
+        **policy_values, "task": spec.id, "obs_dims": obs_dims, "action_dim": action_dim,
+        "network": config["network"], "action_type": spec.action_type,
+    }  # fmt: skip
+    modes = (policy_values["obs_normalization"], policy_values["action_normalization"])
     if sigma is None:
-        sigma = _sigma(statistics["action"], mode)
-    policy = Policy(
-        build("policy", PolicyConfig, {
-            **policy_values, "sigma_data": sigma, "task": spec.id, "obs_dims": obs_dims, "action_dim": action_dim,
-            "network": config["network"], "action_type": spec.action_type,
-        })
-    )  # fmt: skip
-    policy.normalizer.fit(statistics, policy_values["obs_normalization"], mode)
+        normalizer = Normalizer(obs_dims, shape["horizon"], action_dim, policy_values["action_reference"])
+        normalizer.fit(statistics, *modes)
+        sigma = normalizer.action_spread(statistics["action"])
+    policy = Policy(build("policy", PolicyConfig, {**settings, "sigma_data": sigma}))
+    policy.normalizer.fit(statistics, *modes)
     trainer = Trainer(policy, objective, train_windows, validation, training, Path(config["run_dir"]))
     count = sum(p.numel() for p in policy.parameters()) / 1e6
     report = [
@@ -181,17 +186,6 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         f"run       {config['run_dir']}",
     ]
     return trainer, report
-
-
-def _sigma(action: Any, mode: str) -> float:
-    """Root mean square of the normalised actions over all dimensions."""
-    import numpy as np
-
-    if mode == "gaussian":
-        return 1.0
-    low, high, mean, std = (np.asarray(action[k], np.float64).ravel() for k in ("min", "max", "mean", "std"))
-    half = np.where(high - low > 2e-6, (high - low) / 2, 1.0)
-    return float(np.sqrt(np.mean(((mean - (low + high) / 2) / half) ** 2 + (std / half) ** 2)))
 
 
 def _names(group: str) -> list[str]:

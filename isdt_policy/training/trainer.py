@@ -173,7 +173,7 @@ class Trainer:
             group["lr"] = rate
         # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
         cond = self.policy.encode(obs)
-        x = self.policy.normalizer.action(action)
+        x = self.policy.normalizer.normalize_action(action, obs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp == "bf16"):
             loss: Loss = self.objective(self.flow_map, x, cond, self.policy.null, generator)
         values = {"loss": loss.total.item(), **{name: term.item() for name, term in loss.terms.items()}}
@@ -208,7 +208,7 @@ class Trainer:
         total = 0.0
         for start in range(0, n, 256):
             obs, action = self._to_device(self.validation.batch(chosen[start : start + 256]))
-            x = policy.normalizer.action(action)
+            x = policy.normalizer.normalize_action(action, obs)
             z = torch.randn(x.shape, generator=generator).to(x)
             ones = torch.ones(x.shape[0], device=x.device)
             predicted = policy.flow_map.step(z, ones, torch.zeros_like(ones), policy.encode(obs))

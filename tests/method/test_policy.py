@@ -8,7 +8,7 @@ import torch
 
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
 from isdt_policy.errors import InputError
-from isdt_policy.normalization import Affine
+from isdt_policy.normalization import Affine, Normalizer, action_statistics
 from isdt_policy.policy import Policy, PolicyConfig
 
 
@@ -136,7 +136,7 @@ def test_a_chunk_that_does_not_fit_the_window_is_refused():
         PolicyConfig(task="pusht", obs_dims={"agent_pos": 2}, action_dim=2, n_action_steps=16)
 
 
-class TestAffine:
+class TestNormalization:
     STATS = {"min": [-1.0, 3.0], "max": [5.0, 3.0], "mean": [1.0, 3.0], "std": [2.0, 0.0]}  # noqa: RUF012
 
     def test_limits_map_to_minus_one_and_one_and_back(self):
@@ -151,3 +151,37 @@ class TestAffine:
             affine = Affine(2)
             affine.fit(self.STATS, mode)
             assert affine(torch.tensor([[0.0, 3.5]]))[0, 1] == pytest.approx(0.5)
+
+    @pytest.fixture
+    def batch(self):
+        """Chunks whose spread grows along the window, far from the origin, following the agent."""
+        rng = np.random.default_rng(0)
+        agent = rng.uniform(0, 500, (5000, 2, 3)).astype(np.float32)
+        drift = rng.normal(1.0, 2.0, (5000, 4, 3)) * np.arange(1, 5)[:, None]
+        return {"obs": {"agent": agent}, "action": (agent[:, -1:] + drift).astype(np.float32)}
+
+    @pytest.mark.parametrize(("mode", "pooled"), [("gaussian", True), ("gaussian_per_step", False)])
+    def test_relative_chunks_have_unit_variance_and_come_back(self, batch, mode, pooled):
+        normalizer = Normalizer({"agent": 3}, 4, 3, action_reference="agent")
+        agent_stats = {"min": np.zeros(3), "max": np.full(3, 500.0), "mean": np.full(3, 250.0), "std": np.ones(3)}
+        # Two blocks of unequal size: the streaming statistics must not depend on how the windows are cut.
+        blocks = [
+            {"obs": {"agent": batch["obs"]["agent"][a]}, "action": batch["action"][a]}
+            for a in (slice(700), slice(700, None))
+        ]
+        statistics = {"agent": agent_stats, "action": action_statistics(blocks, "agent")}
+        normalizer.fit(statistics, "limits", mode)
+        obs = {"agent": torch.from_numpy(batch["obs"]["agent"])}
+        x = normalizer.normalize_action(torch.from_numpy(batch["action"]), obs)
+        axes = (0, 1) if pooled else 0
+        torch.testing.assert_close(x.mean(axes), torch.zeros_like(x.mean(axes)), rtol=0, atol=1e-4)
+        torch.testing.assert_close(x.std(axes, correction=0), torch.ones_like(x.mean(axes)), rtol=1e-3, atol=0)
+        assert normalizer.action_spread(statistics["action"]) == pytest.approx(1.0, rel=1e-3)
+        back = normalizer.unnormalize_action(x, obs)
+        torch.testing.assert_close(back, torch.from_numpy(batch["action"]), rtol=0, atol=1e-3)
+
+    def test_a_reference_of_another_size_is_refused(self):
+        with pytest.raises(
+            InputError, match="action_reference='agent' must be an observation of the action's 2 entries"
+        ):
+            Normalizer({"agent": 3}, 4, 2, action_reference="agent")
