@@ -442,8 +442,8 @@ _CODEC_PACKAGES = {"imagecodecs": "imagecodecs", "zfpy": "'numcodecs[zfpy]'", "p
 
 
 def _unreadable(path: Path, what: str, error: Exception) -> InputError:
-    named = re.search(r"codec[^'\"]*['\"]([\w.]+)['\"]", str(error))
-    if named and "odec" in type(error).__name__ + str(error):
+    named = re.search(r"codec[^'\"]*['\"]+([\w.]+)", str(error))
+    if named:
         codec = named.group(1)
         package = next((p for pattern, p in _CODEC_PACKAGES.items() if pattern in codec), None)
         install = f"pip install {package}" if package else "install the package that provides it"

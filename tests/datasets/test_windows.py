@@ -1,0 +1,117 @@
+"""Windows against brute force: which there are, what they hold, what is padding; splits and orders as functions of a seed."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from isdt_policy.datasets.augment import MemoryStore
+from isdt_policy.datasets.windows import WindowDataset, epoch_order, train_val_split, window_indices
+from isdt_policy.errors import InputError
+
+
+def brute_force(lengths, horizon, pad_before, pad_after, chosen):
+    """Slide a window over each chosen episode, and write down what of it lies inside."""
+    rows, first = [], 0
+    for length, take in zip(lengths, chosen):
+        for start in range(-horizon, length + horizon):
+            steps = list(range(start, start + horizon))
+            reaches_too_far = steps[0] < -pad_before or steps[-1] > length - 1 + pad_after
+            inside = [step for step in steps if 0 <= step < length]
+            if take and not reaches_too_far:
+                sample = steps.index(inside[0])
+                rows.append([first + inside[0], first + inside[-1] + 1, sample, sample + len(inside)])
+        first += length
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    episodes=st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5),
+    horizon=st.integers(1, 8),
+    pads=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+)
+def test_indices_are_those_of_brute_force(episodes, horizon, pads):
+    lengths, chosen = zip(*episodes)
+    before, after = (min(pad, horizon - 1) for pad in pads)
+    got = window_indices(np.cumsum(lengths), horizon, *pads, np.array(chosen))
+    np.testing.assert_array_equal(got, brute_force(lengths, horizon, before, after, chosen))
+
+
+def memory_store(lengths):
+    """Step s of the store holds s, so that a window tells where it was cut."""
+    steps = np.arange(sum(lengths), dtype=np.float32)[:, None]
+    return MemoryStore({"state": steps, "action": -steps}, np.cumsum(lengths))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    horizon=st.integers(1, 8),
+    data=st.data(),
+)
+def test_a_batch_holds_its_windows_with_edges_repeated(lengths, horizon, data):
+    n_obs = data.draw(st.integers(1, horizon))
+    n_action = data.draw(st.integers(1, horizon))
+    ends = np.cumsum(lengths)
+    indices = window_indices(ends, horizon, n_obs - 1, n_action - 1)
+    windows = WindowDataset(memory_store(lengths), ["state"], "action", horizon, n_obs, n_action)
+    assert windows.n_windows == len(indices)
+    if not len(indices):
+        return
+    batch = windows.batch(np.arange(windows.n_windows))
+    for row, (begin, end, sample_start, sample_end) in enumerate(indices):
+        steps = np.empty(horizon)
+        steps[sample_start:sample_end] = np.arange(begin, end)
+        steps[:sample_start], steps[sample_end:] = begin, end - 1
+        padding = np.ones(horizon, bool)
+        padding[sample_start:sample_end] = False
+        np.testing.assert_array_equal(batch["action"][row, :, 0], -steps)
+        np.testing.assert_array_equal(batch["obs"]["state"][row, :, 0], steps[:n_obs])
+        np.testing.assert_array_equal(batch["is_pad"][row], padding)
+    assert batch["obs"]["state"].shape == (len(indices), n_obs, 1)
+    assert batch["action"].dtype == np.float32
+
+
+def test_only_chosen_episodes_are_read_and_counted():
+    windows = WindowDataset(
+        memory_store([5, 7, 4]), ["state"], horizon=3, n_obs_steps=1, n_action_steps=1, episodes=[1]
+    )
+    assert windows.n_windows == 5
+    assert set(windows.batch(np.arange(5))["obs"]["state"].ravel()) <= set(range(5, 12))
+    statistics = windows.statistics()["state"]
+    assert (statistics["min"], statistics["max"], statistics["mean"]) == (5, 11, 8)
+    with pytest.raises(InputError, match="no episodes"):
+        WindowDataset(memory_store([5]), ["state"], episodes=[])
+
+
+def test_a_value_that_is_not_finite_is_named_with_its_place():
+    store = memory_store([5, 5])
+    store._arrays["state"][7] = np.nan
+    with pytest.raises(InputError, match=r"'state' is not finite at step 7 \(episode 1\)"):
+        WindowDataset(store, ["state"])
+
+
+@given(n=st.integers(1, 300), ratio=st.floats(0, 0.99), seed=st.integers(0, 9))
+@settings(max_examples=100, deadline=None)
+def test_a_split_is_a_partition_that_keeps_something_to_train_on(n, ratio, seed):
+    train, validation = train_val_split(n, ratio, seed)
+    assert sorted([*train, *validation]) == list(range(n))
+    assert len(train) >= 1
+    assert (len(validation) > 0) == (ratio > 0 and n > 1)
+    again = train_val_split(n, ratio, seed)
+    np.testing.assert_array_equal(train, again[0])
+
+
+def test_splits_differ_between_seeds_and_refuse_impossible_ratios():
+    assert train_val_split(100, 0.1, 0)[1].tolist() != train_val_split(100, 0.1, 1)[1].tolist()
+    with pytest.raises(InputError, match=r"data\.val_ratio must be in \[0, 1\)"):
+        train_val_split(10, 1.0, 0)
+
+
+def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
+    order = epoch_order(50, 3, 7)
+    assert sorted(order) == list(range(50))
+    np.testing.assert_array_equal(order, epoch_order(50, 3, 7))
+    assert not np.array_equal(order, epoch_order(50, 3, 8))
+    assert not np.array_equal(order, epoch_order(50, 4, 7))
