@@ -14,6 +14,7 @@ from isdt_policy.errors import InputError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "generate": ("isdt_policy.datasets.generate:generate", "let a task's scripted expert make demonstrations"),
     "inspect": ("isdt_policy.datasets.summary:show", "what a store holds: a table, or JSON"),
+    "doctor": ("isdt_policy.datasets.doctor:report", "find what is wrong with demonstrations before training does"),
 }
 
 HELP = """usage: isdt data <verb> [key=value ...]
@@ -26,6 +27,7 @@ verbs
 examples
   isdt data generate task=pusht episodes=200 out=demos.zarr
   isdt data inspect demos.zarr
+  isdt data doctor demos.zarr
   isdt data <verb> --help             every option of a verb, with examples
 """
 
