@@ -13,7 +13,7 @@ def bind(function: Callable[..., Any], args: Sequence[str]) -> dict[str, Any]:
     """Turn command-line arguments into keyword arguments of `function`.
 
     Parameters without a default may be given in order without their name; the others as key=value. Annotations say how a
-    value is read: `int`, `float`, `bool`, `str`, or `tuple[str, ...]` for several in order, each optionally with `| None`.
+    value is read: `int`, `float`, `bool`, `str`, or `tuple[str, ...]` for all that come without a name; `| None` allows none.
 
     >>> def split(path: str, val_ratio: float = 0.1, seed: int = 0): ...
     >>> bind(split, ["demos.zarr", "val_ratio=0.2"])
@@ -32,8 +32,8 @@ def bind(function: Callable[..., Any], args: Sequence[str]) -> dict[str, Any]:
             if key not in parameters:
                 raise InputError(f"unknown key '{key}'.{nearest(key, parameters)} Allowed: {', '.join(parameters)}.")
         else:
-            free = [name for name in required if name not in values]
-            key, text = (free[0] if free else several or ""), arg
+            free = [several] if several else [name for name in required if name not in values]
+            key, text = (free[0] if free else ""), arg
             if not key:
                 raise InputError(f"'{arg}' is not key=value. Allowed keys: {', '.join(parameters)}.")
         value = _read(key, text, str(parameters[key].annotation))

@@ -12,9 +12,13 @@ from isdt_policy.errors import InputError, nearest
 
 # verb -> (module:function with the verb's options as parameters, one-line help)
 VERBS: dict[str, tuple[str, str]] = {
+    "convert": ("isdt_policy.datasets.convert:convert", "from one format to another; finds the source's by itself"),
     "generate": ("isdt_policy.datasets.generate:generate", "let a task's scripted expert make demonstrations"),
     "inspect": ("isdt_policy.datasets.summary:show", "what a store holds: a table, or JSON"),
     "doctor": ("isdt_policy.datasets.doctor:report", "find what is wrong with demonstrations before training does"),
+    "view": ("isdt_policy.datasets.view:view", "plots and frames of every episode in one HTML file"),
+    "split": ("isdt_policy.datasets.split:split", "some episodes, or a training and a validation part"),
+    "merge": ("isdt_policy.datasets.merge:merge", "several sets in one"),
 }
 
 HELP = """usage: isdt data <verb> [key=value ...]
@@ -25,9 +29,11 @@ verbs
 {verbs}
 
 examples
+  isdt data convert lift_ph_low_dim.hdf5 lift.zarr
   isdt data generate task=pusht episodes=200 out=demos.zarr
   isdt data inspect demos.zarr
   isdt data doctor demos.zarr
+  isdt data view demos.zarr out=demos.html
   isdt data <verb> --help             every option of a verb, with examples
 """
 

@@ -172,12 +172,14 @@ def jumps(demos: Demos) -> Iterator[Finding]:
     inside = demos.within
     worst: dict[int, str] = {}
     for key, value in demos.observations.items():
-        if "quat" in key or "vel" in key:
-            continue  # signs of quaternions have their own check; velocities jump at contacts
+        if "vel" in key:
+            continue  # velocities do leap, at contacts
         span = np.ptp(value, axis=0)
         change = np.abs(np.diff(value, axis=0))
         turn = np.abs(change - 2 * np.pi) < 1.0  # an angle that wraps
         change = np.where(turn & (span <= 2 * np.pi + 0.1), 0, change)
+        for first in _quaternion_columns(key, value):
+            change[:, first : first + 4] = 0  # they have a check of their own
         # A leap is a quarter of the range in one step, several times beyond the fastest regular motion.
         usual = np.quantile(change[inside], 0.99, axis=0) if inside.any() else np.zeros(value.shape[1])
         leap = (change > 0.25 * span) & (change > 5 * usual) & (span > 1e-6)
@@ -277,10 +279,8 @@ def repeated_episodes(demos: Demos) -> Iterator[Finding]:
 
 def quaternions(demos: Demos) -> Iterator[Finding]:
     """Quaternions that change sign between two steps (the same rotation, a leap for a network), or are no rotations."""
-    for key, value in demos.low_dim.items():
-        if "quat" not in key or value.shape[1] % 4:
-            continue
-        for first in range(0, value.shape[1], 4):
+    for key, value in demos.observations.items():
+        for first in _quaternion_columns(key, value):
             quat = value[:, first : first + 4]
             bad = np.flatnonzero(np.abs(np.linalg.norm(quat, axis=1) - 1) > 1e-2)
             if len(bad):
@@ -295,6 +295,20 @@ def quaternions(demos: Demos) -> Iterator[Finding]:
                     "q and -q are one rotation: make the sign continuous, or use a 6D rotation as observation",
                     count=len(flips), **demos.place(int(flips[0])),
                 )  # fmt: skip
+
+
+def _quaternion_columns(key: str, value: NDArray[np.float64]) -> list[int]:
+    """First columns of the quaternions in a key: by its name, or four columns whose norm is 1 all along."""
+    if "quat" in key and value.shape[1] % 4 == 0:
+        return list(range(0, value.shape[1], 4))
+    firsts, first = [], 0
+    while first + 4 <= value.shape[1]:
+        four = value[:, first : first + 4]
+        if (np.abs(np.linalg.norm(four, axis=1) - 1) < 1e-4).all() and (np.ptp(four, axis=0) > 1e-3).all():
+            firsts.append(first)
+            first += 3
+        first += 1
+    return firsts
 
 
 def alignment(demos: Demos) -> Iterator[Finding]:

@@ -4,6 +4,8 @@ Layout (Zarr v3; Diffusion Policy's Zarr v2 stores have the same two groups and 
 
     data/<key>           (n_steps, *shape), all episodes one after another, time first
     meta/episode_ends    (n_episodes,) int64, exclusive end of each episode: increasing, the last equals n_steps
+    meta/episode_info    (n_bytes,) uint8, may be absent: UTF-8 JSON, a list with one object per episode (its name in the
+                         file it came from, the simulator's model, ...)
     attributes           isdt_schema   1
                          task          task id, or null
                          n_episodes    committed episodes, see below
@@ -28,11 +30,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,6 +49,8 @@ from isdt_policy.envs import task_spec
 from isdt_policy.errors import InputError, nearest
 
 SCHEMA = 1
+# Keys that tell what was done and how it went, not what was seen; every other key is an observation.
+NOT_OBSERVED = ("action", "reward", "done", "states", "coverage", "success")
 # Steps per chunk, and chunks per shard, of low-dimensional arrays: a few hundred kilobytes a file.
 _CHUNK_STEPS, _CHUNKS_PER_SHARD = 1024, 16
 
@@ -88,6 +93,7 @@ class DemoStore:
         except Exception as error:
             raise _unreadable(path, "data/", error) from error
         self.keys = tuple(sorted(self._arrays))
+        self._meta = meta
         self.episode_ends = self._read_ends(meta)
         if not self.n_episodes:
             raise InputError(f"'{path}' holds no episodes.")
@@ -163,6 +169,13 @@ class DemoStore:
     def masks(self) -> dict[str, NDArray[np.int64]]:
         """Named subsets of episodes, {name: sorted episode indices}."""
         return {name: np.asarray(chosen, np.int64) for name, chosen in self.attrs.get("masks", {}).items()}
+
+    def episode_info(self) -> list[dict[str, Any]]:
+        """One object per episode with what is known of it beside its arrays; empty objects if nothing is."""
+        info: list[dict[str, Any]] = []
+        if "episode_info" in self._meta:
+            info = json.loads(np.asarray(self._meta["episode_info"][:]).tobytes())  # type: ignore[index]
+        return (info + [{}] * self.n_episodes)[: self.n_episodes]
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of one step of `key`."""
@@ -334,6 +347,10 @@ class DemoWriter:
             overwrite=True,
         )
 
+    def set_episode_info(self, info: Sequence[Mapping[str, Any]]) -> None:
+        """Record one object per episode; see the top of this file."""
+        put_episode_info(self._meta, info)
+
     def close(self) -> None:
         """Release the store to other writers."""
         if self._lock is not None:
@@ -379,9 +396,11 @@ def task_attributes(task: str) -> dict[str, Any]:
     }
 
 
-def set_attributes(path: str | Path, attributes: Mapping[str, Any]) -> None:
-    """Change attributes of one of our stores, in one file replacement."""
-    zarr.open_group(path, mode="r+").attrs.update(dict(attributes))
+def put_episode_info(meta: zarr.Group, info: Sequence[Mapping[str, Any]]) -> None:
+    """Write meta/episode_info, if any episode has some."""
+    if any(info):
+        text = np.frombuffer(json.dumps(list(info)).encode(), np.uint8)
+        meta.create_array("episode_info", data=text, overwrite=True)
 
 
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:

@@ -82,17 +82,18 @@ def _key_facts(store: DemoStore, key: str) -> dict[str, Any]:
 
 def _table(facts: dict[str, Any]) -> str:
     length = facts["episode_length"]
+    wide = max(12, *(len(key) + 2 for key in facts["keys"]))
     lines = [
         f"{facts['path']}   layout {facts['layout']}   task {facts['task'] or '-'}",
         f"{facts['episodes']} episodes, {facts['steps']} steps; "
         f"length {length['min']} to {length['max']}, median {length['median']:g}",
         "",
-        f"{'key':<24}{'shape':<16}{'dtype':<9}{'MB':>8}  {'smallest .. largest':<26}unit",
+        f"{'key':<{wide}}{'shape':<16}{'dtype':<9}{'MB':>8}  {'smallest .. largest':<26}unit",
     ]
     for key, f in facts["keys"].items():
         span = f"{min(f['min']):.4g} .. {max(f['max']):.4g}" if "min" in f else "-"
         lines.append(
-            f"{key:<24}{'x'.join(map(str, f['shape'])) or '1':<16}{f['dtype']:<9}{f['megabytes_in_memory']:>8.4g}  "
+            f"{key:<{wide}}{'x'.join(map(str, f['shape'])) or '1':<16}{f['dtype']:<9}{f['megabytes_in_memory']:>8.4g}  "
             f"{span:<26}{f.get('unit', '')}".rstrip()
         )
     attributes = facts["attributes"]

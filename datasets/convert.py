@@ -1,0 +1,194 @@
+"""`isdt data convert`, `split` and `merge`: demonstrations from one file to another, whatever the formats."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.datasets import formats
+from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.store import resolve_path, task_attributes
+from isdt_policy.errors import InputError
+
+HELP = """
+usage: isdt data convert SOURCE TARGET [to=FORMAT] [keys=a,b] [task=NAME] [overwrite=false]
+
+Convert demonstrations. The source's format is found by looking inside; the target's follows from its name:
+  .zarr, .zarr.zip    our store (Zarr v3)
+  .hdf5               robomimic
+The target appears when it is complete; the source is never touched.
+
+  to=FORMAT        zarr, robomimic, or diffusion_policy (Zarr v2 for Diffusion Policy's own code)
+  keys=a,b         only these keys, and the action
+  task=NAME        record the registered task these are demonstrations of (units, ranges, derived observations)
+  overwrite=false  true replaces what is at TARGET
+
+examples
+  isdt data convert lift_ph_low_dim.hdf5 lift.zarr
+  isdt data convert pusht_cchi_v7_replay.zarr pusht.zarr task=pusht
+  isdt data convert pusht.zarr pusht_v2.zarr.zip to=diffusion_policy keys=state
+  isdt data convert lift.zarr lift_again.hdf5
+"""
+
+
+def convert(
+    source: str,
+    target: str,
+    to: str | None = None,
+    keys: tuple[str, ...] | None = None,
+    task: str | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Convert `source` to `target`; see HELP."""
+    recording = formats.read(resolve_path(source))
+    if task is not None:
+        known = {k: v for k, v in task_attributes(task).items() if k != "env"}  # which versions recorded it is unknown
+        recording = replace(recording, task=task, attributes={**known, **recording.attributes})
+    if keys is not None:
+        recording = _only(recording, keys)
+    write(recording, Path(target), to, overwrite)
+    return 0
+
+
+def write(recording: Recording, target: Path, to: str | None = None, overwrite: bool = False, **how: Any) -> None:
+    """Write a recording so that the target is either absent (or as before) or complete.
+
+    Args:
+        recording: what to write.
+        target: where.
+        to: format; None takes it from the target's name.
+        overwrite: replace what is there.
+        **how: recorded in the provenance.
+
+    Raises:
+        InputError: the target exists, has no format, or cannot be written.
+    """
+    from isdt_policy.datasets.command import command_line
+
+    to = to or _format_of(target)
+    writer = formats.module(to)
+    if not hasattr(writer, "write"):
+        raise InputError(f"format '{to}' is read, not written.")
+    if target.exists() and not overwrite:
+        raise InputError(f"'{target}' exists; give another name, or overwrite=true.")
+    before = recording.attributes.get("provenance")
+    provenance = {
+        "source": str(recording.path), "source_format": recording.format, "sha256": sha256(recording.path),
+        "command": command_line(), **how, **({"before": before} if before else {}),
+    }  # fmt: skip
+    carried = {k: v for k, v in recording.attributes.items() if k not in ("provenance", "next_attempt")}
+    aside = target.parent / f".{target.name}.part"
+    try:
+        for as_bytes in (True, False):
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            episodes = _bytes_where_lossless(recording) if as_bytes else recording.episodes
+            try:
+                shown = _shown(replace(recording, attributes=carried, episodes=episodes), target.name)
+                writer.write(shown, aside / target.name, provenance)
+                break
+            except _NotBytes:
+                continue  # some image holds other values than whole 0..255: again, as they are
+        if target.exists():
+            shutil.rmtree(target) if target.is_dir() else target.unlink()
+        os.rename(aside / target.name, target)
+    except OSError as error:
+        raise InputError(f"'{target}' cannot be written ({error}).") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    for note in recording.notes:
+        print(f"note: {note}")
+    print(f"{target}: {recording.n_episodes} episodes from {recording.path} ({recording.format} -> {to})")
+
+
+class _NotBytes(Exception):
+    pass
+
+
+def _bytes_where_lossless(recording: Recording) -> Any:
+    """Episodes with float images turned to uint8; raises _NotBytes at the first that would lose something."""
+
+    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+        for episode in recording.episodes():
+            for key, value in episode.items():
+                if value.ndim == 4 and value.shape[-1] in (1, 3, 4) and value.dtype.kind == "f":
+                    whole = value.astype(np.uint8)
+                    if not np.array_equal(whole, value):
+                        raise _NotBytes(key)
+                    episode[key] = whole
+            yield episode
+
+    return episodes
+
+
+def _shown(recording: Recording, label: str) -> Recording:
+    """The same with a progress bar."""
+    from isdt_policy.progress import Progress
+
+    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+        progress = Progress(recording.n_episodes, label, "episode")
+        for episode in recording.episodes():
+            yield episode
+            progress.update()
+        progress.close()
+
+    return replace(recording, episodes=episodes)
+
+
+def _format_of(target: Path) -> str:
+    if target.suffix == ".zarr" or target.name.endswith(".zarr.zip"):
+        return "zarr"
+    if target.suffix in (".hdf5", ".h5"):
+        return "robomimic"
+    raise InputError(f"'{target}': the name of a target ends in .zarr, .zarr.zip or .hdf5; or say to=FORMAT.")
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file, or of a directory's files with their names."""
+    total = hashlib.sha256()
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+        total.update(file_path.relative_to(path).as_posix().encode() + b"\0" + file_path.read_bytes())
+    return total.hexdigest()
+
+
+def _only(recording: Recording, keys: Sequence[str]) -> Recording:
+    wanted = {*keys, "action"}
+
+    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+        for episode in recording.episodes():
+            missing = sorted(wanted - set(episode))
+            if missing:
+                raise InputError(f"'{recording.path}' has no key '{missing[0]}'; it has {', '.join(sorted(episode))}.")
+            yield {key: value for key, value in episode.items() if key in wanted}
+
+    return replace(recording, episodes=episodes)
+
+
+def chosen(recording: Recording, numbers: Sequence[int]) -> Recording:
+    """Only these episodes, in this order; masks are renumbered."""
+    wanted = list(numbers)
+    place = {old: new for new, old in enumerate(wanted)}
+    masks = {
+        name: sorted(place[i] for i in mask if i in place)
+        for name, mask in recording.attributes.get("masks", {}).items()
+    }
+
+    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+        for index, episode in enumerate(recording.episodes()):
+            if index in place:
+                yield episode
+
+    info = [recording.info[i] for i in wanted] if recording.info else []
+    attributes = {**recording.attributes, **({"masks": masks} if masks else {})}
+    return replace(recording, n_episodes=len(wanted), episodes=episodes, info=info, attributes=attributes)
