@@ -9,15 +9,18 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError, nearest
+from isdt_policy.eval.episode import Recipe
 from isdt_policy.eval.rollout import EvalResult, Progress, Protocol, evaluate, write_atomically
 from isdt_policy.eval.seeds import FINAL_START, purpose
+from isdt_policy.eval.workers import Slots
 
 SCHEMA = "isdt-eval/1"
 
@@ -52,6 +55,8 @@ on which episodes
 how (none of these changes a result)
   n_envs=16              environments at a time
   n_workers=0            processes that step them; 0: in this one (best for PushT)
+  backend=ray            step environments on a Ray cluster (n_workers actors, or one per CPU); address=HOST:PORT to join
+                         a running one
   timeout_s=120          a worker silent for longer is replaced; its episode is retried once, then recorded as an error
 
 what is written
@@ -81,6 +86,8 @@ class Options:
     max_steps: int | None = None
     n_envs: int = 16
     n_workers: int = 0
+    backend: str = "local"
+    address: str | None = None
     timeout_s: float = 120.0
     out: str | None = None
     videos: int = 4
@@ -151,6 +158,7 @@ def run(options: Options, command: str, policy: Policy | None = None) -> dict[st
         n_envs=options.n_envs,
         n_workers=options.n_workers,
         timeout_s=options.timeout_s,
+        backend=slots_of(options),
         out=out,
         fingerprint=fingerprint,
         init_states=init_states,
@@ -209,6 +217,7 @@ def repeat(args: Sequence[str]) -> int:
         n_envs=options.n_envs,
         n_workers=options.n_workers,
         timeout_s=options.timeout_s,
+        backend=slots_of(options),
         init_states=init_states,
         listeners=[Progress()],
     )
@@ -252,6 +261,18 @@ def load_policy(options: Options) -> Policy:
     scripted = expert(options.task)
     scripted.inference_rows = 1  # type: ignore[attr-defined]  # no batched arithmetic, so rows need no padding
     return scripted
+
+
+def slots_of(options: Options) -> Callable[[Recipe, int], Slots] | None:
+    """Return the back end asked for; None for this machine."""
+    if options.backend == "local":
+        return None
+    if options.backend != "ray":
+        raise InputError(f"backend='{options.backend}' is unknown; allowed: local, ray.")
+    from isdt_policy.eval.ray_backend import RaySlots
+
+    n_workers = options.n_workers or None
+    return partial(RaySlots, n_workers=n_workers, address=options.address, timeout_s=options.timeout_s)
 
 
 def check_task(options: Options, policy: Policy) -> str:

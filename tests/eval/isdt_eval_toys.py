@@ -59,6 +59,14 @@ class Chaos(gymnasium.Env):
             self.x = np.full(5, np.nan)
 
 
+class SlowChaos(Chaos):
+    """Slow enough to be interrupted."""
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        time.sleep(0.02)
+        return super().step(action)
+
+
 class Clock(gymnasium.Env):
     """Observes the step number, and remembers the actions it was given."""
 
