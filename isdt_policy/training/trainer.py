@@ -194,6 +194,21 @@ class Trainer:
         self.step += 1
         return {**values, "grad_norm": norm.item(), "lr": rate}
 
+    def _first_step(self) -> dict[str, float]:
+        """The step in which compilation happens; where it fails, the same step again without it."""
+        if self.compile_note != "on":
+            return self.train_step()
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self.train_step()
+        except TorchDynamoException as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.compile_note = f"failed: {reason}"
+            print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
+            self.flow_map = self.policy.flow_map
+            return self.train_step()
+
     @torch.no_grad()
     def validate(self, limit: int = 1024) -> float:
         """Mean squared error of one-step actions of the averaged weights, in normalised units.
@@ -241,7 +256,7 @@ class Trainer:
         started, started_step = time.monotonic(), self.step
         try:
             while self.step < c.steps:
-                values = self.train_step()
+                values = self.train_step() if self.step > started_step else self._first_step()
                 window.append(values)
                 bar.update(1, loss=values["loss"], grad=values["grad_norm"], lr=values["lr"])
                 if self.step % c.log_every == 0 or self.step == c.steps:

@@ -25,7 +25,7 @@ def run(tiny_store, tmp_path_factory):
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_block(number, run, tiny_store, tmp_path, monkeypatch):
-    code = BLOCKS[number].replace("outputs/pusht_demo\"", f"{run}\"").replace("100_100", "100_002")
+    code = BLOCKS[number].replace('outputs/pusht_demo"', f'{run}"').replace("100_100", "100_002")
     settings = [f"data.path={tiny_store}", *SMALL]
     code = code.replace('"training.seed=43"', f'"training.seed=43", *{settings!r}')
     monkeypatch.chdir(tmp_path)

@@ -211,3 +211,19 @@ def test_bf16_autocast_stays_close_to_float32(tiny_store, tmp_path):
     (loss32, g32), (loss16, g16) = gradient("off"), gradient("bf16")
     assert abs(loss16 - loss32) / loss32 < 0.02
     assert torch.nn.functional.cosine_similarity(g32, g16, dim=0) > 0.95
+
+
+def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_path, monkeypatch, capsys):
+    """A broken C++ compiler: the run equals one that never asked for compilation."""
+    plain, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "plain", "training.steps=2")))
+    plain.run.mkdir()
+    plain.fit()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/bin/false",))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    settings = overrides(tiny_store, tmp_path / "broken", "training.steps=2", "training.compile=true")
+    broken, _ = build_trainer(compose_config(settings))
+    broken.run.mkdir()
+    broken.fit()
+    assert "so training runs uncompiled" in capsys.readouterr().err
+    assert losses(tmp_path / "plain") == losses(tmp_path / "broken")
