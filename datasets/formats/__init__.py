@@ -6,6 +6,7 @@ A reader turns a path into a `Recording`; `FORMATS` says how each is recognised.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,8 @@ def detect(path: str | Path) -> str:
         raise InputError(f"no demonstrations at '{path}': the path does not exist.")
     if where.is_dir():
         if (where / "meta" / "info.json").exists():
-            return "lerobot"
+            version = json.loads((where / "meta" / "info.json").read_text()).get("codebase_version", "unknown")
+            raise InputError(f"'{path}' is a LeRobot dataset ({version}), which is not read yet.")
         if any((where / name).exists() for name in ("zarr.json", ".zgroup", "meta/episode_ends")):
             return "zarr"
         inside = sorted(child for child in where.iterdir() if child.suffix in (".zarr", ".hdf5", ".zip"))

@@ -1,0 +1,181 @@
+"""`isdt data fetch`: published demonstrations, downloaded once, checked, resumed where a connection broke."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from isdt_policy.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A published file: where it is, what it is called in the cache, and its digest if that is known."""
+
+    url: str
+    file: str
+    sha256: str | None = None
+    about: str = ""
+
+
+SOURCES: dict[str, Source] = {
+    "pusht_human": Source(
+        "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip", "pusht.zip",
+        about="206 human PushT demonstrations of Diffusion Policy, with 96x96 images",
+    ),
+}  # fmt: skip
+
+HELP = """
+usage: isdt data fetch NAME_OR_URL [out=PATH] [sha256=DIGEST] [timeout_s=30]
+
+Download demonstrations into the cache ($ISDT_DATA, or ~/.cache/isdt-policy/data). What is there already is not
+downloaded again; a download that broke off goes on where it stopped. The digest is printed, checked against sha256=
+or the registry's, and remembered: a file that changed later is refused.
+
+  NAME_OR_URL      a name below, robomimic:TASK/TYPE/KIND (needs robomimic, whose registry knows the addresses), or a URL
+  out=PATH         a file elsewhere than in the cache
+  sha256=DIGEST    what the file must have
+  timeout_s=30     silence after which the connection counts as broken
+
+names
+{names}
+
+examples
+  isdt data fetch pusht_human
+  isdt data fetch robomimic:lift/ph/low_dim
+  isdt data fetch https://example.org/demos.zarr.zip out=demos.zarr.zip
+""".format(names="\n".join(f"  {name:<14} {source.about}" for name, source in SOURCES.items()))
+
+
+def fetch(name: str, out: str | None = None, sha256: str | None = None, timeout_s: float = 30.0) -> int:
+    """Download and print where the file is; see HELP."""
+    source = find(name)
+    target = Path(out) if out else cache() / source.file
+    download(source.url, target, sha256 or source.sha256, timeout_s)
+    print(target)
+    return 0
+
+
+def cache() -> Path:
+    """Folder of downloads: $ISDT_DATA, or one in the user's cache."""
+    given = os.environ.get("ISDT_DATA")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given) if given else base / "isdt-policy" / "data"
+
+
+def find(name: str) -> Source:
+    """The source a name, a robomimic path or a URL stands for."""
+    if name.startswith(("http://", "https://")):
+        file = Path(urlsplit(name).path).name
+        if not file:
+            raise InputError(f"'{name}' names no file.")
+        return Source(name, file)
+    if name.startswith("robomimic:"):
+        return _robomimic(name.removeprefix("robomimic:"))
+    if name not in SOURCES:
+        raise InputError(
+            f"no published data named '{name}'.{nearest(name, SOURCES)} "
+            f"There are: {', '.join(SOURCES)}, robomimic:TASK/TYPE/KIND, or a URL."
+        )
+    return SOURCES[name]
+
+
+def _robomimic(path: str) -> Source:
+    try:
+        import robomimic
+    except ImportError:
+        raise InputError("addresses of robomimic data come with robomimic: pip install robomimic") from None
+    level: Any = robomimic.DATASET_REGISTRY
+    for part in path.split("/"):
+        if not isinstance(level, dict) or part not in level:
+            known = list(level) if isinstance(level, dict) else []
+            raise InputError(
+                f"robomimic has no '{part}' in '{path}'.{nearest(part, known)} There are: {', '.join(known)}."
+            )
+        level = level[part]
+    url = level.get("url") if isinstance(level, dict) else None
+    if not isinstance(url, str):
+        raise InputError(f"'robomimic:{path}' has no file to download; give TASK/TYPE/KIND, such as lift/ph/low_dim.")
+    if not url.startswith("http"):  # newer releases give a path in a Hugging Face repository
+        url = f"https://huggingface.co/datasets/{robomimic.HF_REPO_ID}/resolve/main/{url}"
+    return Source(url, f"robomimic_{path.replace('/', '_')}.hdf5")
+
+
+def download(url: str, target: Path, sha256: str | None = None, timeout_s: float = 30.0) -> str:
+    """Bring `url` to `target`, unless it is there; returns its sha256.
+
+    Raises:
+        InputError: no connection, a broken one (the part is kept), or another digest than expected.
+    """
+    remembered = target.with_name(target.name + ".sha256")
+    expected = sha256 or (remembered.read_text().strip() if remembered.exists() else None)
+    if target.exists():
+        return _checked(target, expected, remembered, f"Delete it to download it again from {url}.")
+    part = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _receive(url, part, timeout_s)
+    except urllib.error.HTTPError as error:
+        raise InputError(f"{url} answered {error.code} {error.reason}; the address may have moved.") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        done = f" {part.stat().st_size} bytes are kept; give the command again to go on." if part.exists() else ""
+        raise InputError(
+            f"{url} cannot be reached ({getattr(error, 'reason', None) or error}).{done} "
+            f"Without network: download it elsewhere and put it at {target}."
+        ) from error
+    except OSError as error:
+        raise InputError(f"'{target}' cannot be written ({error}).") from error
+    digest = _checked(
+        part, expected, None, "Nothing is kept of it: download again, or ask who publishes it.", drop=True
+    )
+    os.replace(part, target)
+    remembered.write_text(digest + "\n")
+    print(f"sha256 {digest}")
+    return digest
+
+
+def _receive(url: str, part: Path, timeout_s: float) -> None:
+    """Download into `part`, after what it holds already if the server can go on there."""
+    from isdt_policy.progress import Progress
+
+    start = part.stat().st_size if part.exists() else 0
+    tag = part.with_name(part.name + ".etag")
+    request = urllib.request.Request(url)
+    if start and tag.exists():  # If-Range: the rest only if the file is still the same, else all of it
+        request.add_header("Range", f"bytes={start}-")
+        request.add_header("If-Range", tag.read_text())
+    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+        if answer.status != 206:
+            start = 0
+        total = start + int(answer.headers.get("Content-Length") or 0)
+        if answer.headers.get("ETag"):
+            tag.write_text(answer.headers["ETag"])
+        progress = Progress(max(1, total >> 20), part.name, "MB", initial=start >> 20)
+        received = start
+        with part.open("ab" if start else "wb") as file:
+            while block := answer.read(2**18):
+                file.write(block)
+                progress.update(((received + len(block)) >> 20) - (received >> 20))
+                received += len(block)
+        progress.close()
+    if received < total:
+        raise ConnectionError(f"the connection ended after {received} of {total} bytes")
+    tag.unlink(missing_ok=True)
+
+
+def _checked(path: Path, expected: str | None, remember: Path | None, advice: str, drop: bool = False) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if expected and digest != expected.lower():
+        if drop:
+            path.unlink()
+        raise InputError(f"'{path}' has sha256 {digest}, expected {expected}. {advice}")
+    if remember is not None and not remember.exists():
+        remember.write_text(digest + "\n")
+    return digest
