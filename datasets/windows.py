@@ -87,10 +87,22 @@ def window_indices(
 @numba.njit(cache=True, nogil=True)
 def _gather(source, rows, steps, out):  # type: ignore[no-untyped-def]
     """out[i, k] = source[clip(first + k, low, high)] for rows (first, low, high)."""
+    size = source.shape[1]
     for i in range(len(rows)):
         first, low, high = rows[i, 0], rows[i, 1], rows[i, 2]
         for k in range(steps):
-            out[i, k] = source[min(max(first + k, low), high)]
+            step = min(max(first + k, low), high)
+            # Entry by entry: assigning slices builds array views, which cost more than these few numbers.
+            for j in range(size):
+                out[i, k, j] = source[step, j]
+
+
+@numba.njit(cache=True, nogil=True)
+def _mark_padding(rows, out):  # type: ignore[no-untyped-def]
+    for i in range(len(rows)):
+        for k in range(out.shape[1]):
+            step = rows[i, 0] + k
+            out[i, k] = step < rows[i, 1] or step > rows[i, 2]
 
 
 class WindowDataset:
@@ -149,12 +161,9 @@ class WindowDataset:
         """
         rows = self._rows[np.asarray(indices, np.int64)]
         obs = {key: self._windows(key, rows, self.n_obs_steps) for key in self.obs_keys}
-        steps = rows[:, :1] + np.arange(self.horizon)
-        return {
-            "obs": obs,
-            "action": self._windows("action", rows, self.horizon),
-            "is_pad": (steps < rows[:, 1:2]) | (steps > rows[:, 2:3]),
-        }
+        is_pad = np.empty((len(rows), self.horizon), np.bool_)
+        _mark_padding(rows, is_pad)
+        return {"obs": obs, "action": self._windows("action", rows, self.horizon), "is_pad": is_pad}
 
     def _windows(self, key: str, rows: NDArray[np.int64], steps: int) -> NDArray[np.float32]:
         source = self._arrays[key]

@@ -115,3 +115,15 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
     np.testing.assert_array_equal(order, epoch_order(50, 3, 7))
     assert not np.array_equal(order, epoch_order(50, 3, 8))
     assert not np.array_equal(order, epoch_order(50, 4, 7))
+
+
+def test_the_sampler_that_speed_is_compared_with_gives_the_same_batches():
+    from isdt_policy.datasets.bench import HORIZON, N_ACTION, N_OBS, PerItemSampler
+
+    store = memory_store([1, 20, 3, 40])
+    ours = WindowDataset(store, ["state"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION)
+    plain = PerItemSampler({k: store.read(k) for k in ("state", "action")}, store.episode_ends)
+    order = np.random.default_rng(0).permutation(ours.n_windows)
+    batch, other = ours.batch(order), plain.batch(order)
+    np.testing.assert_array_equal(batch["obs"]["state"], other["state"])
+    np.testing.assert_array_equal(batch["action"], other["action"])

@@ -1,0 +1,1 @@
+"""LeRobot datasets, v3 (being written)."""
