@@ -48,9 +48,12 @@ on which episodes
   episodes=100           number of seeds, one episode each per arm
   seed_start=100000      first seed. 100000..199999 final evaluation, 200000..299999 selection, 0..99999 training:
                          disjoint ranges, so that no checkpoint is chosen on the seeds it is reported on
+  seeds=[100000,100007]  these seeds instead
+  max_steps=N            shorter episodes than the task's own limit
   seed_protocol=NAME     rule from seed to initial state (pusht: "pusht", or "pusht-legacy" as in Diffusion Policy)
   init=train:STORE       start from the first states of the demonstrations in STORE instead (seed = episode number)
   n_latency_steps=0      simulated inference latency, in control steps
+  inference_batch=16     most rows in an inference call (a fixed number: last bits depend on it)
 
 how (none of these changes a result)
   n_envs=16              environments at a time
@@ -61,6 +64,7 @@ how (none of these changes a result)
 
 what is written
   out=DIR                default: PATH/eval. An interrupted evaluation resumes from the episodes found there
+  overwrite=false        true: forget what out= holds, instead of resuming from it
   videos=4               episodes per kind (failures, successes) to film for the report; 0 for none
   report=true            write report.html
   record=STORE           also save the rollouts as a dataset
@@ -90,6 +94,7 @@ class Options:
     address: str | None = None
     timeout_s: float = 120.0
     out: str | None = None
+    overwrite: bool = False
     videos: int = 4
     report: bool = True
     record: str | None = None
@@ -150,6 +155,9 @@ def run(options: Options, command: str, policy: Policy | None = None) -> dict[st
     fingerprint = checkpoint_hash(options.checkpoint) if options.checkpoint else f"{options.policy}"
     out = Path(options.out) if options.out else default_out(options)
     protocol = protocol_of(options, task)
+    if options.overwrite:
+        for name in ("episodes.jsonl", "protocol.json"):
+            (out / name).unlink(missing_ok=True)
     result = evaluate(
         policy,
         protocol,

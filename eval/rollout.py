@@ -270,7 +270,7 @@ class Journal:
             if found != header:
                 raise InputError(
                     f"{self.path.parent} holds episodes of another evaluation ({_difference(found, header)}); "
-                    "mixing them would be wrong. Give another out=, or delete that folder."
+                    "mixing them would be wrong. Give another out=, or overwrite=true to start anew."
                 )
         else:
             write_atomically(head, json.dumps(header, indent=1))

@@ -174,6 +174,13 @@ def test_a_checkpoint_that_does_not_fit_the_task_is_refused():
 def test_help_teaches_every_option(capsys):
     assert isdt(["eval", "--help"]) == 0
     text = capsys.readouterr().out
-    hidden = {"seeds", "inference_batch", "max_steps"}
-    missing = [name for name in command.Options.__dataclass_fields__ if f"{name}=" not in text]
-    assert set(missing) <= hidden
+    assert [name for name in command.Options.__dataclass_fields__ if f"{name}=" not in text] == []
+
+
+def test_other_weights_need_overwrite(checkpoint, tmp_path, capsys):
+    torch_policy(0.0, 500.0).save_pretrained(tmp_path / "other")
+    shared = ["episodes=1", "max_steps=10", "report=false", f"out={tmp_path / 'out'}"]
+    assert isdt(["eval", f"checkpoint={checkpoint}", *shared]) == 0
+    assert isdt(["eval", f"checkpoint={tmp_path / 'other'}", *shared]) == 2
+    assert "overwrite=true" in capsys.readouterr().err
+    assert isdt(["eval", f"checkpoint={tmp_path / 'other'}", *shared, "overwrite=true"]) == 0

@@ -40,7 +40,7 @@ class Unguarded:
 def test_results_do_not_depend_on_how_many_run_at_a_time(guarded):
     def run(n_envs):
         policy = torch_policy() if guarded else Unguarded(torch_policy())
-        return evaluate(policy, CHAOS, SEEDS, [1, "euler3"], n_envs=n_envs, make_env=partial(Chaos, 80)).records
+        return evaluate(policy, CHAOS, SEEDS, [1, "euler3"], n_envs=n_envs, make_env=partial(Chaos, 40)).records
 
     reference = run(1)
     assert [(r["arm"], r["seed"]) for r in reference] == [(a, s) for a in ("1", "euler3") for s in SEEDS]
