@@ -10,7 +10,7 @@ INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[all]'
+	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[pusht,report,tensorboard]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo

@@ -53,6 +53,8 @@ class TrainingConfig:
         batch_size: windows per step.
         lr, betas, weight_decay: AdamW.
         warmup_steps: linear warm-up, followed by a cosine to zero at `steps`.
+        diagonal_steps: first steps that train the diagonal alone, at less than half the cost of a full step; the warm start
+            from which self-distillation then goes on in the same run.
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: of the averaged weights that are evaluated.
         amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32), "off"
@@ -72,6 +74,7 @@ class TrainingConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-6
     warmup_steps: int = 200
+    diagonal_steps: int = 0
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     amp: str = "bf16"
@@ -132,6 +135,11 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
+        self.warm_start = objective
+        if config.diagonal_steps:
+            if not hasattr(objective, "off_diagonal_weight"):
+                raise InputError("training.diagonal_steps needs an objective with a self-distillation term.")
+            self.warm_start = dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
         network, self.compile_note = _compiled(self.policy.network) if config.compile else (self.policy.network, "off")
         self.flow_map = FlowMap(network, self.policy.flow_map.path)
         self.step = 0
@@ -175,7 +183,8 @@ class Trainer:
         cond = self.policy.encode(obs)
         x = self.policy.normalizer.normalize_action(action, obs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp == "bf16"):
-            loss: Loss = self.objective(self.flow_map, x, cond, self.policy.null, generator)
+            objective = self.warm_start if self.step < c.diagonal_steps else self.objective
+            loss: Loss = objective(self.flow_map, x, cond, self.policy.null, generator)
         values = {"loss": loss.total.item(), **{name: term.item() for name, term in loss.terms.items()}}
         for name, value in values.items():
             if name != "loss" and not math.isfinite(value):
@@ -260,7 +269,7 @@ class Trainer:
                 window.append(values)
                 bar.update(1, loss=values["loss"], grad=values["grad_norm"], lr=values["lr"])
                 if self.step % c.log_every == 0 or self.step == c.steps:
-                    mean = {key: float(np.mean([v[key] for v in window])) for key in values}
+                    mean = {key: float(np.mean([v[key] for v in window if key in v])) for key in values}
                     mean["grad_norm_max"] = max(v["grad_norm"] for v in window)
                     elapsed = time.monotonic() - started
                     log.write(self.step, {
