@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from isdt_policy.envs.experts import pusht_model as model
 from numpy.typing import NDArray
+
+from isdt_policy.envs.experts import pusht_model as model
 
 Array = NDArray[np.float64]
 
-CLEARANCE = 18.0  # kept from the block while walking, centre of the agent, px
-BEFORE_CONTACT = 5.0  # a push begins this far from touching, px
-DIRECTIONS = np.deg2rad([-24.0, -12.0, 0.0, 12.0, 24.0])  # against the inward normal
+CLEARANCE = 27.0  # kept from the block while walking, centre of the agent, px
+BEFORE_CONTACT = CLEARANCE - model.AGENT_RADIUS + 1.0  # a push begins this far from touching, px
+DIRECTIONS = np.deg2rad([0.0])  # against the inward normal
 
 
 @dataclass(frozen=True)
@@ -33,31 +35,30 @@ class Style:
         push_lead: the same while pushing.
         push_cost: fixed cost of a push, steps; higher means fewer and longer pushes.
         turn_weight: weight of rotation in the pose error; above 1 rotation is corrected earlier.
-        loyalty: factor on the score of the push under way.
+        loyalty: factor on the score of the push walked to.
+        finish: a push ends when the rest of it would take less than this share off the pose error.
     """
 
     walk_lead: float = 36.0
     push_lead: float = 22.0
-    push_cost: float = 5.0
-    turn_weight: float = 1.5
+    push_cost: float = 10.0
+    turn_weight: float = 4.0
     loyalty: float = 1.25
+    finish: float = 0.03
 
 
 @cache
 def _outline() -> tuple[Array, Array]:
     """Contact points and outward normals in the block's frame, (n, 2) each."""
     points, normals = [], []
-    for x in (-56, -45, -34, -23, -12, 0, 12, 23, 34, 45, 56):
+    for x in (-50, 0, 50):
         points.append((x, 0)), normals.append((0, -1))
     for side in (-1, 1):
-        for y in (4, 15, 26):
-            points.append((60 * side, y)), normals.append((side, 0))
-        for x in (34, 45, 56):
-            points.append((x * side, 30)), normals.append((0, 1))
-        for y in (50, 64, 78, 92, 106, 117):
+        points.append((60 * side, 15)), normals.append((side, 0))
+        points.append((48 * side, 30)), normals.append((0, 1))
+        for y in (58, 108):
             points.append((15 * side, y)), normals.append((side, 0))
-    for x in (-11, 0, 11):
-        points.append((x, 120)), normals.append((0, 1))
+    points.append((0, 120)), normals.append((0, 1))
     return np.array(points, np.float64), np.array(normals, np.float64)
 
 
@@ -82,8 +83,22 @@ def _roads() -> tuple[Array, NDArray[np.bool_], NDArray[np.bool_], Array, Array]
     return nodes, edges, goal_edges, starts_array, np.array(directions)
 
 
+def _away(agent: Array) -> Array:
+    """Return the unit vector from the block's nearest point to the agent, both in the block's frame."""
+    x, y = agent
+    spans = [
+        (x - min(max(x, x_low), x_high), y - min(max(y, y_low), y_high))
+        for x_low, x_high, y_low, y_high in model.RECTANGLES
+    ]
+    nearest = np.array(min(spans, key=lambda d: math.hypot(*d)))
+    return nearest / np.linalg.norm(nearest)
+
+
 class PushTExpert:
     """Closed-loop expert for one episode at a time: `act(state)` gives the next target.
+
+    It walks to the start of the chosen push, at a distance from the block, then pushes along a nearly straight line until
+    the pose gets no better, leaves the block the way it came, and chooses again.
 
     Args:
         style: how it moves.
@@ -95,58 +110,75 @@ class PushTExpert:
 
     def reset(self) -> None:
         """Forget the push under way."""
-        self._current: int | None = None
-        self._line: tuple[Array, Array] | None = None  # start and direction of the push under way, world
+        self._choice: int | None = None  # the push walked to
+        self._heading: float | None = None  # direction of the push under way, rad, world
 
     def act(self, state: Array) -> Array:
         """Return the target (2,), px, for a state (5,): agent x, y, block x, y (px), block angle (rad)."""
-        style = self.style
-        agent, angle = np.asarray(state[:2], np.float64), float(state[4])
+        agent, origin, angle = np.asarray(state[:2], np.float64), np.asarray(state[2:4], np.float64), float(state[4])
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        origin = np.asarray(state[2:4], np.float64)
         pose = np.array([*(origin + rotation @ [0.0, model.CENTRE_OF_MASS]), angle])
-        nodes, edges, goal_edges, starts, directions = _roads()
-        local_agent = rotation.T @ (agent - origin)
+        if self._heading is not None:
+            target = self._go_on(pose, agent)
+            if target is not None:
+                return target
+        return self._choose(pose, agent, origin, rotation)
 
-        world_nodes = nodes @ rotation.T + origin
+    def _go_on(self, pose: Array, agent: Array) -> Array | None:
+        """Return the next target of the push under way, steered a little; None when it has done its work."""
+        style = self.style
+        headings = self._heading + np.deg2rad([0.0, -3.0, 3.0])
+        directions = np.stack([np.cos(headings), np.sin(headings)], axis=1)
+        leads = np.full(3, style.push_cost)
+        rate, reach, final = model.best_pushes(
+            pose, np.tile(agent, (3, 1)), directions, leads, style.push_lead / 2, 2.0, 90, style.turn_weight
+        )
+        best = int(np.argmax(rate * [1.05, 1.0, 1.0]))
+        now = model.pose_error(*pose, style.turn_weight)
+        if now - final[best] < max(0.2, style.finish * now):
+            self._heading = None
+            return None
+        self._heading = float(headings[best])
+        lead = min(style.push_lead, reach[best])
+        return np.clip(agent + lead * directions[best], 0.0, 512.0)
+
+    def _choose(self, pose: Array, agent: Array, origin: Array, rotation: Array) -> Array:
+        """Choose a push and return the next target of the walk to its start."""
+        style = self.style
+        nodes, edges, goal_edges, starts, directions = _roads()
+        local = rotation.T @ (agent - origin)
+        world_nodes, world_starts = nodes @ rotation.T + origin, starts @ rotation.T + origin
         usable = ((world_nodes > 3.0) & (world_nodes < 509.0)).all(1)
         node_dist, node_next = model.node_distances(nodes, usable, edges)
-        length, first, last = model.ways(local_agent, starts, nodes, node_dist, goal_edges, usable, CLEARANCE)
+        # Leave the block straight away from it before walking around it.
+        leave, gap = local, model.distance_to_block(*local)
+        if 1e-6 < gap < CLEARANCE - 8.0:
+            leave = local + _away(local) * (CLEARANCE - gap)
+        length, first, last = model.ways(leave, starts, nodes, node_dist, goal_edges, usable, CLEARANCE - 6.0)
+        length += np.linalg.norm(leave - local)
+        # In front of a contact point already: no way to go.
+        ahead = _in_corridor(local)
+        length[ahead] = 0.0
+        world_starts[ahead] = agent
 
-        world_starts = starts @ rotation.T + origin
+        walkable = ((world_starts > 3.0) & (world_starts < 509.0)).all(1) & (length < 1e8)
+        lead = np.where(walkable, length / (style.walk_lead / 2) + style.push_cost, 1e9)
         world_directions = directions @ rotation.T
-        inside = ((world_starts > 3.0) & (world_starts < 509.0)).all(1)
-        walk_speed, push_speed = style.walk_lead / 2, style.push_lead / 2
-        lead = np.where(inside & (length < 1e8), length / walk_speed + style.push_cost, 1e9)
-
-        # Pushes that begin where the agent is: going on in the present line, or turning off it a little.
-        here = np.deg2rad(np.arange(0.0, 360.0, 12.0)) + angle
-        turns = [np.array([math.cos(a), math.sin(a)]) for a in here]
-        on_line = self._line is not None
-        if on_line:
-            base = math.atan2(self._line[1][1], self._line[1][0])
-            turns = [np.array([math.cos(base + d), math.sin(base + d)]) for d in np.deg2rad([0.0, -4.0, 4.0])] + turns
-        n_far = len(starts)
-        all_starts = np.concatenate([world_starts, np.tile(agent, (len(turns), 1))])
-        all_directions = np.concatenate([world_directions, np.array(turns)])
-        all_leads = np.concatenate([lead, np.full(len(turns), style.push_cost)])
-        rate, reach, _ = model.best_pushes(
-            pose, all_starts, all_directions, all_leads, push_speed, 2.0, 90, style.turn_weight
+        rate, reach, final = model.best_pushes(
+            pose, world_starts, world_directions, lead, style.push_lead / 2, 2.0, 90, style.turn_weight
         )
-        score = rate.copy()
-        if on_line:
-            score[n_far] *= style.loyalty
-            score[n_far + 1 : n_far + 3] *= style.loyalty * 0.97
-        elif self._current is not None:
-            score[self._current] *= style.loyalty
-        best = int(np.argmax(score))
+        if self._choice is not None:
+            rate[self._choice] *= style.loyalty
+        now = model.pose_error(*pose, style.turn_weight)
+        rate[ahead & (now - final < 2 * max(0.2, style.finish * now))] = -1e9
+        best = self._choice = int(np.argmax(rate))
+        if ahead[best]:
+            self._choice = None
+            self._heading = float(math.atan2(world_directions[best][1], world_directions[best][0]))
+            lead_now = min(style.push_lead, reach[best])
+            return np.clip(agent + lead_now * world_directions[best], 0.0, 512.0)
 
-        if best >= n_far:
-            self._current, self._line = None, (agent, all_directions[best])
-            path = [agent, agent + all_directions[best] * reach[best]]
-            return self._carrot(path, 0.0, local=None)
-        self._current, self._line = best, None
-        path = [local_agent]
+        path = [local, leave]
         node = int(first[best])
         if node >= 0:
             path.append(nodes[node])
@@ -154,28 +186,29 @@ class PushTExpert:
                 node = int(node_next[node, last[best]])
                 path.append(nodes[node])
         path.append(starts[best])
-        walk = sum(float(np.linalg.norm(b - a)) for a, b in zip(path, path[1:]))
-        path.append(starts[best] + directions[best] * reach[best])
-        target = self._carrot(path, walk, local=local_agent)
-        return np.clip(rotation @ target + origin, 0.0, 512.0)
+        lead_now = style.walk_lead
+        # The agent runs straight to its target: pull that in until the straight line is free.
+        while lead_now > 6.0:
+            point = _along(path, lead_now)
+            if model.free(local[0], local[1], point[0], point[1], CLEARANCE - 8.0):
+                break
+            lead_now *= 0.8
+        return np.clip(rotation @ _along(path, lead_now) + origin, 0.0, 512.0)
 
-    def _carrot(self, path: list[Array], walk: float, local: Array | None) -> Array:
-        """Return the point a lead ahead on the path that the agent can reach in a straight line."""
-        lead = min(self.style.walk_lead, walk + self.style.push_lead)
-        while True:
-            point = _along(path, lead)
-            # Beyond the start of the push touching is meant.
-            if local is None or lead < 3.0:
-                return point
-            check = _along(path, min(lead, walk))
-            if model.free(local[0], local[1], check[0], check[1], CLEARANCE - 1.5):
-                return point
-            lead *= 0.8
+
+def _in_corridor(agent: Array) -> NDArray[np.bool_]:
+    """Say for which pushes the agent (block's frame) stands between the start and the contact point, or close to it."""
+    points, normals = _outline()
+    offset = agent - points
+    out = (offset * normals).sum(1)
+    side = np.abs(offset[:, 0] * normals[:, 1] - offset[:, 1] * normals[:, 0])
+    inside = (side < 7.0) & (out > 0) & (out < model.AGENT_RADIUS + BEFORE_CONTACT + 7.0)
+    return np.repeat(inside, len(DIRECTIONS))
 
 
 def _along(path: list[Array], distance: float) -> Array:
     """Return the point `distance` along a polyline, or its end."""
-    for a, b in zip(path, path[1:]):
+    for a, b in pairwise(path):
         span = float(np.linalg.norm(b - a))
         if distance <= span and span > 0:
             return a + (b - a) * (distance / span)

@@ -140,11 +140,13 @@ def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn
 
 @njit(cache=True)
 def free(ax: float, ay: float, bx: float, by: float, clearance: float) -> bool:
-    """Whether the segment a-b (block's frame) stays `clearance` from the T, or at least comes no closer than a is."""
-    least = min(clearance, distance_to_block(ax, ay) - 0.3)
-    n = int(math.hypot(bx - ax, by - ay) / 4.0) + 1
+    """Whether the segment a-b (block's frame) keeps `clearance` from the T; where a is closer, whether it moves away."""
+    near = distance_to_block(ax, ay) - 0.3
+    span = math.hypot(bx - ax, by - ay)
+    n = int(span / 4.0) + 1
     for k in range(1, n + 1):
         f = k / n
+        least = min(clearance, near + 0.6 * f * span)
         if distance_to_block(ax + f * (bx - ax), ay + f * (by - ay)) < least:
             return False
     return True
