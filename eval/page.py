@@ -25,6 +25,7 @@ section,details{margin:0 0 24px}section:not(.cards):not(.plots),main>details{bac
 .card h2{font-size:15px;margin:0;color:var(--muted);font-weight:600}
 .big{font-size:56px;line-height:1;font-weight:700;letter-spacing:-.03em;margin:8px 0 4px}
 .big small{font-size:26px;margin-left:3px}
+.card table{font-size:13px}
 .card p.dim{margin:0 0 10px}
 .bar{position:relative;height:8px;border-radius:4px;background:#edf0f3;margin:0 0 14px}
 .bar i{position:absolute;top:0;bottom:0;border-radius:4px;background:var(--good);opacity:.35}
