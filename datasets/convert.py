@@ -26,7 +26,7 @@ Convert demonstrations. The source's format is found by looking inside; the targ
   .hdf5               robomimic
 The target appears when it is complete; the source is never touched.
 
-  to=FORMAT        zarr, robomimic, or diffusion_policy (Zarr v2 for Diffusion Policy's own code)
+  to=FORMAT        zarr, robomimic, diffusion_policy (Zarr v2 for Diffusion Policy's own code), lerobot or minari
   keys=a,b         only these keys, and the action
   task=NAME        record the registered task these are demonstrations of (units, ranges, derived observations)
   overwrite=false  true replaces what is at TARGET
@@ -36,6 +36,7 @@ examples
   isdt data convert pusht_cchi_v7_replay.zarr pusht.zarr task=pusht
   isdt data convert pusht.zarr pusht_v2.zarr.zip to=diffusion_policy keys=state
   isdt data convert lift.zarr lift_again.hdf5
+  isdt data convert pusht.zarr pusht_lerobot to=lerobot
 """
 
 
@@ -148,7 +149,9 @@ def _format_of(target: Path) -> str:
         return "zarr"
     if target.suffix in (".hdf5", ".h5"):
         return "robomimic"
-    raise InputError(f"'{target}': the name of a target ends in .zarr, .zarr.zip or .hdf5; or say to=FORMAT.")
+    raise InputError(
+        f"'{target}': the name of a target ends in .zarr, .zarr.zip or .hdf5; or say to=FORMAT (lerobot and minari need it)."
+    )
 
 
 def sha256(path: Path) -> str:

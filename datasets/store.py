@@ -50,7 +50,7 @@ from isdt_policy.errors import InputError, nearest
 
 SCHEMA = 1
 # Keys that tell what was done and how it went, not what was seen; every other key is an observation.
-NOT_OBSERVED = ("action", "reward", "done", "states", "coverage", "success")
+NOT_OBSERVED = ("action", "reward", "done", "terminated", "truncated", "states", "coverage", "success")
 # Steps per chunk, and chunks per shard, of low-dimensional arrays: a few hundred kilobytes a file.
 _CHUNK_STEPS, _CHUNKS_PER_SHARD = 1024, 16
 
@@ -189,6 +189,8 @@ class DemoStore:
         array = self._array(key)
         try:
             return np.asarray(array[start : self.n_steps if stop is None else min(stop, self.n_steps)])
+        except MemoryError:
+            raise  # the store is well; the caller asked for too much at once
         except Exception as error:
             raise _unreadable(self.path, f"data/{key}", error) from error
 

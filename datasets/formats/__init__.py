@@ -6,7 +6,6 @@ A reader turns a path into a `Recording`; `FORMATS` says how each is recognised.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,8 @@ FORMATS: dict[str, tuple[str, str]] = {
         "a Zarr v2 store for Diffusion Policy's code",
     ),
     "robomimic": ("isdt_policy.datasets.formats.robomimic", ".hdf5 file with data/demo_N/obs"),
+    "lerobot": ("isdt_policy.datasets.formats.lerobot", "directory with meta/info.json, version 3"),
+    "minari": ("isdt_policy.datasets.formats.minari", "directory with data/metadata.json and data/main_data.hdf5"),
 }
 
 
@@ -65,8 +66,9 @@ def detect(path: str | Path) -> str:
         raise InputError(f"no demonstrations at '{path}': the path does not exist.")
     if where.is_dir():
         if (where / "meta" / "info.json").exists():
-            version = json.loads((where / "meta" / "info.json").read_text()).get("codebase_version", "unknown")
-            raise InputError(f"'{path}' is a LeRobot dataset ({version}), which is not read yet.")
+            return "lerobot"
+        if (where / "data" / "metadata.json").exists() or (where / "main_data.hdf5").exists():
+            return "minari"
         if any((where / name).exists() for name in ("zarr.json", ".zgroup", "meta/episode_ends")):
             return "zarr"
         inside = sorted(child for child in where.iterdir() if child.suffix in (".zarr", ".hdf5", ".zip"))

@@ -6,8 +6,9 @@ How keys are called here and there:
     observations/a/b (Dict)   a.b                rewards       reward        truncations    truncated
 
 Minari keeps one observation more than actions; it goes to meta/episode_info (`last_observation`) and comes back from there.
-The metadata (spaces, environment, author, ...) goes to the attribute `minari` as it is. `infos` are not carried over, nor are
-spaces other than Box and Dict, nor the Arrow storage.
+The metadata (spaces, environment, author, ...) goes to the attribute `minari` as it is. `infos` are not carried over (ours that
+tell how it went, such as coverage, are written there and come back), nor are spaces other than Box and Dict, nor the Arrow
+storage.
 """
 
 from __future__ import annotations
@@ -43,18 +44,23 @@ def read(path: str | Path) -> Recording:
         if not names:
             raise InputError(f"'{path}' holds no episodes.")
         info = [_info(where, file[name]) for name in names]
-        notes = ["infos are not carried over"] if any("infos" in file[name] for name in names) else []
-    attributes: dict[str, Any] = {"minari": metadata}
+        dropped = {key for name in names for key in file[name].get("infos", {}) if key not in NOT_OBSERVED}
+        notes = [f"infos are not carried over: {', '.join(sorted(dropped))}"] if dropped else []
+    attributes: dict[str, Any] = metadata.pop("isdt_attributes", {})
+    attributes.pop("provenance", None)
+    task, filled = attributes.pop("task", None), attributes.pop("filled", [])
     if "env_spec" in metadata:
         spec = json.loads(metadata["env_spec"])
-        attributes["env"] = {"id": spec.get("id"), "kwargs": spec.get("kwargs", {})}
+        attributes.setdefault("env", {"id": spec.get("id"), "kwargs": spec.get("kwargs", {})})
+    attributes["minari"] = metadata
 
     def episodes() -> Iterator[dict[str, NDArray[Any]]]:
         with _open(where / _FILE) as file:
             for name in names:
-                yield _episode(where, file[name])
+                episode = _episode(where, file[name])
+                yield {key: value for key, value in episode.items() if key not in filled}
 
-    return Recording("minari", Path(path), len(names), episodes, None, attributes, info, notes)
+    return Recording("minari", Path(path), len(names), episodes, task, attributes, info, notes)
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
@@ -69,14 +75,15 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
             first = first or episode
             steps += len(episode["action"])
             _write_episode(file.create_group(f"episode_{number}"), number, episode, info[number])
+    filled = [ours for ours in _NAMES.values() if ours not in first]  # Minari needs them; they are no data of ours
     kept = {k: v for k, v in recording.attributes.items() if k != "minari"}
     metadata = {
-        "dataset_id": f"{path.name}-v0", "minari_version": ">=0.5.0", "env_spec": None,
+        "dataset_id": f"{path.name}-v0", "minari_version": "0.5.0", "env_spec": None,
         "action_space": json.dumps(_box(first["action"])), "observation_space": json.dumps(_observation_space(first)),
         **recording.attributes.get("minari", {}),
         "data_format": "hdf5", "jpeg_encoding": False, "total_episodes": recording.n_episodes, "total_steps": steps,
         "dataset_size": (folder / _FILE).stat().st_size / 1e6,
-        "isdt_attributes": {**kept, "task": recording.task, "provenance": provenance},
+        "isdt_attributes": {**kept, "task": recording.task, "provenance": provenance, "filled": filled},
     }  # fmt: skip
     (folder / "metadata.json").write_text(json.dumps({k: v for k, v in metadata.items() if v is not None}))
 
@@ -92,10 +99,14 @@ def _metadata(where: Path) -> dict[str, Any]:
     try:
         metadata: dict[str, Any] = json.loads((where / "metadata.json").read_text())
     except ValueError as error:
-        raise InputError(f"'{where / 'metadata.json'}' is not complete JSON ({error}); download the dataset again.") from None
+        raise InputError(
+            f"'{where / 'metadata.json'}' is not complete JSON ({error}); download the dataset again."
+        ) from None
     storage = metadata.get("data_format", "hdf5")
     if storage != "hdf5":
-        raise InputError(f"'{where}' is stored as '{storage}'; only HDF5 is read. Write it again with data_format='hdf5'.")
+        raise InputError(
+            f"'{where}' is stored as '{storage}'; only HDF5 is read. Write it again with data_format='hdf5'."
+        )
     return metadata
 
 
@@ -110,14 +121,18 @@ def _observations(where: Path, group: Any) -> dict[str, NDArray[Any]]:
     arrays = {_SINGLE: found} if hasattr(found, "shape") else dict(_leaves(found))
     clash = sorted(set(arrays) & {*NOT_OBSERVED, *_NAMES.values()})
     if clash:
-        raise InputError(f"'{where}' has an observation called '{clash[0]}', a name that means something else in a store.")
+        raise InputError(
+            f"'{where}' has an observation called '{clash[0]}', a name that means something else in a store."
+        )
     return {key: _pixels(where, key, value) for key, value in arrays.items()}
 
 
 def _pixels(where: Path, key: str, dataset: Any) -> NDArray[Any]:
     values = dataset[()]
     # Minari embeds images of its image spaces as JPEG files, one row of bytes each.
-    if values.dtype == object or (values.ndim == 2 and values.dtype == np.uint8 and bytes(values[0][:2]) == b"\xff\xd8"):
+    if values.dtype == object or (
+        values.ndim == 2 and values.dtype == np.uint8 and bytes(values[0][:2]) == b"\xff\xd8"
+    ):
         return np.stack([images.decode(np.asarray(row, np.uint8).tobytes()) for row in values])
     if values.dtype.kind not in "biuf":
         raise InputError(f"'{where}': observation '{key}' holds {values.dtype}; a store holds numbers.")
@@ -130,6 +145,8 @@ def _episode(where: Path, group: Any) -> dict[str, NDArray[Any]]:
             raise InputError(f"'{where}': actions are a Dict or Tuple; a store holds one array of actions.")
         steps = len(group["actions"])
         arrays = {ours: group[theirs][()] for theirs, ours in _NAMES.items() if theirs in group}
+        infos = group.get("infos", {})
+        arrays |= {key: infos[key][()] for key in NOT_OBSERVED if key in infos and len(infos[key]) == steps}
         observations = _observations(where, group)
     except (OSError, KeyError, RuntimeError) as error:
         raise InputError(f"'{where / _FILE}': {group.name} cannot be read ({error}); download it again.") from error
@@ -163,6 +180,8 @@ def _write_episode(group: Any, number: int, episode: Mapping[str, NDArray[Any]],
     defaults = {"rewards": np.zeros(steps), "terminations": ends, "truncations": np.zeros(steps, bool)}
     for theirs, ours in _NAMES.items():
         group[theirs] = episode[ours] if ours in episode else defaults[theirs]
+    for key in set(episode) & {*NOT_OBSERVED} - {*_NAMES.values()}:
+        group[f"infos/{key}"] = episode[key]
     group.attrs["total_steps"], group.attrs["id"] = steps, number
     if "seed" in info:
         group.attrs["seed"] = info["seed"]
@@ -170,7 +189,11 @@ def _write_episode(group: Any, number: int, episode: Mapping[str, NDArray[Any]],
 
 def _box(value: NDArray[Any]) -> dict[str, Any]:
     shape = value.shape[1:]
-    low, high = (0, 255) if value.dtype == np.uint8 else (-np.inf, np.inf)
+    low, high = -np.inf, np.inf
+    if value.dtype.kind in "iu":
+        low, high = np.iinfo(value.dtype).min, np.iinfo(value.dtype).max
+    elif value.dtype.kind == "b":
+        low, high = 0, 1
     bounds = {"low": np.full(shape, low).tolist(), "high": np.full(shape, high).tolist()}
     return {"type": "Box", "dtype": str(value.dtype), "shape": list(shape), **bounds}
 
