@@ -39,12 +39,15 @@ class Style:
         finish: a push ends when the rest of it would take less than this share off the pose error.
     """
 
-    walk_lead: float = 36.0
-    push_lead: float = 22.0
+    walk_lead: float = 28.0
+    push_lead: float = 20.0
     push_cost: float = 10.0
     turn_weight: float = 4.0
     loyalty: float = 1.25
     finish: float = 0.03
+    spread: float = 6.0
+    slow: float = 8.0
+    slope: float = 0.25
 
 
 @cache
@@ -131,7 +134,7 @@ class PushTExpert:
         directions = np.stack([np.cos(headings), np.sin(headings)], axis=1)
         leads = np.full(3, style.push_cost)
         rate, reach, final = model.best_pushes(
-            pose, np.tile(agent, (3, 1)), directions, leads, style.push_lead / 2, 2.0, 90, style.turn_weight
+            pose, np.tile(agent, (3, 1)), directions, leads, style.push_lead / 2, 2.0, 90, style.turn_weight, 0.0
         )
         best = int(np.argmax(rate * [1.05, 1.0, 1.0]))
         now = model.pose_error(*pose, style.turn_weight)
@@ -139,7 +142,7 @@ class PushTExpert:
             self._heading = None
             return None
         self._heading = float(headings[best])
-        lead = min(style.push_lead, reach[best])
+        lead = min(style.push_lead, style.slow + style.slope * now, reach[best])
         return np.clip(agent + lead * directions[best], 0.0, 512.0)
 
     def _choose(self, pose: Array, agent: Array, origin: Array, rotation: Array) -> Array:
@@ -165,7 +168,7 @@ class PushTExpert:
         lead = np.where(walkable, length / (style.walk_lead / 2) + style.push_cost, 1e9)
         world_directions = directions @ rotation.T
         rate, reach, final = model.best_pushes(
-            pose, world_starts, world_directions, lead, style.push_lead / 2, 2.0, 90, style.turn_weight
+            pose, world_starts, world_directions, lead, style.push_lead / 2, 2.0, 90, style.turn_weight, style.spread
         )
         if self._choice is not None:
             rate[self._choice] *= style.loyalty
@@ -175,7 +178,7 @@ class PushTExpert:
         if ahead[best]:
             self._choice = None
             self._heading = float(math.atan2(world_directions[best][1], world_directions[best][0]))
-            lead_now = min(style.push_lead, reach[best])
+            lead_now = min(style.push_lead, style.slow + style.slope * now, reach[best])
             return np.clip(agent + lead_now * world_directions[best], 0.0, 512.0)
 
         path = [local, leave]
@@ -218,8 +221,8 @@ def _along(path: list[Array], distance: float) -> Array:
 
 # --- demonstrations -------------------------------------------------------------------------------------------------
 
-STOP_COVERAGE = 0.985  # demonstrations go on beyond success, so that a learner aims at the middle of it
-KINDS = {"protocol": 0.6, "beside": 0.2, "near": 0.2}
+STOP_COVERAGE = 0.97  # demonstrations go on beyond success, so that a learner aims at the middle of it
+KINDS = {"protocol": 0.5, "beside": 0.2, "near": 0.3}
 
 
 def start_state(rng: np.random.Generator, kind: str) -> Array:
@@ -263,7 +266,7 @@ def episode(seed: int, index: int, style: Style | None = None) -> tuple[dict[str
         states.append(state.astype(np.float32)), actions.append(action), coverages.append(info["coverage"])
         success = success or info["is_success"]
         since += success
-        done = truncated or info["coverage"] > STOP_COVERAGE or since > 60
+        done = truncated or info["coverage"] > STOP_COVERAGE or since > 12
     arrays = {
         "state": np.array(states, np.float32),
         "action": np.array(actions, np.float32),

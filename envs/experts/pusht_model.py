@@ -105,7 +105,7 @@ def push(
 
 
 @njit(cache=True)
-def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn_weight):
+def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn_weight, spread):
     """For every candidate push, find the length with the best rate of improvement.
 
     Args:
@@ -117,24 +117,31 @@ def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn
         step: resolution of the length, px.
         n_steps: longest push / step.
         turn_weight: weight of rotation in the error.
+        spread: the outcome is averaged over pushes this far to either side, px, so that pushes that forgive a careless
+            agent are preferred; 0 tries the push itself only.
 
     Returns:
         (rate, length, error at the end), each (n,).
     """
     n = starts.shape[0]
     rate, length, final = np.full(n, -1e9), np.zeros(n), np.zeros(n)
-    errors = np.empty(n_steps)
+    errors, mean = np.empty(n_steps), np.empty(n_steps)
+    offsets = np.array([-spread, 0.0, spread]) if spread > 0.0 else np.zeros(1)
     now = pose_error(pose[0], pose[1], pose[2], turn_weight)
     for i in range(n):
         if lead_times[i] > 1e6:
             continue
-        push(pose, starts[i, 0], starts[i, 1], directions[i, 0], directions[i, 1], step, turn_weight, errors)
+        ux, uy = directions[i, 0], directions[i, 1]
+        mean[:] = 0.0
+        for offset in offsets:
+            push(pose, starts[i, 0] - offset * uy, starts[i, 1] + offset * ux, ux, uy, step, turn_weight, errors)
+            mean += errors / len(offsets)
         for k in range(n_steps):
-            if errors[k] == np.inf:
+            if mean[k] == np.inf:
                 break
-            r = (now - errors[k]) / (lead_times[i] + (k + 1) * step / speed)
+            r = (now - mean[k]) / (lead_times[i] + (k + 1) * step / speed)
             if r > rate[i]:
-                rate[i], length[i], final[i] = r, (k + 1) * step, errors[k]
+                rate[i], length[i], final[i] = r, (k + 1) * step, mean[k]
     return rate, length, final
 
 
