@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.datasets.frames import LOW_DIM
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.errors import InputError
 
@@ -23,9 +24,6 @@ examples
   isdt data inspect bundled:pusht_expert
   isdt data inspect demos.zarr format=json
 """
-
-# Keys with more numbers a step than this are images: their range is not computed, their frames are read in small groups.
-LOW_DIM = 256
 
 
 def show(path: str, format: str = "table") -> int:

@@ -14,6 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.datasets.frames import frames, is_image
 from isdt_policy.errors import InputError
 
 
@@ -106,7 +107,7 @@ def _mark_padding(rows, out):  # type: ignore[no-untyped-def]
 
 
 class WindowDataset:
-    """Training windows of chosen episodes, held in memory as float32.
+    """Training windows of chosen episodes: low-dimensional keys in memory as float32, images as they are stored.
 
     Args:
         store: demonstrations.
@@ -115,9 +116,11 @@ class WindowDataset:
         horizon, n_obs_steps, n_action_steps: see the top of this file.
         episodes: indices of the episodes to use; None takes all.
         task: derives keys the store does not hold.
+        mode: where images are held: "ram", or "mmap" in a file of decoded frames beside other downloads, mapped into memory
+            and paged in by the system as windows are read; "auto" takes RAM while they fit into half of what is free.
 
     Raises:
-        InputError: an unknown key, NaN or infinity in what is read, or no episodes.
+        InputError: an unknown key or mode, NaN or infinity in what is read, or no episodes.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class WindowDataset:
         n_action_steps: int = 8,
         episodes: NDArray[np.int64] | Sequence[int] | None = None,
         task: Deriver | None = None,
+        mode: str = "auto",
     ) -> None:
         self.obs_keys, self.horizon, self.n_obs_steps = tuple(obs_keys), horizon, n_obs_steps
         chosen = np.arange(store.n_episodes) if episodes is None else np.asarray(episodes, np.int64)
@@ -143,7 +147,11 @@ class WindowDataset:
         episode = np.searchsorted(ends, indices[:, 0], side="right")
         low = np.concatenate([[0], ends[:-1]])[episode]
         self._rows = np.stack([indices[:, 0] - indices[:, 2], low, ends[episode] - 1], axis=1)
-        self._arrays = {**_observations(store, self.obs_keys, task), "action": _read(store, action_key)}
+        images = tuple(key for key in self.obs_keys if key in store.keys and is_image(store, key))
+        low_dim = [key for key in self.obs_keys if key not in images]
+        self._arrays = {**_observations(store, low_dim, task), "action": _read(store, action_key)}
+        self._shapes = {key: store.read(key, 0, 1).shape[1:] for key in images}
+        self._arrays |= frames(store, images, mode)
         self._steps = np.concatenate([np.arange(*bounds) for bounds in zip([0, *ends[:-1]], ends)])[
             np.repeat(mask, np.diff(ends, prepend=0))
         ]
@@ -157,7 +165,8 @@ class WindowDataset:
 
         Returns:
             {"obs": {key: (B, n_obs_steps, d)}, "action": (B, horizon, action_dim), "is_pad": (B, horizon) bool, true where
-            the action is edge padding}, float32 in the store's units.
+            the action is edge padding}, float32 in the store's units; images (B, n_obs_steps, height, width, channels) in
+            the stored dtype.
         """
         rows = self._rows[np.asarray(indices, np.int64)]
         obs = {key: self._windows(key, rows, self.n_obs_steps) for key in self.obs_keys}
@@ -165,16 +174,24 @@ class WindowDataset:
         _mark_padding(rows, is_pad)
         return {"obs": obs, "action": self._windows("action", rows, self.horizon), "is_pad": is_pad}
 
-    def _windows(self, key: str, rows: NDArray[np.int64], steps: int) -> NDArray[np.float32]:
+    def _windows(self, key: str, rows: NDArray[np.int64], steps: int) -> NDArray[Any]:
         source = self._arrays[key]
-        out = np.empty((len(rows), steps, source.shape[1]), np.float32)
+        out = np.empty((len(rows), steps, source.shape[1]), source.dtype)
+        if key in self._shapes:
+            # Whole frames: copied as rows, which for a mapped file also reads each page once.
+            # mode="clip": in NumPy's default mode `out` is filled by way of a second array of its size.
+            chosen = np.clip(rows[:, :1] + np.arange(steps), rows[:, 1:2], rows[:, 2:3])
+            np.take(source, chosen, axis=0, out=out, mode="clip")
+            return out.reshape(len(rows), steps, *self._shapes[key])
         _gather(source, rows, steps, out)
         return out
 
     def statistics(self) -> dict[str, dict[str, NDArray[np.float64]]]:
-        """Per key min, max, mean and std over the steps of the chosen episodes, each (d,)."""
+        """Per low-dimensional key min, max, mean and std over the steps of the chosen episodes, each (d,)."""
         result = {}
         for key, array in self._arrays.items():
+            if key in self._shapes:
+                continue
             used = array[self._steps]
             result[key] = {
                 "min": used.min(axis=0), "max": used.max(axis=0),
