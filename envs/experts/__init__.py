@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from isdt_policy.envs.protocol import Policy
@@ -42,7 +42,7 @@ def generate_episodes(
         first: index of the first attempt.
 
     Yields:
-        (arrays, info): arrays {"state", "action", "coverage", ...} with time first; info {"index", "seed", "success", ...}.
+        (arrays, info): arrays {"state", "action", "coverage"} with time first; info {"index", "seed", "success", ...}.
 
     Raises:
         InputError: if the task has no expert, or a number is out of range.
@@ -54,15 +54,18 @@ def generate_episodes(
             f"seed={seed}, workers={workers}."
         )
     kept = 0
-    for arrays, info in _attempts(module.__name__, seed, first, workers):
-        if kept == episodes:
-            return
+    attempts = _attempts(module.__name__, seed, first, workers)
+    while kept < episodes:
+        arrays, info = next(attempts)
         if info["success"] or keep_failures:
             kept += 1
             yield arrays, info
+    attempts.close()
 
 
-def _attempts(module: str, seed: int, first: int, workers: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def _attempts(
+    module: str, seed: int, first: int, workers: int
+) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, None]:
     """Yield attempts first, first + 1, ... for ever, a few computed ahead."""
     import itertools
 
