@@ -186,11 +186,11 @@ def jumps(demos: Demos) -> Iterator[Finding]:
         for step in np.flatnonzero(leap.any(axis=1) & inside):
             worst.setdefault(int(step), key)
     if worst:
-        step = min(worst)
+        first_leap = min(worst)
         yield Finding(
-            "warning", "episode_ends", worst[step], "the observation leaps from this step to the next",
+            "warning", "episode_ends", worst[first_leap], "the observation leaps from this step to the next",
             "an episode boundary is missing here, or meta/episode_ends is shifted; compare with the recording",
-            count=len(worst), **demos.place(step),
+            count=len(worst), **demos.place(first_leap),
         )  # fmt: skip
 
 
@@ -396,7 +396,7 @@ def units(demos: Demos) -> Iterator[Finding]:
             continue
         largest = np.maximum.reduceat(np.abs(value).max(axis=1), [0, *demos.ends[:-1]])
         usual = np.median(largest)
-        other = np.flatnonzero((largest > 20 * usual) & (usual > 0)) if len(largest) > 2 else []
+        other = np.flatnonzero((largest > 20 * usual) & (usual > 0) & (len(largest) > 2))
         if len(other):
             yield Finding(
                 "warning", "units", key,
@@ -415,7 +415,7 @@ def image_frames(demos: Demos) -> Iterator[Finding]:
             if not np.isfinite(block[..., :1, :1, :]).all() if block.ndim == 4 else False:
                 yield Finding("error", "finite", key, "NaN or infinity", "render again", **demos.place(start))
             flat = block.reshape(len(block), -1)
-            digests = [hashlib.blake2b(np.ascontiguousarray(row), digest_size=8).digest() for row in flat]
+            digests = [hashlib.blake2b(np.ascontiguousarray(row).data, digest_size=8).digest() for row in flat]
             before = [previous, *digests[:-1]]
             repeats += [start + i - 1 for i, (a, b) in enumerate(zip(before, digests)) if a == b]
             dark += [start + i for i, row in enumerate(flat) if row[:: max(1, len(row) // 512)].std() == 0]

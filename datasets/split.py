@@ -46,13 +46,13 @@ def split(
     recording = formats.read(resolve_path(source))
     if val_ratio is not None:
         train, valid = train_val_split(recording.n_episodes, val_ratio, seed)
-        for name, numbers in (("train", train), ("valid", valid)):
-            if not len(numbers):
+        for name, part_numbers in (("train", train), ("valid", valid)):
+            if not len(part_numbers):
                 raise InputError(
                     f"the {name} part would be empty: {recording.n_episodes} episodes, val_ratio={val_ratio}."
                 )
-        for name, numbers in (("train", train), ("valid", valid)):
-            part = chosen(recording, numbers.tolist())
+        for name, part_numbers in (("train", train), ("valid", valid)):
+            part = chosen(recording, part_numbers.tolist())
             write(part, Path(out) / f"{name}.zarr", None, overwrite, val_ratio=val_ratio, seed=seed)
         return 0
     numbers = _numbers(recording, episodes, exclude, mask)

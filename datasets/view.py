@@ -118,7 +118,7 @@ def _episode(store: DemoStore, number: int, frames: int, findings: list[Finding]
     end = int(store.episode_ends[number])
     parts = [f'<section id="e{number}"><h2>episode {number} <small>{end - start} steps</small></h2>']
     parts += [f'<p class="{f.level}">{html.escape(_words(f))}</p>' for f in findings]
-    steps = np.unique(np.linspace(start, end - 1, frames).astype(int)) if frames else []
+    steps = np.unique(np.linspace(start, end - 1, frames).astype(int))
     for key in store.keys:
         shape = store.shape(key)
         if len(shape) == 3 and shape[-1] in (1, 3):

@@ -38,8 +38,9 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
                     dtype=value.dtype,
                     compressors=Blosc("zstd", clevel=5, shuffle=Blosc.NOSHUFFLE),
                 )
-            data[key].resize((ends[-1], *value.shape[1:]))
-            data[key][start:] = value
+            array: Any = data[key]
+            array.resize((ends[-1], *value.shape[1:]))
+            array[start:] = value
     meta.create_array("episode_ends", data=np.array(ends, np.int64))
     put_episode_info(meta, recording.info)
     if directory != path:

@@ -186,10 +186,10 @@ class _Video:
         if path != self._path:
             self._path, self._decoded = path, self._decode(path)
         start = row[f"videos/{self._name}/from_timestamp"] - 0.5 / self._fps
-        found = []
+        found: list[NDArray[Any]] = []
         while len(found) < length:
             seconds, frame = next(self._decoded, (None, None))
-            if seconds is None:
+            if seconds is None or frame is None:
                 raise InputError(f"'{path}' ends before episode {row['episode_index']} does; download it again.")
             if seconds >= start:
                 found.append(frame)

@@ -69,7 +69,7 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     folder = path / "data"
     folder.mkdir(parents=True)
     info = recording.info or [{}] * recording.n_episodes
-    steps, first = 0, {}
+    steps, first = 0, dict[str, Any]()
     with h5py.File(folder / _FILE, "w", track_order=True) as file:
         for number, episode in enumerate(recording.episodes()):
             first = first or episode

@@ -41,7 +41,7 @@ def read(path: str | Path) -> Recording:
         if "data" not in file or not [n for n in file["data"] if _number(n) is not None]:
             raise InputError(f"'{path}' holds no data/demo_N: not a robomimic file.")
         data = file["data"]
-        names = sorted((n for n in data if _number(n) is not None), key=_number)
+        names = sorted((n for n in data if _number(n) is not None), key=lambda n: _number(n) or 0)
         _check(where, data, names)
         attributes, notes = _attributes(data)
         masks, missing = _masks(file, names)
@@ -80,7 +80,7 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     ]
     if len(set(names)) < len(names):  # merged files may both have a demo_0
         names = [f"demo_{i}" for i in range(recording.n_episodes)]
-    total, filled = 0, set()
+    total, filled = 0, set[str]()
     try:
         with h5py.File(path, "w") as file:
             data = file.create_group("data")
