@@ -33,7 +33,8 @@ class Store(Protocol):
 class Deriver(Protocol):
     """What windows need of a task: observation keys computed from stored ones."""
 
-    stored_keys: tuple[str, ...]
+    @property
+    def stored_keys(self) -> tuple[str, ...]: ...
 
     def derive(self, stored: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
 

@@ -71,6 +71,11 @@ def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
     elif key == "agent_in_block":
         dx, dy = agent[..., 0] - block[..., 0], agent[..., 1] - block[..., 1]
         result = np.stack([cos * dx + sin * dy, cos * dy - sin * dx], axis=-1)
+    elif key == "goal_in_block":
+        dx, dy, turn = GOAL_POSE[0] - block[..., 0], GOAL_POSE[1] - block[..., 1], GOAL_POSE[2] - angle
+        result = np.stack([cos * dx + sin * dy, cos * dy - sin * dx, np.cos(turn), np.sin(turn)], axis=-1)
+    elif key == "agent_frame":
+        result = np.concatenate([agent, cos[..., None], sin[..., None]], axis=-1)
     else:
         raise InputError(f"observation '{key}' of PushT cannot be computed from 'state'; it has to be recorded.")
     return result.astype(np.float32)
@@ -110,6 +115,22 @@ SPEC = TaskSpec(
         ),
         "keypoints": ArraySpec((18,), "float32", "px", _LOW, _HIGH, "nine points of the block: x0, y0, x1, y1, ..."),
         "agent_in_block": ArraySpec((2,), "float32", "px", -2048.0, 2048.0, "agent x, y in the block's frame"),
+        "goal_in_block": ArraySpec(
+            (4,),
+            "float32",
+            "px, px, 1, 1",
+            (-2048.0, -2048.0, -1.0, -1.0),
+            (2048.0, 2048.0, 1.0, 1.0),
+            "goal x, y in the block's frame; cosine and sine of the turn still to be made",
+        ),
+        "agent_frame": ArraySpec(
+            (4,),
+            "float32",
+            "px, px, 1, 1",
+            (_LOW, _LOW, -1.0, -1.0),
+            (_HIGH, _HIGH, 1.0, 1.0),
+            "agent x, y; cosine and sine of the block's angle: the frame in which motion around the block looks alike",
+        ),
         "pixels": ArraySpec((96, 96, 3), "uint8", "8-bit RGB", 0, 255, "image of the scene"),
     },
     action=ArraySpec((2,), "float32", "px", 0.0, 512.0, "target x, y of the agent"),

@@ -123,7 +123,9 @@ class Normalizer(nn.Module):
 
 def action_statistics(batches: Iterable[Mapping[str, Any]], reference: str) -> dict[str, np.ndarray]:
     """min, max, mean and std of action chunks over all windows, each (horizon, action_dim), relative to `reference`."""
-    count, total, square, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    count = 0
+    total = square = np.zeros(())
+    low, high = np.array(np.inf), np.array(-np.inf)
     for batch in batches:
         chunk = np.asarray(batch["action"], np.float64)
         if reference:

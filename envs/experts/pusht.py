@@ -67,13 +67,18 @@ def _outline() -> tuple[Array, Array]:
     """Contact points and outward normals in the block's frame, (n, 2) each."""
     points, normals = [], []
     for x in (-50, 0, 50):
-        points.append((x, 0)), normals.append((0, -1))
+        points.append((x, 0))
+        normals.append((0, -1))
     for side in (-1, 1):
-        points.append((60 * side, 15)), normals.append((side, 0))
-        points.append((48 * side, 30)), normals.append((0, 1))
+        points.append((60 * side, 15))
+        normals.append((side, 0))
+        points.append((48 * side, 30))
+        normals.append((0, 1))
         for y in (58, 108):
-            points.append((15 * side, y)), normals.append((side, 0))
-    points.append((0, 120)), normals.append((0, 1))
+            points.append((15 * side, y))
+            normals.append((side, 0))
+    points.append((0, 120))
+    normals.append((0, 1))
     return np.array(points, np.float64), np.array(normals, np.float64)
 
 
@@ -275,7 +280,9 @@ def episode(seed: int, index: int, style: Style | None = None) -> tuple[dict[str
         state = env.unwrapped.state()  # type: ignore[attr-defined]
         action = pusher.act(state).astype(np.float32)
         _, _, _, truncated, info = env.step(action)
-        states.append(state.astype(np.float32)), actions.append(action), coverages.append(info["coverage"])
+        states.append(state.astype(np.float32))
+        actions.append(action)
+        coverages.append(info["coverage"])
         success = success or info["is_success"]
         since += success
         done = truncated or info["coverage"] > STOP_COVERAGE or since > STOP_AFTER

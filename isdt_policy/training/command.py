@@ -114,6 +114,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     import numpy as np
     import torch
 
+    from isdt_policy.datasets.augment import MemoryStore, with_mirror_images
     from isdt_policy.datasets.store import DemoStore
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
@@ -135,11 +136,9 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     policy_values = dict(config["policy"])
     sigma = policy_values.pop("sigma_data")
     shape = {key: policy_values[key] for key in ("n_obs_steps", "horizon", "n_action_steps")}
-    store = DemoStore.open(data.path)
+    store: DemoStore | MemoryStore = DemoStore.open(data.path)
     if data.mirror:
-        from isdt_policy.datasets.augment import with_mirror_images
-
-        store = with_mirror_images(store, spec)
+        store = with_mirror_images(DemoStore.open(data.path), spec)
     episodes, held_out = train_val_split(store.n_episodes, data.val_ratio, data.split_seed)
     if data.mirror:  # an episode and its mirror image stand side by side and stay on the same side of the split
         episodes, held_out = train_val_split(store.n_episodes // 2, data.val_ratio, data.split_seed)

@@ -14,7 +14,7 @@ from isdt_policy.envs.pusht import KEYPOINTS, legacy_state
 from isdt_policy.errors import InputError
 
 STATE = np.array([120.0, 400.0, 300.0, 200.0, 1.0])
-LOW_DIM_KEYS = ("state", "agent_pos", "block_pose", "keypoints", "agent_in_block")
+LOW_DIM_KEYS = ("state", "agent_pos", "block_pose", "keypoints", "agent_in_block", "goal_in_block", "agent_frame")
 
 
 def human_data():
@@ -153,6 +153,17 @@ def test_block_frame_is_invariant_and_keypoints_rigid():
         assert np.allclose(a["agent_in_block"], b["agent_in_block"], atol=1e-3)
         assert np.allclose(a["keypoints"].reshape(9, 2) @ matrix.T, b["keypoints"].reshape(9, 2), atol=1e-3)
     assert KEYPOINTS.shape == (9, 2)
+
+
+def test_goal_in_block_is_zero_at_the_goal_and_carries_block_points_to_the_goal():
+    derive = task_spec("pusht").derive
+    at_goal = derive({"state": np.array([10.0, 20.0, 256.0, 256.0, np.pi / 4])}, ["goal_in_block"])["goal_in_block"]
+    assert np.allclose(at_goal, [0, 0, 1, 0], atol=1e-5)
+    state = np.array([200.0, 100.0, 300.0, 250.0, 0.3])
+    values = derive({"state": state}, ["goal_in_block", "block_pose"])
+    (x, y, turn_cos, turn_sin), (block_x, block_y, cos, sin) = values["goal_in_block"], values["block_pose"]
+    assert np.allclose([block_x + cos * x - sin * y, block_y + sin * x + cos * y], [256, 256], atol=1e-3)
+    assert np.isclose(0.3 + np.arctan2(turn_sin, turn_cos), np.pi / 4, atol=1e-5)
 
 
 def test_derive_passes_stored_keys_through_in_the_observations_shape():
