@@ -68,17 +68,17 @@ class Normalizer(nn.Module):
     Args:
         obs_dims: features per observation key.
         horizon, action_dim: shape of a chunk.
-        action_reference: observation key whose newest value is subtracted from every action of the chunk before it is
-            normalised, or "" for none. A position target then becomes a displacement: its spread is a fraction of the
-            workspace, so the same relative error of the network is a fraction of the pixels.
+        action_reference: observation key whose newest value is the frame in which the chunk is expressed before it is
+            normalised, or "" for none; see `to_frame`. A position target then becomes a displacement: its spread is a
+            fraction of the workspace, so the same relative error of the network is a fraction of the pixels.
     """
 
     def __init__(self, obs_dims: Mapping[str, int], horizon: int, action_dim: int, action_reference: str = "") -> None:
         super().__init__()
-        if action_reference and obs_dims.get(action_reference) != action_dim:
+        if action_reference and obs_dims.get(action_reference) not in (action_dim, 4 if action_dim == 2 else None):
             raise InputError(
-                f"action_reference='{action_reference}' must be an observation of the action's {action_dim} entries; the "
-                f"policy reads {dict(obs_dims)}."
+                f"action_reference='{action_reference}' must be an observation of the action's {action_dim} entries (an "
+                f"origin) or, for planar actions, of 4 (x, y, cosine, sine); the policy reads {dict(obs_dims)}."
             )
         self.reference = action_reference
         self.obs = nn.ModuleDict({key: Affine(size) for key, size in obs_dims.items()})
@@ -111,25 +111,49 @@ class Normalizer(nn.Module):
 
     def normalize_action(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """Chunk (batch, horizon, action_dim) in the environment's units -> x."""
-        return self.action(action - self._origin(obs))
+        return self.action(to_frame(action, self._frame(obs)) if self.reference else action)
 
     def unnormalize_action(self, x: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `normalize_action`."""
-        return self.action.inverse(x) + self._origin(obs)
+        action = self.action.inverse(x)
+        return from_frame(action, self._frame(obs)) if self.reference else action
 
-    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
-        return obs[self.reference][:, -1:] if self.reference else 0.0
+    def _frame(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return obs[self.reference][:, -1:]
+
+
+def to_frame(action: Tensor, frame: Tensor) -> Tensor:
+    """Actions (..., d) seen from a frame (..., d) = an origin, or for d = 2 (..., 4) = origin x, y and cosine, sine of its turn.
+
+    What is done around an object looks alike at every pose of it once the axes turn with the object.
+    """
+    size = action.shape[-1]
+    shifted = action - frame[..., :size]
+    return shifted if frame.shape[-1] == size else _turn(shifted, frame[..., 2:3], -frame[..., 3:4])
+
+
+def from_frame(action: Tensor, frame: Tensor) -> Tensor:
+    """The inverse of `to_frame`."""
+    size = action.shape[-1]
+    turned = action if frame.shape[-1] == size else _turn(action, frame[..., 2:3], frame[..., 3:4])
+    return turned + frame[..., :size]
+
+
+def _turn(v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    x, y = v[..., :1], v[..., 1:2]
+    return torch.cat([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
 
 def action_statistics(batches: Iterable[Mapping[str, Any]], reference: str) -> dict[str, np.ndarray]:
-    """min, max, mean and std of action chunks over all windows, each (horizon, action_dim), relative to `reference`."""
+    """min, max, mean and std of action chunks over all windows, each (horizon, action_dim), seen from `reference`."""
     count = 0
     total = square = np.zeros(())
     low, high = np.array(np.inf), np.array(-np.inf)
     for batch in batches:
         chunk = np.asarray(batch["action"], np.float64)
         if reference:
-            chunk = chunk - np.asarray(batch["obs"][reference], np.float64)[:, -1:]
+            frame = np.asarray(batch["obs"][reference], np.float64)[:, -1:]
+            chunk = to_frame(torch.from_numpy(chunk), torch.from_numpy(frame)).numpy()
         count += len(chunk)
         total, square = total + chunk.sum(axis=0), square + np.square(chunk).sum(axis=0)
         low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))

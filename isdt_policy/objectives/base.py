@@ -27,7 +27,14 @@ class Objective(Protocol):
     """One training objective."""
 
     def __call__(
-        self, flow_map: FlowMap, action: Tensor, cond: Tensor, null: Tensor, generator: torch.Generator
+        self,
+        flow_map: FlowMap,
+        action: Tensor,
+        cond: Tensor,
+        null: Tensor,
+        generator: torch.Generator,
+        *,
+        keep: Tensor | None = None,
     ) -> Loss:
         """Loss on one batch.
 
@@ -37,11 +44,19 @@ class Objective(Protocol):
             cond: observation embeddings c, (batch, cond_dim).
             null: the embedding that stands for "no condition", (cond_dim,).
             generator: source of every random draw.
+            keep: (batch, horizon) bool, false where an error shall not count (actions past an episode's end); None
+                counts all.
         """
         ...
 
 
-def mean_square(error: Tensor) -> Tensor:
-    """Mean over everything but the batch: (batch, ...) -> (batch,). Half precision is summed in float32."""
+def mean_square(error: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mean over everything but the batch: (batch, horizon, d) -> (batch,), over the kept steps (batch, horizon) alone.
+
+    Half precision is summed in float32. A sample of which nothing is kept counts 0.
+    """
     error = error.float() if error.dtype in (torch.bfloat16, torch.float16) else error
-    return error.square().flatten(1).mean(dim=1)
+    if keep is None:
+        return error.square().flatten(1).mean(dim=1)
+    count = keep.sum(dim=1).clamp_min(1) * error.shape[-1]
+    return torch.where(keep[..., None], error, 0.0).square().flatten(1).sum(dim=1) / count

@@ -52,6 +52,7 @@ class ISD:
         null: Tensor,
         generator: torch.Generator,
         *,
+        keep: Tensor | None = None,
         noise: Tensor | None = None,
         t: Tensor | None = None,
         s: Tensor | None = None,
@@ -87,7 +88,7 @@ class ISD:
             with torch.no_grad():
                 u = flow_map.velocity(x_t, t, null.expand(batch, -1)).to(action.dtype)
             v_g = u + self.guidance_scale * (v_t - u)
-        diagonal_loss = mean_square(diagonal - v_g)
+        diagonal_loss = mean_square(diagonal - v_g, keep)
         if not distil:
             total = (adaptive(diagonal_loss, self.weight_power) * diagonal_loss).mean()
             return Loss(total, {"diagonal": diagonal_loss.mean().detach()})
@@ -100,7 +101,7 @@ class ISD:
             rate = exact_derivative(flow_map, x_t, t, s, cond, v_hat)
         prediction = off_diagonal.detach()
         residual = eulerian_residual(flow_map.path, x_t, prediction, v_hat, rate.to(action.dtype), t, s)
-        off_diagonal_loss = mean_square(off_diagonal - (prediction + residual))
+        off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep)
 
         # 3. Adaptive weighting of the per-sample sum.
         per_sample = diagonal_loss + self.off_diagonal_weight * off_diagonal_loss

@@ -64,6 +64,8 @@ class TrainingConfig:
         device: "cpu", "cuda", ...
         log_every, validate_every, checkpoint_every: in steps.
         keep_checkpoints: newest checkpoints kept besides last and best.
+        mask_padding: leave the copies that fill up a window past its episode's end out of the loss. They teach the policy
+            to stand still where a demonstration stopped; without them it carries on.
         tensorboard: mirror the log to TensorBoard if it is installed.
     """
 
@@ -85,6 +87,7 @@ class TrainingConfig:
     validate_every: int = 500
     checkpoint_every: int = 500
     keep_checkpoints: int = 1
+    mask_padding: bool = False
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
@@ -174,7 +177,9 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Do step `self.step` and return its numbers."""
         c = self.config
-        obs, action = self._to_device(self.train.batch(self.indices(self.step)))
+        batch = self.train.batch(self.indices(self.step))
+        obs, action = self._to_device(batch)
+        keep = ~torch.as_tensor(batch["is_pad"]).to(self.device) if c.mask_padding else None
         generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.step) % 2**63)
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
@@ -184,7 +189,7 @@ class Trainer:
         x = self.policy.normalizer.normalize_action(action, obs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp == "bf16"):
             objective = self.warm_start if self.step < c.diagonal_steps else self.objective
-            loss: Loss = objective(self.flow_map, x, cond, self.policy.null, generator)
+            loss: Loss = objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
         values = {"loss": loss.total.item(), **{name: term.item() for name, term in loss.terms.items()}}
         for name, value in values.items():
             if name != "loss" and not math.isfinite(value):

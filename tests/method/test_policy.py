@@ -180,6 +180,20 @@ class TestNormalization:
         back = normalizer.unnormalize_action(x, obs)
         torch.testing.assert_close(back, torch.from_numpy(batch["action"]), rtol=0, atol=1e-3)
 
+    def test_a_planar_frame_turns_the_axes(self):
+        """A frame at (10, 20), its x axis along the world's y: a target 5 ahead on the world's y axis is 5 on its x axis."""
+        normalizer = Normalizer({"frame": 4}, 1, 2, action_reference="frame")
+        unit = {"min": -np.ones((1, 2)), "max": np.ones((1, 2)), "mean": np.zeros((1, 2)), "std": np.ones((1, 2))}
+        of_frame = {key: np.full(4, float(i)) for i, key in enumerate(("min", "max", "mean", "std"))}
+        normalizer.fit({"frame": of_frame, "action": unit}, "limits", "gaussian_per_step")
+        obs = {"frame": torch.tensor([[[0.0, 0.0, 1.0, 0.0], [10.0, 20.0, 0.0, 1.0]]])}
+        action = torch.tensor([[[10.0, 25.0]]])
+        x = normalizer.normalize_action(action, obs)
+        torch.testing.assert_close(x, torch.tensor([[[5.0, 0.0]]]))
+        torch.testing.assert_close(normalizer.unnormalize_action(x, obs), action)
+        statistics = action_statistics([{"obs": {"frame": obs["frame"].numpy()}, "action": action.numpy()}], "frame")
+        np.testing.assert_allclose(statistics["mean"], [[5.0, 0.0]], atol=1e-12)
+
     def test_a_reference_of_another_size_is_refused(self):
         with pytest.raises(
             InputError, match="action_reference='agent' must be an observation of the action's 2 entries"
