@@ -146,6 +146,12 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     if data.max_train_episodes:
         episodes = episodes[: data.max_train_episodes * (2 if data.mirror else 1)]
     keys = list(data.obs_keys) or list(spec.default_obs_keys)
+    reference = policy_values["action_reference"]
+    if reference and reference not in keys:
+        raise InputError(
+            f"policy.action_reference='{reference}' is not among the observations the policy reads ({', '.join(keys)}); "
+            "add it to data.obs_keys."
+        )
 
     def windows(chosen: Any) -> WindowDataset:
         return WindowDataset(store, keys, "action", episodes=chosen, task=spec, **shape)
@@ -161,7 +167,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
 
     n = train_windows.n_windows
     blocks = (train_windows.batch(np.arange(i, min(i + 4096, n))) for i in range(0, n, 4096))
-    statistics["action"] = action_statistics(blocks, policy_values["action_reference"])
+    statistics["action"] = action_statistics(blocks, reference)
     torch.manual_seed(training.seed)
     settings = {
         **policy_values, "task": spec.id, "obs_dims": obs_dims, "action_dim": action_dim,
@@ -169,7 +175,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     }  # fmt: skip
     modes = (policy_values["obs_normalization"], policy_values["action_normalization"])
     if sigma is None:
-        normalizer = Normalizer(obs_dims, shape["horizon"], action_dim, policy_values["action_reference"])
+        normalizer = Normalizer(obs_dims, shape["horizon"], action_dim, reference)
         normalizer.fit(statistics, *modes)
         sigma = normalizer.action_spread(statistics["action"])
     policy = Policy(build("policy", PolicyConfig, {**settings, "sigma_data": sigma}))
