@@ -8,13 +8,16 @@ INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .PHONY: demo test lint types unit clean
 $(VENV)/.demo: pyproject.toml constraints.txt
+	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[pusht,report,tensorboard]'
+	$(BIN)/pip install --quiet --quiet --upgrade pip
+	$(BIN)/pip install --quiet --quiet $(INDEX) --constraint constraints.txt --editable '.[pusht,report,tensorboard]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(BIN)/pip install --quiet $(INDEX) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --quiet $(INDEX) --constraint constraints.txt --editable '.[dev]'
+	# Without its own requirements, which bring torchvision and a GL probe that has to be compiled; the tests use its readers.
+	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic
 	touch $@
 
 demo: $(VENV)/.demo
