@@ -201,7 +201,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.render_size = render_size
         self.end_on_success = end_on_success
         self.observation_space = gymnasium.spaces.Dict({k: SPEC.observations[k].space() for k in self.obs_keys})
-        self.action_space = SPEC.action.space()
+        self.action_space: gymnasium.spaces.Space[NDArray[np.float32]] = SPEC.action.space()  # type: ignore[assignment]
         self._steps: int | None = None  # None: not running
 
     def reset(

@@ -47,7 +47,8 @@ class PolicyConfig:
         n_obs_steps, horizon, n_action_steps: see the timeline above.
         interpolant: "linear" or "trigonometric".
         network: {"name": "unet1d", ...constructor arguments}.
-        cond_dim, encoder_hidden: size of the observation embedding and hidden widths of its MLP.
+        cond_dim, encoder_hidden, encoder_octaves: size of the observation embedding, hidden widths of its MLP, and how
+            many sines and cosines it reads of every entry (see `StateEncoder`).
         precondition: scale network input and output to unit variance.
         sigma_data: standard deviation of the normalised actions.
         obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step".
@@ -66,6 +67,7 @@ class PolicyConfig:
     network: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "unet1d"})
     cond_dim: int = 128
     encoder_hidden: tuple[int, ...] = (256, 256)
+    encoder_octaves: int = 0
     precondition: bool = True
     sigma_data: float = 0.5
     obs_normalization: str = "limits"
@@ -114,7 +116,9 @@ class Policy(nn.Module):
         except (TypeError, ValueError) as error:
             raise InputError(f"network '{config.network['name']}': {error}") from error
         self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
-        self.encoder = StateEncoder(config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden)
+        self.encoder = StateEncoder(
+            config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden, config.encoder_octaves
+        )
         self.null = nn.Parameter(torch.zeros(config.cond_dim))
         self.normalizer = Normalizer(config.obs_dims, config.horizon, config.action_dim, config.action_reference)
         self.flow_map = FlowMap(self.network, path)

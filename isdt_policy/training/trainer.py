@@ -272,7 +272,9 @@ class Trainer:
             while self.step < c.steps:
                 values = self.train_step() if self.step > started_step else self._first_step()
                 window.append(values)
-                bar.update(1, loss=values["loss"], grad=values["grad_norm"], lr=values["lr"])
+                # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
+                terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
+                bar.update(1, **(terms or {"loss": values["loss"]}), grad=values["grad_norm"], lr=values["lr"])
                 if self.step % c.log_every == 0 or self.step == c.steps:
                     mean = {key: float(np.mean([v[key] for v in window if key in v])) for key in values}
                     mean["grad_norm_max"] = max(v["grad_norm"] for v in window)

@@ -136,6 +136,23 @@ def test_nothing_is_dropped_at_rate_zero_and_everything_at_rate_one(path, batch)
     assert loss(1.0, batch["cond"]) != loss(0.0, batch["cond"])
 
 
+def test_steps_that_are_not_kept_neither_count_nor_dilute(path, batch):
+    """The mean over three kept steps of four is that of the error there."""
+    keep = torch.tensor([[True, True, True, False]]).expand(B, 4)
+    network = mlp(path)
+    flow_map = FlowMap(network, path)
+    objective = ISD(weight_power=0.0, off_diagonal_weight=0.0)
+
+    loss = objective(
+        flow_map, batch["x"], batch["cond"], batch["null"], torch.Generator(), keep=keep,
+        noise=batch["z"], t=batch["t"], s=batch["s"], drop=torch.zeros(B, dtype=torch.bool),
+    ).total  # fmt: skip
+    x_t = interpolate(path, batch["x"], batch["z"], batch["t"])
+    velocity = conditional_velocity(path, batch["x"], batch["z"], batch["t"])
+    error = (flow_map.velocity(x_t, batch["t"], batch["cond"]) - velocity)[:, :3]
+    torch.testing.assert_close(loss, error.square().mean())
+
+
 def test_the_callers_tensors_are_not_written_to(path, batch):
     copies = {key: value.clone() for key, value in batch.items()}
     for derivative in ("jvp", "central"):

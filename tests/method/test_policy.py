@@ -8,6 +8,7 @@ import torch
 
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
 from isdt_policy.errors import InputError
+from isdt_policy.networks.obs_encoder import StateEncoder
 from isdt_policy.normalization import Affine, Normalizer, action_statistics
 from isdt_policy.policy import Policy, PolicyConfig
 
@@ -134,6 +135,18 @@ class TestLoading:
 def test_a_chunk_that_does_not_fit_the_window_is_refused():
     with pytest.raises(InputError, match="holds 15 actions from now on"):
         PolicyConfig(task="pusht", obs_dims={"agent_pos": 2}, action_dim=2, n_action_steps=16)
+
+
+def test_octaves_read_sines_and_cosines_that_double_in_frequency():
+    encoder = StateEncoder({"x": 2}, n_obs_steps=1, cond_dim=10, hidden=(), octaves=2)
+    with torch.no_grad():
+        encoder.layers[0].weight.copy_(torch.eye(10))
+        encoder.layers[0].bias.zero_()
+        read = encoder({"x": torch.tensor([[[0.5, -1.0]]])})[0]
+    half = 2**-0.5
+    # x; sin(pi x / 2), sin(pi x); the cosines
+    expected = torch.tensor([0.5, -1.0, half, -1.0, 1.0, 0.0, half, 0.0, 0.0, -1.0])
+    torch.testing.assert_close(read, expected, rtol=0, atol=1e-6)
 
 
 class TestNormalization:
