@@ -96,10 +96,25 @@ class RaySlots:
         worker.kill()
         for reference in [r for r, (_, owner) in self._owner.items() if owner is worker]:
             del self._owner[reference]
-        # The new actor asks for no CPU of its own: after the loss of a node there may be none to spare.
-        self._workers[self._workers.index(worker)] = _Worker(self._ray, self._recipe, cpus=0)
+        self._workers[self._workers.index(worker)] = self._replacement()
         # An actor works in order, so the first unanswered command is the culprit; the others only lost their environment.
         return [(slot, Reply(error="lost" if i else reason)) for i, slot in enumerate(slots)]
+
+    def _replacement(self) -> _Worker:
+        """An actor that answers. For seconds after the loss of a node Ray may still place actors there: such a death is no
+        fault of an episode and must not cost one its second try."""
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            # It asks for no CPU of its own: after the loss of a node there may be none to spare.
+            worker = _Worker(self._ray, self._recipe, cpus=0)
+            try:
+                worker.wait_until_ready(max(1.0, deadline - time.monotonic()))
+                return worker
+            except self._ray.exceptions.RayError as error:
+                worker.kill()
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(f"the Ray cluster started no worker within {self._timeout_s:g} s") from error
+                time.sleep(0.5)
 
 
 class _Worker:
@@ -112,6 +127,10 @@ class _Worker:
         self.outstanding: deque[int] = deque()
         self.since = 0.0
         self.gone = False
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Raises RayError if the actor dies or does not answer in time."""
+        self._ray.get(self._actor.ready.remote(), timeout=timeout_s)
 
     def send(self, slot: int, command: Command) -> Any:
         if not self.outstanding:
@@ -134,6 +153,9 @@ class _Host:
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
         self._runners: dict[int, EpisodeRunner] = {}
+
+    def ready(self) -> None:
+        """Answered as soon as the actor runs."""
 
     def obey(self, slot: int, command: Command) -> Reply:
         runner = self._runners.setdefault(slot, EpisodeRunner(self._recipe))

@@ -49,8 +49,6 @@ def same(first, second):
 
 @pytest.mark.parametrize("format", ["lerobot", "minari"])
 def test_there_and_back_every_bit_is_kept(format, rich_store, tmp_path):
-    if format == "lerobot":
-        pytest.importorskip("pyarrow")
     convert(str(rich_store), str(tmp_path / "there"), to=format)
     assert detect(tmp_path / "there") == format
     convert(str(tmp_path / "there"), str(tmp_path / "back.zarr"))
@@ -60,8 +58,6 @@ def test_there_and_back_every_bit_is_kept(format, rich_store, tmp_path):
 
 @pytest.mark.parametrize("format", ["lerobot", "minari"])
 def test_real_recordings_there_and_back(format, real_data, tmp_path):
-    if format == "lerobot":
-        pytest.importorskip("pyarrow")
     for name in ("lift_ph_low_dim", "lift_mh_image"):
         convert(str(real_data / "robomimic_samples" / f"{name}.hdf5"), str(tmp_path / f"{name}.zarr"), task="pusht")
         convert(str(tmp_path / f"{name}.zarr"), str(tmp_path / f"{name}_{format}"), to=format)
@@ -70,7 +66,8 @@ def test_real_recordings_there_and_back(format, real_data, tmp_path):
 
 
 def test_lerobot_tables_stand_where_their_reader_looks(rich_store, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow.parquet as parquet
+
     convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
     info = json.loads((tmp_path / "there/meta/info.json").read_text())
     assert (info["codebase_version"], info["total_episodes"], info["total_frames"]) == ("v3.0", 3, 9)
@@ -88,7 +85,6 @@ def test_lerobot_tables_stand_where_their_reader_looks(rich_store, tmp_path):
 
 
 def test_lerobot_splits_long_data_over_files(rich_store, tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
     monkeypatch.setattr("isdt_policy.datasets.formats.lerobot._FILE_BYTES", 1)
     convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
     assert len(list((tmp_path / "there/data").rglob("*.parquet"))) == 3
@@ -97,8 +93,10 @@ def test_lerobot_splits_long_data_over_files(rich_store, tmp_path, monkeypatch):
 
 
 def test_lerobot_videos_give_every_episode_its_own_frames(rich_store, tmp_path):
-    av = pytest.importorskip("av")
-    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    import av
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
     root = tmp_path / "there"
     convert(str(rich_store), str(root), to="lerobot", keys=("state",))
     info = json.loads((root / "meta/info.json").read_text())
@@ -137,7 +135,6 @@ def test_lerobot_v2_is_refused_with_the_reason(tmp_path):
 
 @pytest.mark.parametrize("damage", ["data", "meta/episodes", "meta/info.json"])
 def test_a_damaged_lerobot_dataset_is_one_clear_error(damage, rich_store, tmp_path):
-    pytest.importorskip("pyarrow")
     convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
     place = tmp_path / "there" / damage
     file = place if place.is_file() else next(place.rglob("*.parquet"))
@@ -186,7 +183,8 @@ def test_minari_there_and_back_keeps_the_last_observation(nested, tmp_path):
 
 
 def test_minari_itself_reads_what_is_written(rich_store, tmp_path):
-    minari = pytest.importorskip("minari")
+    import minari
+
     convert(str(rich_store), str(tmp_path / "there"), to="minari")
     dataset = minari.MinariDataset(tmp_path / "there" / "data")
     store = DemoStore.open(rich_store)

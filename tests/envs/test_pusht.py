@@ -1,12 +1,11 @@
 """PushT: Gymnasium's contract, seeds, observation keys, recorded episodes, bad input."""
 
-import os
 import warnings
-from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+import zarr
 from gymnasium.utils.env_checker import check_env
 
 from isdt_policy.envs import make, task_spec
@@ -17,16 +16,12 @@ STATE = np.array([120.0, 400.0, 300.0, 200.0, 1.0])
 LOW_DIM_KEYS = ("state", "agent_pos", "block_pose", "keypoints", "agent_in_block", "goal_in_block", "agent_frame")
 
 
-def human_data():
-    roots = [os.environ.get("ISDT_DATA"), str(Path(__file__).parents[3] / "shared" / "data")]
-    for root in filter(None, roots):
-        path = Path(root) / "pusht_human" / "pusht_cchi_v7_replay.zarr"
-        if path.exists():
-            zarr = pytest.importorskip("zarr")
-            group = zarr.open_group(str(path), mode="r")
-            ends = group["meta/episode_ends"][:]
-            return {key: group[f"data/{key}"] for key in ("state", "action", "keypoint")}, np.r_[0, ends]
-    pytest.skip("no recorded human episodes: set ISDT_DATA")
+@pytest.fixture
+def human_data(real_data):
+    group = zarr.open_group(str(real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr"), mode="r")
+    return {key: group[f"data/{key}"] for key in ("state", "action", "keypoint")}, np.r_[
+        0, group["meta/episode_ends"][:]
+    ]
 
 
 @pytest.mark.parametrize("protocol", ["pusht", "pusht-legacy"])
@@ -109,8 +104,8 @@ def replay_error(env, state, action):
     return worst
 
 
-def test_recorded_human_episodes_replay():
-    data, bounds = human_data()
+def test_recorded_human_episodes_replay(human_data):
+    data, bounds = human_data
     env = make("pusht", obs_keys=["state"])
     errors = []
     for episode in range(0, 200, 25):
@@ -120,8 +115,8 @@ def test_recorded_human_episodes_replay():
     assert np.mean(np.array(errors) < 1e-3) >= 0.75, errors
 
 
-def test_keypoints_equal_the_recorded_ones():
-    data, _ = human_data()
+def test_keypoints_equal_the_recorded_ones(human_data):
+    data, _ = human_data
     state, recorded = data["state"][:5000], data["keypoint"][:5000]
     ours = task_spec("pusht").derive({"state": state}, ["keypoints"])["keypoints"].reshape(-1, 9, 2)
     worst = np.abs(ours - recorded).max((1, 2))

@@ -3,6 +3,7 @@
 import json
 import re
 
+import av
 import numpy as np
 import pytest
 from isdt_eval_toys import torch_policy
@@ -10,10 +11,6 @@ from isdt_eval_toys import torch_policy
 from isdt_policy.cli import main as isdt
 from isdt_policy.errors import InputError
 from isdt_policy.eval import command
-
-pytest.importorskip("gym_pusht")
-av = pytest.importorskip("av")
-pytest.importorskip("matplotlib")
 
 
 @pytest.fixture(scope="module")

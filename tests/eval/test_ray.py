@@ -7,12 +7,11 @@ from functools import partial
 
 import isdt_eval_toys
 import pytest
+import ray
+import ray.cluster_utils as cluster_utils
 from isdt_eval_toys import Chaos, NoisyPolicy, SlowChaos
 
 from isdt_policy.eval.rollout import Protocol, evaluate
-
-ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 SEEDS = list(range(100_000, 100_012))
 

@@ -50,7 +50,6 @@ def test_results_do_not_depend_on_how_many_run_at_a_time(guarded):
 
 
 def test_pusht_results_do_not_depend_on_how_many_run_at_a_time():
-    pytest.importorskip("gym_pusht")
     policy = FunctionPolicy(lambda o: o["state"][2:4] + 60 * np.sin(o["state"][:2]), ["state"])
     protocol = Protocol("pusht", max_steps=60)
     reference, *others = [evaluate(policy, protocol, SEEDS, n_envs=n).records for n in (1, 2, 5)]
