@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "compare evaluations on common seeds: differences, intervals, p-values",
     ),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
+    "bench": ("isdt_policy.bench.command:main", "time training, inference, data and environments against baselines"),
     "doctor": ("isdt_policy.envs.doctor:main", "report versions of Python, torch, simulators and rendering back ends"),
 }
 

@@ -1,0 +1,429 @@
+"""`isdt bench`: training step, inference, data and environments against stated baselines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isdt_policy.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from isdt_policy.bench.measure import Timing
+    from isdt_policy.policy import Policy
+
+HELP = """
+usage: isdt bench <what> [key=value ...]
+
+Times in turns (ours, baseline, ours, baseline ...) in one process: medians with quartiles, ratios with their range over the
+turns. The baseline is the usual Conv1d UNet trained and sampled as DDPM through diffusers, with as many parameters
+(within 2 %), on the same data. The baseline
+needs: pip install 'isdt-policy[diffusers,pusht]'
+
+  train    one complete training step (iSD-T with guidance and central difference) against one plain DDPM step
+  infer    one network evaluation, and predict_action at one step against DDIM-10 and DDPM-100; one row, as a robot asks
+  data     windows per second (the same as isdt data bench)
+  env      control steps per second of our PushT against gym-pusht's
+
+  size=4m            4m, 16m or 63m parameters
+  batch=256          training: windows per step
+  rounds=7           turns
+  calls=3            calls per turn (infer: ten times as many)
+  threads=0          CPU threads; 0 leaves PyTorch's choice
+  device=cpu         or cuda (timed by events; network evaluations also as CUDA graphs)
+  compile=true       training and CUDA inference: torch.compile ours, as training.compile does
+  guidance_scale=2   training: anything but 1 costs its evaluation
+  data=PATH          data, train: default bundled:pusht_expert
+  out=FILE.json      also write the numbers as JSON, and the table beside it as .md
+
+examples
+  isdt bench train size=4m
+  isdt bench train size=16m rounds=3
+  isdt bench infer size=63m threads=2 out=eval/results/bench_infer_63m.json
+  isdt bench env
+"""
+
+SIZES = {"4m": (64, 128, 256), "16m": (128, 256, 512), "63m": (256, 512, 1024)}
+BUNDLED = "bundled:pusht_expert"
+
+
+def main(args: list[str]) -> int:
+    """Run one benchmark."""
+    from isdt_policy.datasets.arguments import bind
+
+    if not args or any(a in ("-h", "--help", "help") for a in args):
+        print(HELP.strip())
+        return 0
+    what, rest = args[0], args[1:]
+    if what not in BENCHES:
+        raise InputError(f"unknown benchmark '{what}'.{nearest(what, BENCHES)} Benchmarks: {', '.join(BENCHES)}.")
+    BENCHES[what](**bind(BENCHES[what], rest))
+    return 0
+
+
+def train(
+    size: str = "4m",
+    batch: int = 256,
+    rounds: int = 7,
+    calls: int = 3,
+    threads: int = 0,
+    device: str = "cpu",
+    compile: bool = True,
+    guidance_scale: float = 2.0,
+    data: str = BUNDLED,
+    out: str = "",
+) -> dict[str, Any]:
+    """One step of ours (Trainer.train_step: data, forward, backward, optimiser, EMA) and of the baseline (the same parts)."""
+    from isdt_policy.bench.measure import interleaved, ratio
+    from isdt_policy.datasets.store import DemoStore
+    from isdt_policy.datasets.windows import WindowDataset
+    from isdt_policy.envs import task_spec
+    from isdt_policy.objectives import ISD
+    from isdt_policy.training.trainer import Trainer, TrainingConfig
+
+    down_dims = _check(size, threads, device)
+    spec = task_spec("pusht")
+    windows = WindowDataset(DemoStore.open(data), list(spec.default_obs_keys), "action", task=spec)
+    policy = _policy(down_dims, windows.statistics())
+    count = sum(p.numel() for p in policy.parameters())
+    settings = TrainingConfig(batch_size=batch, device=device, compile=compile, threads=threads, tensorboard=False)
+    _say(f"{count / 1e6:.2f} M parameters; compiling ours takes a minute or two" if compile else f"{count} parameters")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(policy, ISD(guidance_scale=guidance_scale), windows, None, settings, Path(folder))
+        trainer._first_step()
+        plain = _ddpm_step(count, down_dims, windows, policy, batch, device)
+        timings = interleaved({"iSD-T step": trainer.train_step, "DDPM step": plain}, rounds=rounds, calls=calls)
+    steps = [trainer.indices(i) for i in range(200)]
+    fetch = interleaved({"data": _each(windows.batch, steps)}, rounds=1, calls=100)["data"]
+    _, weights = _baseline_network(count, down_dims, windows, device)
+    facts = {
+        "parameters": {"iSD-T": count, "DDPM": weights}, "batch": batch, "guidance_scale": guidance_scale,
+        "compile": trainer.compile_note, "device": device,
+        "ratios": {"iSD-T step / DDPM step": ratio(timings["iSD-T step"], timings["DDPM step"])},
+        "data_share_of_step": fetch.median / timings["iSD-T step"].median,
+    }  # fmt: skip
+    return _report(f"train size={size}", timings, facts, out)
+
+
+def infer(
+    size: str = "4m",
+    rounds: int = 7,
+    calls: int = 3,
+    threads: int = 0,
+    device: str = "cpu",
+    compile: bool = True,
+    out: str = "",
+) -> dict[str, Any]:
+    """Batch 1: one network evaluation of each, then whole calls."""
+    import numpy as np
+    import torch
+
+    from isdt_policy.bench.measure import bandwidth, interleaved, ratio
+    from isdt_policy.datasets.store import DemoStore
+    from isdt_policy.datasets.windows import WindowDataset
+    from isdt_policy.envs import task_spec
+
+    down_dims = _check(size, threads, device)
+    spec = task_spec("pusht")
+    windows = WindowDataset(DemoStore.open(BUNDLED), list(spec.default_obs_keys), "action", task=spec)
+    policy = _policy(down_dims, windows.statistics()).eval().to(device)
+    policy.inference_rows = 1
+    count = sum(p.numel() for p in policy.parameters())
+    network, weights = _baseline_network(count, down_dims, windows, device)
+    obs = {key: value[:1] for key, value in windows.batch(np.arange(1))["obs"].items()}
+    x = torch.randn(1, policy.horizon, 2, device=device)
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    with torch.inference_mode():
+        cond = policy.encode({key: torch.as_tensor(value).to(device) for key, value in obs.items()})
+        flat = torch.randn(1, _width(windows), device=device)
+        ours: dict[str, Callable[[], object]] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            if device == "cpu":
+                from isdt_policy.deploy.export import export
+                from isdt_policy.deploy.runner import OnnxPolicy
+
+                _say("exporting ours to ONNX")
+                with torch.inference_mode(False):
+                    fast = OnnxPolicy(export(policy, Path(folder) / "policy.onnx"), threads=torch.get_num_threads())
+                ours["ours, 1 step, ONNX Runtime"] = lambda: fast.predict_action(obs)
+            ours["ours, 1 step, PyTorch"] = lambda: policy.predict_action(obs)
+            evaluate: dict[str, Callable[[], object]] = {
+                "network, ours": lambda: policy.network(x, one, zero, cond),
+                "network, Conv1d": lambda: network(x, one, flat),
+            }
+            if device != "cpu":
+                if compile:
+                    _say("compiling ours")
+                    graphed = torch.compile(policy.network, mode="reduce-overhead", fullgraph=True)
+                    evaluate["network, ours, compiled and graphed"] = lambda: graphed(x, one, zero, cond)
+                evaluate["network, ours, CUDA graph"] = _graph(lambda: policy.network(x, one, zero, cond))
+                evaluate["network, Conv1d, CUDA graph"] = _graph(lambda: network(x, one, flat))
+            timings = interleaved(evaluate, rounds=rounds, calls=10 * calls, warmup=10, device=device)
+            if device == "cpu":
+                # The graph of the whole call holds one evaluation; its own overhead is part of the figure.
+                timings |= interleaved(ours, rounds=rounds, calls=10 * calls, warmup=10, device=device)
+            else:
+                timings |= interleaved(ours, rounds=rounds, calls=10 * calls, warmup=10)
+            floor = 1e3 * bandwidth(4 * count, device)
+            multi = {
+                "Conv1d, DDIM-10": _sampler(network, policy, obs, windows, "ddim", 10, device),
+                "Conv1d, DDPM-100": _sampler(network, policy, obs, windows, "ddpm", 100, device),
+            }
+            timings |= interleaved(multi, rounds=rounds, calls=calls, warmup=1)
+    best = "ours, 1 step, ONNX Runtime" if device == "cpu" else "ours, 1 step, PyTorch"
+    facts = {
+        "parameters": {"ours": count, "Conv1d": weights}, "rows": 1, "device": device,
+        "floor_ms": floor, "floor": "reading the weights once, measured in this process",
+        "ratios": {
+            "network, Conv1d / ours": ratio(timings["network, Conv1d"], timings["network, ours"]),
+            f"Conv1d network / {best}": ratio(timings["network, Conv1d"], timings[best]),
+            f"DDIM-10 / {best}": ratio(timings["Conv1d, DDIM-10"], timings[best]),
+            f"DDPM-100 / {best}": ratio(timings["Conv1d, DDPM-100"], timings[best]),
+        },
+        "p99 / p50": {name: t.p99 / t.median for name, t in timings.items()},
+        "ours / floor": timings[best].median / floor,
+    }  # fmt: skip
+    return _report(f"infer size={size}", timings, facts, out)
+
+
+def data(data: str = BUNDLED, batch: int = 256, out: str = "") -> dict[str, Any]:
+    """Windows per second; see `isdt data bench`."""
+    from isdt_policy.datasets.bench import measure
+    from isdt_policy.datasets.store import DemoStore
+
+    facts = measure(DemoStore.open(data), None, batch, 2.0)
+    facts["ratios"] = {
+        "ours / per-item sampler": (facts["ours"] / facts["per_item"],) * 3,
+        "memcpy / ours": (facts["memcpy"] / facts["ours"],) * 3,
+    }
+    return _report("data", {}, facts, out)
+
+
+def env(rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:
+    """Control steps of PushT, ours (a repeatable order of contacts, state observations) and gym-pusht's own."""
+    import gym_pusht  # noqa: F401
+    import gymnasium
+
+    from isdt_policy.bench.measure import interleaved, ratio
+    from isdt_policy.envs import make
+
+    ours, theirs = make("pusht", obs_keys=["state"]), gymnasium.make("gym_pusht/PushT-v0", obs_type="state")
+    timings = interleaved({"ours": _stepper(ours), "gym-pusht": _stepper(theirs)}, rounds=rounds, calls=calls)
+    facts = {"ratios": {"gym-pusht / ours": ratio(timings["gym-pusht"], timings["ours"])}}
+    return _report("env task=pusht", timings, facts, out)
+
+
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "infer": infer, "data": data, "env": env}
+
+
+# Parts.
+
+
+def _check(size: str, threads: int, device: str) -> tuple[int, ...]:
+    import torch
+
+    if size not in SIZES:
+        raise InputError(f"size='{size}' is not one of {', '.join(SIZES)}.")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device='{device}', but this PyTorch finds no GPU.")
+    if threads:
+        torch.set_num_threads(threads)
+    return SIZES[size]
+
+
+def _policy(down_dims: tuple[int, ...], statistics: Any) -> Policy:
+    import numpy as np
+    import torch
+
+    from isdt_policy.policy import Policy, PolicyConfig
+
+    torch.manual_seed(0)
+    dims = {key: int(np.size(value["min"])) for key, value in statistics.items() if key != "action"}
+    network = {"name": "unet1d", "down_dims": list(down_dims)}
+    policy = Policy(PolicyConfig(task="pusht", obs_dims=dims, action_dim=2, network=network))
+    policy.normalizer.fit(statistics)
+    return policy
+
+
+def _width(windows: Any) -> int:
+    """Entries of one flattened observation history."""
+    import numpy as np
+
+    return sum(v[0].size for v in windows.batch(np.arange(1))["obs"].values())
+
+
+def _baseline_network(count: int, down_dims: tuple[int, ...], windows: Any, device: str) -> tuple[Any, int]:
+    import torch
+
+    from isdt_policy.bench.baseline import matched
+
+    torch.manual_seed(0)
+    network = matched(2, _width(windows), down_dims, count).to(device)
+    return network.eval(), sum(p.numel() for p in network.parameters())
+
+
+def _ddpm_step(
+    count: int, down_dims: tuple[int, ...], windows: Any, policy: Policy, batch: int, device: str
+) -> Callable[[], object]:
+    """A plain training step as the field's code has it: eager float32, AdamW, EMA over the parameters."""
+    import copy
+
+    import numpy as np
+    import torch
+
+    from isdt_policy.bench.baseline import TRAIN_STEPS
+
+    scheduler = _scheduler("ddpm")
+    network, _ = _baseline_network(count, down_dims, windows, device)
+    network.train()
+    average = copy.deepcopy(network).requires_grad_(False)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+    rng = np.random.default_rng(0)
+
+    def step() -> float:
+        obs, x = _normalised(policy, windows.batch(rng.integers(0, windows.n_windows, batch)), device)
+        noise = torch.randn_like(x)
+        k = torch.randint(0, TRAIN_STEPS, (batch,), device=device)
+        loss = (network(scheduler.add_noise(x, noise, k), k, obs) - noise).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for a, b in zip(average.parameters(), network.parameters()):
+                a.lerp_(b, 0.001)
+        return loss.item()
+
+    return step
+
+
+def _sampler(
+    network: Any, policy: Policy, obs: Any, windows: Any, kind: str, steps: int, device: str
+) -> Callable[[], object]:
+    """predict_action of the baseline: normalise, `steps` evaluations through diffusers, denormalise."""
+    import torch
+
+    scheduler = _scheduler(kind)
+    scheduler.set_timesteps(steps)
+
+    @torch.inference_mode()
+    def act() -> object:
+        batch = {"obs": obs, "action": torch.zeros(1, policy.horizon, 2)}
+        flat, x = _normalised(policy, batch, device)
+        x = torch.randn_like(x)
+        for k in scheduler.timesteps:
+            x = scheduler.step(network(x, k[None].to(device), flat), k, x).prev_sample
+        part = {key: torch.as_tensor(value).to(device) for key, value in obs.items()}
+        return policy.normalizer.unnormalize_action(x, part).cpu().numpy()
+
+    return act
+
+
+def _normalised(policy: Policy, batch: Any, device: str) -> tuple[Any, Any]:
+    import torch
+
+    obs = {key: torch.as_tensor(value).to(device) for key, value in batch["obs"].items()}
+    with torch.no_grad():
+        flat = torch.cat([x.flatten(1) for x in policy.normalizer.normalize_obs(obs).values()], dim=-1)
+        return flat, policy.normalizer.normalize_action(torch.as_tensor(batch["action"]).to(device), obs)
+
+
+def _scheduler(kind: str) -> Any:
+    try:
+        from diffusers import DDIMScheduler, DDPMScheduler
+    except ImportError as error:
+        raise InputError("the baseline needs diffusers: pip install 'isdt-policy[diffusers]'") from error
+    from isdt_policy.bench.baseline import TRAIN_STEPS
+
+    maker = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[kind]
+    return maker(num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True)
+
+
+def _each(function: Callable[[Any], object], values: list[Any]) -> Callable[[], object]:
+    position = 0
+
+    def call() -> object:
+        nonlocal position
+        position += 1
+        return function(values[position % len(values)])
+
+    return call
+
+
+def _graph(function: Callable[[], Any]) -> Callable[[], object]:
+    """The same kernels as one CUDA graph, replayed on the same tensors."""
+    import torch
+
+    for _ in range(3):
+        function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def _stepper(environment: Any) -> Callable[[], object]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    environment.reset(seed=0)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = environment.step(rng.uniform(100, 400, 2).astype(np.float32))
+        if terminated or truncated:
+            environment.reset(seed=0)
+
+    return step
+
+
+def _say(text: str) -> None:
+    print(f"isdt bench: {text}", file=sys.stderr, flush=True)
+
+
+def _report(what: str, timings: dict[str, Timing], facts: dict[str, Any], out: str) -> dict[str, Any]:
+    """Print the table; write JSON and Markdown where `out` says."""
+    import dataclasses
+    import os
+
+    from isdt_policy.eval.command import hardware, versions
+    from isdt_policy.provenance import commit
+
+    machine = hardware()
+    lines = [f"# isdt bench {what}", ""]
+    if timings:
+        lines += ["| what | median, ms | quartiles | 99 % | calls |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {name} | {t.median:.3g} | {t.low:.3g} to {t.high:.3g} | {t.p99:.3g} | {t.calls} |"
+            for name, t in timings.items()
+        ]
+        lines.append("")
+    lines += ["| ratio | median of turns | range |", "|---|---|---|"]
+    lines += [f"| {n} | {r[0]:.2f} | {r[1]:.2f} to {r[2]:.2f} |" for n, r in facts["ratios"].items()]
+    lines.append("")
+    rest = {key: value for key, value in facts.items() if key != "ratios"}
+    lines += [f"- {key}: {_plain(value)}" for key, value in rest.items()]
+    load = os.getloadavg()[0]
+    lines += [
+        f"- {machine['processor']}, {machine['cores']} cores, threads {machine.get('torch_threads')}, load {load:.1f}"
+    ]
+    lines += [f"- {', '.join(f'{k} {v}' for k, v in versions('pusht').items())}; commit {commit()}"]
+    print("\n".join(lines))
+    result = {
+        "what": what, "timings_ms": {n: dataclasses.asdict(t) for n, t in timings.items()}, **facts,
+        "hardware": machine, "load": load, "versions": versions("pusht"), "commit": commit(),
+    }  # fmt: skip
+    if out:
+        path = Path(out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    return result
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
