@@ -26,7 +26,7 @@ keys
   objective=...        {objectives}
   name, run_dir        name of the run and where it goes (outputs/<name>)
   if_exists=...        error (default), resume or overwrite, when run_dir already holds a run
-  data.*               path, obs_keys, max_train_episodes, val_ratio, split_seed, mirror
+  data.*               path, obs_keys, max_train_episodes, mask, val_mask, val_ratio, split_seed, mirror
   policy.*             n_obs_steps, horizon, n_action_steps, interpolant, cond_dim, encoder_hidden, precondition, ...
   network.*            down_dims, kernel_size, groups, time_dim, embed_dim
   objective.*          the parts of the objective, each on its own switch
@@ -136,15 +136,21 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     policy_values = dict(config["policy"])
     sigma = policy_values.pop("sigma_data")
     shape = {key: policy_values[key] for key in ("n_obs_steps", "horizon", "n_action_steps")}
-    store: DemoStore | MemoryStore = DemoStore.open(data.path)
-    if data.mirror:
-        store = with_mirror_images(DemoStore.open(data.path), spec)
-    episodes, held_out = train_val_split(store.n_episodes, data.val_ratio, data.split_seed)
-    if data.mirror:  # an episode and its mirror image stand side by side and stay on the same side of the split
-        episodes, held_out = train_val_split(store.n_episodes // 2, data.val_ratio, data.split_seed)
-        episodes, held_out = (np.sort(np.concatenate([2 * e, 2 * e + 1])) for e in (episodes, held_out))
+    recorded = DemoStore.open(data.path)
+    episodes, held_out = train_val_split(recorded.n_episodes, data.val_ratio, data.split_seed)
+    if data.val_mask:
+        held_out = _masked(recorded, data.val_mask)
+        episodes = np.setdiff1d(np.arange(recorded.n_episodes), held_out)
+    if data.mask:
+        named = _masked(recorded, data.mask)
+        episodes = np.intersect1d(episodes, named)
+        held_out = held_out if data.val_mask else np.intersect1d(held_out, named)
     if data.max_train_episodes:
-        episodes = episodes[: data.max_train_episodes * (2 if data.mirror else 1)]
+        episodes = episodes[: data.max_train_episodes]
+    store: DemoStore | MemoryStore = recorded
+    if data.mirror:  # an episode and its mirror image stand side by side and stay on the same side of the split
+        store = with_mirror_images(recorded, spec)
+        episodes, held_out = (np.sort(np.concatenate([2 * e, 2 * e + 1])) for e in (episodes, held_out))
     keys = list(data.obs_keys) or list(spec.default_obs_keys)
     reference = policy_values["action_reference"]
     if reference and reference not in keys:
@@ -191,6 +197,15 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         f"run       {config['run_dir']}",
     ]
     return trainer, report
+
+
+def _masked(store: Any, name: str) -> Any:
+    from isdt_policy.errors import InputError, nearest
+
+    if name not in store.masks:
+        known = ", ".join(store.masks) or "none"
+        raise InputError(f"'{store.path}' has no episode mask '{name}'.{nearest(name, store.masks)} Masks: {known}.")
+    return store.masks[name]
 
 
 def _names(group: str) -> list[str]:

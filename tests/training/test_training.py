@@ -227,3 +227,26 @@ def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_p
     broken.fit()
     assert "so training runs uncompiled" in capsys.readouterr().err
     assert losses(tmp_path / "plain") == losses(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("mirror", ["false", "true"])
+def test_named_masks_choose_the_episodes(mirror, tmp_path):
+    """robomimic's filter keys. Episode i is i + 20 steps long, so the number of windows says which were read."""
+    from isdt_policy.datasets.store import DemoWriter
+
+    store = tmp_path / "masked.zarr"
+    with DemoWriter(store, task="pusht", attributes={"masks": {"train": [0, 2], "valid": [3]}}) as writer:
+        for i in range(4):
+            state = np.full((20 + i, 5), 100.0 + i, np.float32)
+            writer.append({"state": state, "action": state[:, :2]})
+    per_episode = {i: (20 + i) - 16 + 1 + 7 + 1 for i in range(4)}  # edge padding of 1 before and 7 after
+    twice = 2 if mirror == "true" else 1
+    settings = overrides(store, tmp_path / "run", f"data.mirror={mirror}")
+
+    trainer, _ = build_trainer(compose_config([*settings, "data.mask=train", "data.val_mask=valid"]))
+    assert trainer.train.n_windows == twice * (per_episode[0] + per_episode[2])
+    assert trainer.validation.n_windows == twice * per_episode[3]
+    trainer, _ = build_trainer(compose_config([*settings, "data.val_mask=valid"]))
+    assert trainer.train.n_windows == twice * sum(per_episode[i] for i in range(3))
+    with pytest.raises(InputError, match=r"no episode mask 'trian'. Did you mean 'train'\?"):
+        build_trainer(compose_config([*settings, "data.mask=trian"]))
