@@ -42,7 +42,8 @@ what is evaluated
   policy=expert          the task's scripted expert instead of a checkpoint
   task=NAME              default: the task the checkpoint was trained on
   steps=[1,2]            network evaluations per action chunk, one arm each (default [1])
-  baselines=[euler10]    further arms by sampler name: eulerN, heunN: the same network as an ODE model
+  baselines=[euler10]    further arms by sampler name: eulerN, heunN, restartN; euler@0.6@0.3 chooses the times; ddimN and
+                         ddpmN of a diffusion policy
 
 on which episodes
   episodes=100           number of seeds, one episode each per arm

@@ -469,22 +469,23 @@ def _tee(x: float, y: float, angle: float, scale: float) -> NDArray[np.floating]
 def arm_title(arm: str) -> str:
     """Return a readable name.
 
-    >>> [arm_title(a) for a in ("1", "2", "euler10", "expert")]
-    ['1 step', '2 steps', 'Euler 10', 'Expert']
+    >>> [arm_title(a) for a in ("1", "2", "euler10", "ddim10", "euler@0.6@0.3", "expert")]
+    ['1 step', '2 steps', 'Euler 10', 'DDIM 10', 'Euler @0.6@0.3', 'Expert']
     """
     if arm.isdigit():
         return "1 step" if arm == "1" else f"{arm} steps"
-    name = arm.rstrip("0123456789")
-    return f"{name.capitalize()} {arm[len(name) :]}".strip()
+    name = arm.split("@")[0].rstrip("0123456789")
+    title = name.upper() if name in ("ddim", "ddpm") else name.capitalize()
+    return f"{title} {arm[len(name) :]}".strip()
 
 
 def evaluations(arm: str) -> int:
     """Return the network evaluations an arm takes.
 
-    >>> [evaluations(a) for a in ("4", "euler10", "heun5", "ddim10")]
-    [4, 10, 9, 10]
+    >>> [evaluations(a) for a in ("4", "euler10", "heun5", "ddim10", "euler@0.6@0.3", "@0.5")]
+    [4, 10, 9, 10, 3, 2]
     """
-    number = int(arm[len(arm.rstrip("0123456789")) :] or 1)
+    number = arm.count("@") + 1 if "@" in arm else int(arm[len(arm.rstrip("0123456789")) :] or 1)
     return 2 * number - 1 if arm.startswith("heun") else number
 
 

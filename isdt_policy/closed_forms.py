@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.flow_map import Network
-from isdt_policy.interpolants import Interpolant, expand
+from isdt_policy.interpolants import Interpolant, Trigonometric, data_and_noise, expand
 
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -63,6 +63,30 @@ def gaussian(path: Interpolant, mean: Tensor, std: Tensor) -> Network:
         diagonal = b == 0
         off = (a * x_t - exact(x_t, t, s)) / torch.where(diagonal, torch.ones_like(b), b)
         return torch.where(diagonal, velocity(x_t, t), off)
+
+    return network
+
+
+def gaussian_posterior(
+    path: Interpolant, mean: Tensor, std: Tensor
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(E[x | x_t], E[z | x_t]) for data N(mean, diag(std^2)): the data and the noise that the velocity stands for."""
+    velocity = gaussian_velocity(path, mean, std)
+
+    def posterior(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return data_and_noise(path, x, velocity(x, t), t)
+
+    return posterior
+
+
+def gaussian_denoiser(mean: Tensor, std: Tensor, prediction: str) -> Network:
+    """The exact network of a diffusion policy for data N(mean, diag(std^2)): predicts noise, data or velocity at time t."""
+    path = Trigonometric()
+    velocity, posterior = gaussian_velocity(path, mean, std), gaussian_posterior(path, mean, std)
+
+    def network(x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        data, noise = posterior(x_t, t)
+        return {"epsilon": noise, "sample": data, "v_prediction": velocity(x_t, t)}[prediction]
 
     return network
 

@@ -30,7 +30,7 @@ from isdt_policy.networks.obs_encoder import StateEncoder
 from isdt_policy.networks.preconditioning import Preconditioned
 from isdt_policy.networks.unet1d import UNet1d
 from isdt_policy.normalization import Normalizer
-from isdt_policy.samplers import parse_steps
+from isdt_policy.samplers import Plan, Sampling, plan
 
 NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": MLP}
 FORMAT_VERSION = 1
@@ -55,6 +55,8 @@ class PolicyConfig:
         action_reference: observation key whose newest value is the frame of the chunk (see `Normalizer`), or "" for
             absolute chunks.
         action_type: what an action means, checked against the environment.
+        sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
+            objective and decides what `steps` may be.
     """
 
     task: str
@@ -74,6 +76,7 @@ class PolicyConfig:
     action_normalization: str = "limits"
     action_reference: str = ""
     action_type: str = ""
+    sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "flow_map"})
 
     def __post_init__(self) -> None:
         if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
@@ -89,6 +92,13 @@ class PolicyConfig:
         ):
             if value not in table:
                 raise InputError(f"{name}='{value}' is not one of {', '.join(table)}.{nearest(value, table)}")
+        sampling = Sampling.read(self.sampling)
+        if sampling.kind == "diffusion":
+            if self.interpolant != "trigonometric":
+                raise InputError(
+                    f"a diffusion policy preserves variance and needs policy.interpolant=trigonometric, got '{self.interpolant}'."
+                )
+            sampling.schedule.scheduler()  # refuses a missing diffusers before anything is trained or evaluated
 
 
 class Policy(nn.Module):
@@ -122,6 +132,7 @@ class Policy(nn.Module):
         self.null = nn.Parameter(torch.zeros(config.cond_dim))
         self.normalizer = Normalizer(config.obs_dims, config.horizon, config.action_dim, config.action_reference)
         self.flow_map = FlowMap(self.network, path)
+        self.sampling = Sampling.read(config.sampling)
 
     # What evaluation reads.
 
@@ -166,16 +177,18 @@ class Policy(nn.Module):
 
         Args:
             obs: {key: (batch, n_obs_steps, d)} in the environment's units. Keys beyond `obs_keys` are ignored.
-            steps: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network.
+            steps: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network. For
+                policies of other kinds see `samplers.plan`; a diffusion policy takes "ddim10", "ddpm100".
             noise_seeds: (batch, 2) integers; row i's noise is a function of row i alone. None draws fresh noise.
 
         Raises:
-            InputError: a missing key, a wrong shape, NaN, or unknown steps.
+            InputError: a missing key, a wrong shape, NaN, or steps that are unknown or do not suit this policy.
         """
-        sampler, times = parse_steps(steps)
+        chosen = self.plan(steps)
         device = self.null.device
         batch = self._check_obs(obs)
-        noise = torch.from_numpy(self._noise(batch, noise_seeds))
+        drawn, row_seeds = self._noise(batch, noise_seeds)
+        noise = torch.from_numpy(drawn)
         rows = self.inference_rows
         chunks = []
         for start in range(0, batch, rows):
@@ -183,18 +196,43 @@ class Policy(nn.Module):
                 key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32))
                 for key in self.obs_keys
             }
-            z = noise[start : start + rows]
+            z, seeds = noise[start : start + rows], row_seeds[start : start + rows]
             n = z.shape[0]
             if n < rows:
                 part = {key: torch.cat([x, x[:1].expand(rows - n, *x.shape[1:])]) for key, x in part.items()}
                 z = torch.cat([z, z[:1].expand(rows - n, *z.shape[1:])])
+                seeds += seeds[:1] * (rows - n)
             part = {key: x.to(device) for key, x in part.items()}
             cond = self.encode(part)
-            x = sampler(self.flow_map, z.to(device), cond, times)
+            x = self._run(chosen, z.to(device), cond, seeds)
             chunks.append(self.normalizer.unnormalize_action(x, part)[:n].cpu())
         pred = torch.cat(chunks).numpy()
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
+
+    def plan(self, steps: int | str) -> Plan:
+        """What `steps` means for this policy; `plan(steps).evaluations` is its cost.
+
+        Raises:
+            InputError: unknown steps, or a sampler that this network was not trained for.
+        """
+        # "limits" scales actions to [-1, 1]; the other modes to unit variance, where five standard deviations hold all.
+        clip = 1.0 if self.config.action_normalization == "limits" else 5.0
+        return plan(steps, self.sampling, clip)
+
+    def sample(self, noise: Tensor, cond: Tensor, steps: int | str = 1) -> Tensor:
+        """Normalised chunks from standard normal noise (batch, horizon, action_dim) and embeddings (batch, cond_dim).
+
+        A stochastic sampler's later draws are a function of the row's number alone.
+        """
+        return self._run(self.plan(steps), noise, cond, list(range(noise.shape[0])))
+
+    def _run(self, chosen: Plan, noise: Tensor, cond: Tensor, seeds: list[int]) -> Tensor:
+        if not chosen.stochastic:
+            return chosen.run(self.flow_map, noise, cond)
+        # One generator per row: a row's later noise does not depend on the rows beside it.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return chosen.run(self.flow_map, noise, cond, generators=generators)
 
     def _check_obs(self, obs: Mapping[str, Any]) -> int:
         batch = None
@@ -212,18 +250,21 @@ class Policy(nn.Module):
             raise InputError("predict_action was given an empty batch.")
         return batch
 
-    def _noise(self, batch: int, seeds: NDArray[np.int64] | None) -> NDArray[np.float32]:
+    def _noise(self, batch: int, seeds: NDArray[np.int64] | None) -> tuple[NDArray[np.float32], list[int]]:
+        """Initial noise (batch, horizon, action_dim), and a seed per row for the noise that a sampler draws later."""
         shape = (self.horizon, self.config.action_dim)
         if seeds is None:
-            return np.random.default_rng().standard_normal((batch, *shape), dtype=np.float32)
-        seeds = np.asarray(seeds)
-        if seeds.shape != (batch, 2):
-            raise InputError(
-                f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index)."
-            )
-        return np.stack(
-            [np.random.default_rng(np.abs(row).tolist()).standard_normal(shape, dtype=np.float32) for row in seeds]
-        )
+            fresh = np.random.default_rng()
+            sources = [fresh] * batch
+        else:
+            seeds = np.asarray(seeds)
+            if seeds.shape != (batch, 2):
+                raise InputError(
+                    f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index)."
+                )
+            sources = [np.random.default_rng(np.abs(row).tolist()) for row in seeds]
+        noise = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources])
+        return noise, [int(source.integers(2**62)) for source in sources]
 
     # Saving and loading.
 

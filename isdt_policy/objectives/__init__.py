@@ -1,8 +1,45 @@
 """Training objectives, one file each; all are called alike (see base.py). `OBJECTIVES` is the registry."""
 
 from isdt_policy.objectives.base import Loss, Objective
+from isdt_policy.objectives.consistency import Consistency
+from isdt_policy.objectives.consistency_discrete import DiscreteConsistency
+from isdt_policy.objectives.diffusion import Diffusion
+from isdt_policy.objectives.eulerian import Eulerian
+from isdt_policy.objectives.flow_matching import FlowMatching
 from isdt_policy.objectives.isd import ISD
+from isdt_policy.objectives.lagrangian import Lagrangian
+from isdt_policy.objectives.meanflow import MeanFlow
+from isdt_policy.objectives.mip import MIP
+from isdt_policy.objectives.progressive import Progressive
+from isdt_policy.objectives.regression import Regression
 
-OBJECTIVES: dict[str, type] = {"isd": ISD}
+OBJECTIVES: dict[str, type] = {
+    "isd": ISD,
+    "meanflow": MeanFlow,
+    "eulerian": Eulerian,
+    "lagrangian": Lagrangian,
+    "progressive": Progressive,
+    "consistency": Consistency,
+    "consistency_discrete": DiscreteConsistency,
+    "flow_matching": FlowMatching,
+    "diffusion": Diffusion,
+    "mip": MIP,
+    "regression": Regression,
+}
 
-__all__ = ["ISD", "OBJECTIVES", "Loss", "Objective"]
+__all__ = [
+    "ISD",
+    "MIP",
+    "OBJECTIVES",
+    "Consistency",
+    "Diffusion",
+    "DiscreteConsistency",
+    "Eulerian",
+    "FlowMatching",
+    "Lagrangian",
+    "Loss",
+    "MeanFlow",
+    "Objective",
+    "Progressive",
+    "Regression",
+]

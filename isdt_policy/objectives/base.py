@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.flow_map import FlowMap
+from isdt_policy.samplers import Sampling
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Loss:
 
 class Objective(Protocol):
     """One training objective."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """What the network is taught, and so which samplers may ask it; saved with the policy."""
+        ...
 
     def __call__(
         self,

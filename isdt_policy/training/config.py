@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from isdt_policy.errors import InputError, nearest
 from isdt_policy.objectives import OBJECTIVES
 from isdt_policy.policy import NETWORKS, PolicyConfig
+from isdt_policy.samplers import FLOW_MAP
 from isdt_policy.training.trainer import TrainingConfig
 
 
@@ -33,6 +34,8 @@ class DataConfig:
         path: a store (directory or .zip), or "bundled:pusht_expert".
         obs_keys: observations the policy reads; empty takes the task's default.
         max_train_episodes: use at most this many training episodes; 0 uses all.
+        mask: train on the episodes of this named mask alone, such as robomimic's "train"; empty takes all.
+        val_mask: hold out the episodes of this mask, such as "valid", instead of a share drawn by val_ratio.
         val_ratio: share of episodes held out for the validation error.
         split_seed: of the draw of those episodes.
         mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
@@ -41,6 +44,8 @@ class DataConfig:
     path: str = "bundled:pusht_expert"
     obs_keys: tuple[str, ...] = ()
     max_train_episodes: int = 0
+    mask: str = ""
+    val_mask: str = ""
     val_ratio: float = 0.02
     split_seed: int = 42
     mirror: bool = False
@@ -48,8 +53,8 @@ class DataConfig:
 
 _GROUPS = ("experiment", "objective", "network")
 
-# Fields of PolicyConfig that follow from the data or stand in a section of their own.
-_DERIVED = {"task", "obs_dims", "action_dim", "network", "action_type"}
+# Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
+_DERIVED = {"task", "obs_dims", "action_dim", "network", "action_type", "sampling"}
 
 
 def _plain(value: Any) -> Any:
@@ -106,9 +111,28 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> dict
     with initialize_config_module("isdt_policy.configs", version_base="1.3"):
         try:
             config = compose(config_name, overrides=list(overrides))
-            return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+            composed: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_explain(error, overrides)) from error
+    _follow_objective(composed, overrides)
+    return composed
+
+
+def _follow_objective(config: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Write down what the chosen objective decides: how its policy is sampled, and whether a warm start makes sense."""
+    values = dict(config["objective"])
+    objective = build("objective", OBJECTIVES[values.pop("name")], values)
+    if objective.sampling != FLOW_MAP:
+        default = dataclasses.asdict(FLOW_MAP)
+        chosen = dataclasses.asdict(objective.sampling)
+        schedule = ("prediction", "train_steps", "beta_schedule") if chosen["kind"] == "diffusion" else ()
+        config["policy"]["sampling"] = {
+            k: v for k, v in chosen.items() if k == "kind" or k in schedule or v != default[k]
+        }
+    given = any(override.split("=")[0].lstrip("+") == "training.diagonal_steps" for override in overrides)
+    if not hasattr(objective, "off_diagonal_weight") and not given:
+        # An experiment's warm start is for objectives that have a term to leave out.
+        config["training"]["diagonal_steps"] = 0
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

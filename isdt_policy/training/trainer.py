@@ -225,7 +225,8 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, limit: int = 1024) -> float:
-        """Mean squared error of one-step actions of the averaged weights, in normalised units.
+        """Mean squared error of the averaged weights' actions, in normalised units: at one step, or at what the objective's
+        policies are usually sampled with.
 
         It tells a broken run from a healthy one, and does not rank healthy ones: success rates do that.
         """
@@ -239,8 +240,7 @@ class Trainer:
             obs, action = self._to_device(self.validation.batch(chosen[start : start + 256]))
             x = policy.normalizer.normalize_action(action, obs)
             z = torch.randn(x.shape, generator=generator).to(x)
-            ones = torch.ones(x.shape[0], device=x.device)
-            predicted = policy.flow_map.step(z, ones, torch.zeros_like(ones), policy.encode(obs))
+            predicted = policy.sample(z, policy.encode(obs), policy.sampling.usual_steps)
             total += (predicted - x).square().mean(dim=(1, 2)).sum().item()
         return total / n
 
@@ -287,7 +287,7 @@ class Trainer:
                 metric = None
                 if self.validation is not None and (self.step % c.validate_every == 0 or self.step == c.steps):
                     metric = self.validate()
-                    log.write(self.step, {"val_action_mse_1step": metric})
+                    log.write(self.step, {"val_action_mse": metric})
                 if self.step % c.checkpoint_every == 0 or self.step == c.steps:
                     self.save(metric)
         finally:
