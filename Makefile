@@ -16,8 +16,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --quiet $(INDEX) --constraint constraints.txt --editable '.[dev]'
-	# Without its own requirements, which bring torchvision and a GL probe that has to be compiled; the tests use its readers.
-	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic
+	# Other projects' own code, to test against. Without their requirements: robomimic's bring torchvision and a GL probe
+	# that has to be compiled, openpi-client's an old NumPy; what the tests call needs neither.
+	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client
 	touch $@
 
 demo: $(VENV)/.demo

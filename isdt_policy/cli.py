@@ -6,6 +6,7 @@ Verbs are looked up here by name and imported only when used, so that `isdt --he
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from isdt_policy import __version__
@@ -23,6 +24,15 @@ VERBS: dict[str, tuple[str, str]] = {
         "compare evaluations on common seeds: differences, intervals, p-values",
     ),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
+    "export": ("isdt_policy.deploy.command:export_main", "write a policy as ONNX, pt2 or a Hugging Face Hub folder"),
+    "deploy": (
+        "isdt_policy.deploy.command:deploy_main",
+        "drive a simulator in real time, with latency, limits and a report",
+    ),
+    "serve": (
+        "isdt_policy.deploy.command:serve_main",
+        "serve a policy over a websocket (openpi's clients can talk to it)",
+    ),
     "bench": ("isdt_policy.bench.command:main", "time training, inference, data and environments against baselines"),
     "doctor": ("isdt_policy.envs.doctor:main", "report versions of Python, torch, simulators and rendering back ends"),
 }
@@ -62,6 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"isdt {verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `isdt ... | head` has read enough
+        sys.stdout = open(os.devnull, "w")
+        return 0
     except KeyboardInterrupt:
         print(f"\nisdt {verb}: interrupted.", file=sys.stderr)
         return 130

@@ -10,6 +10,7 @@ Timeline of one prediction (n_obs_steps To = 2, horizon T = 16, n_action_steps T
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from isdt_policy.errors import InputError, nearest
@@ -269,11 +270,15 @@ class Policy(nn.Module):
     # Saving and loading.
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Write config.json and model.safetensors into a new or existing directory."""
+        """Write config.json and model.safetensors into a new or existing directory.
+
+        config.json holds the SHA-256 of the weights, so that damaged or exchanged weights are found on loading.
+        """
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
-        config = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+        config = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **dataclasses.asdict(self.config)}
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -291,13 +296,20 @@ class Policy(nn.Module):
         version = raw.pop("format_version", None)
         if version != FORMAT_VERSION:
             raise InputError(f"{folder}: policy format {version}, this version reads {FORMAT_VERSION}.")
+        digest = raw.pop("weights_sha256", None)  # absent in folders written by earlier versions
         known = {field.name for field in dataclasses.fields(PolicyConfig)}
         unknown = sorted(set(raw) - known)
         if unknown:
             raise InputError(f"{folder / 'config.json'}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
         try:
             policy = cls(PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}))
-            weights = load_file(folder / "model.safetensors")
+            data = (folder / "model.safetensors").read_bytes()
+            if digest not in (None, hashlib.sha256(data).hexdigest()):
+                raise InputError(
+                    f"{folder / 'model.safetensors'} is damaged or belongs to another policy: its SHA-256 is not the one in "
+                    "config.json. Copy the folder again."
+                )
+            weights = load(data)
             policy.load_state_dict(weights)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error

@@ -75,16 +75,20 @@ class ConvUNet(nn.Module):
         cond = torch.cat([self.step(torch.cat([angles.sin(), angles.cos()], dim=-1)), cond], dim=-1)
         h = x.transpose(1, 2)
         skips = []
-        for level, (first, second) in enumerate(self.down):  # type: ignore[misc]
-            h = second(first(h, cond), cond)
+        for level, blocks in enumerate(self.down.children()):
+            for block in blocks.children():
+                h = block(h, cond)
             skips.append(h)
             if level < len(self.downsample):
                 h = self.downsample[level](h)
         for block in self.middle:
             h = block(h, cond)
         # The deepest skip meets the middle at its own resolution; each level then halves channels and doubles time.
-        for (first, second), upsample in zip(self.up, self.upsample):  # type: ignore[misc]
-            h = upsample(second(first(torch.cat([h, skips.pop()], dim=1), cond), cond))
+        for blocks, upsample in zip(self.up.children(), self.upsample):
+            h = torch.cat([h, skips.pop()], dim=1)
+            for block in blocks.children():
+                h = block(h, cond)
+            h = upsample(h)
         return self.out(h).transpose(1, 2)
 
 

@@ -108,7 +108,15 @@ class TestLoading:
         policy.save_pretrained(tmp_path)
         weights = tmp_path / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-100])
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="is damaged"):
+            Policy.from_pretrained(tmp_path)
+
+    def test_one_flipped_bit_in_the_weights_is_found(self, policy, tmp_path):
+        policy.save_pretrained(tmp_path)
+        data = bytearray((tmp_path / "model.safetensors").read_bytes())
+        data[-2] ^= 1
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(InputError, match="is damaged or belongs to another policy"):
             Policy.from_pretrained(tmp_path)
 
     def test_weights_of_another_action_size_are_refused(self, policy, tmp_path):

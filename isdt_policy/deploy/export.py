@@ -1,0 +1,268 @@
+"""A policy as one graph: normalisers, encoder and the chosen number of network evaluations, in ONNX or torch.export's pt2.
+
+Graph: noise and raw observation histories in, actions in the environment's units out. Noise is an input, so a graph is a
+pure function and agrees with the policy to rounding.
+
+    inputs   noise (batch, horizon, action_dim); one "obs.<key>" (batch, n_obs_steps, d) per key; all float32
+    output   action_pred (batch, horizon, action_dim)
+
+With prefix=True it continues started chunks (see `freezing`): noise has an axis of candidates, (batch, candidates,
+horizon, action_dim), and there are two more inputs, known (batch, horizon, action_dim) and weight (batch, horizon).
+Such a graph also acts freely: weight = 0 everywhere.
+
+What the runner needs to know (window, keys, limits, origin) travels inside the file as JSON; so does a SHA-256 of the
+ONNX file, so that `runner` refuses one with a flipped bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from isdt_policy import __version__
+from isdt_policy.deploy.freezing import (
+    CANDIDATES,
+    PrefixPolicy,
+    candidate_noise,
+    inpaint,
+    inpainting_grid,
+    require_flow_map,
+)
+from isdt_policy.deploy.runner import DIGEST, FORMAT, METADATA, ZEROS, OnnxPolicy
+from isdt_policy.deploy.safety import Limits
+from isdt_policy.errors import InputError, nearest
+from isdt_policy.policy import Policy
+
+FORMATS = ("onnx", "pt2")
+
+
+class PolicyGraph(nn.Module):
+    """What is exported; call signature as in the module docstring.
+
+    Args:
+        policy: trained, with its statistics.
+        steps: network evaluations, or a sampler's name.
+        prefix: continue started chunks.
+    """
+
+    def __init__(self, policy: Policy, steps: int | str = 1, prefix: bool = False) -> None:
+        super().__init__()
+        self.policy, self.prefix = policy, prefix
+        self.plan = policy.plan(steps)
+        if prefix:
+            require_flow_map(policy)
+            self.times = inpainting_grid(steps)
+        elif self.plan.stochastic:
+            raise InputError(
+                f"steps={steps} draws noise on its way, which a graph cannot; export compositions: steps=2."
+            )
+
+    def forward(self, noise: Tensor, *rest: Tensor) -> Tensor:
+        policy = self.policy
+        obs = dict(zip(policy.obs_keys, rest))
+        cond = policy.encode(obs)
+        if not self.prefix:
+            return policy.normalizer.unnormalize_action(self.plan.run(policy.flow_map, noise, cond), obs)
+        known, weight = rest[len(policy.obs_keys) :]
+        x = inpaint(policy.flow_map, noise, cond, self.times, policy.normalizer.normalize_action(known, obs), weight)
+        return torch.where((weight == 1)[..., None], known, policy.normalizer.unnormalize_action(x, obs))
+
+    def input_names(self) -> list[str]:
+        """Names of the arguments of `forward`, in order."""
+        return ["noise", *(f"obs.{key}" for key in self.policy.obs_keys), *(["known", "weight"] if self.prefix else [])]
+
+    def example(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Arguments of the right shapes; zeros for the observations, normal noise."""
+        config = self.policy.config
+        shape = (config.horizon, config.action_dim)
+        noise = torch.randn(batch, *((CANDIDATES,) if self.prefix else ()), *shape)
+        obs = [torch.zeros(batch, config.n_obs_steps, dim) for dim in config.obs_dims.values()]
+        return (noise, *obs, *((torch.zeros(batch, *shape), torch.zeros(batch, config.horizon)) if self.prefix else ()))
+
+
+def export(
+    policy: Policy,
+    out: str | Path,
+    *,
+    format: str = "onnx",
+    steps: int | str = 1,
+    prefix: bool = False,
+    limits: Limits | None = None,
+    source: str = "",
+) -> Path:
+    """Write a policy as one file.
+
+    Args:
+        policy: trained, with its statistics; moved to the CPU.
+        out: file to write, replaced if it exists.
+        format: "onnx" or "pt2".
+        steps, prefix: see `PolicyGraph`.
+        limits: of the commands; embedded for the runner.
+        source: where the weights come from; embedded.
+
+    Raises:
+        InputError: an unknown format or steps, or a package is missing.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format='{format}' is not one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
+    policy.normalizer.check()
+    graph = PolicyGraph(policy.cpu().eval(), steps, prefix).eval()
+    metadata = describe(policy, steps, prefix, limits, source)
+    example = graph.example()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    shapes = ({0: batch}, tuple({0: batch} for _ in example[1:]))
+    with torch.no_grad():
+        program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    if format == "pt2":
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
+        part.write_bytes(buffer.getvalue())
+    else:
+        part.write_bytes(_onnx(program, example, graph.input_names(), metadata))
+    part.replace(out)
+    return out
+
+
+def describe(policy: Policy, steps: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, Any]:
+    """Return what travels inside an exported file, as JSON values."""
+    config = policy.config
+    return {
+        "format": FORMAT,
+        "task": config.task,
+        "obs_dims": dict(config.obs_dims),
+        "action_dim": config.action_dim,
+        "action_type": config.action_type,
+        "n_obs_steps": config.n_obs_steps,
+        "n_action_steps": config.n_action_steps,
+        "horizon": config.horizon,
+        "steps": str(steps),
+        "evaluations": len(inpainting_grid(steps)) - 1 if prefix else policy.plan(steps).evaluations,
+        "candidates": CANDIDATES if prefix else 0,
+        "limits": {} if limits is None else limits.as_dict(),
+        "source": source,
+        "weights_sha256": weights_hash(policy),
+        "isdt_policy": __version__,
+        "torch": torch.__version__,
+        "config": json.loads(json.dumps(asdict(config))),
+    }
+
+
+def weights_hash(policy: nn.Module) -> str:
+    """Return a SHA-256 over names, shapes and values of parameters and statistics."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_pt2(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a pt2 file: (graph with the inputs of `PolicyGraph`, metadata). Only for files from people you trust.
+
+    Raises:
+        InputError: the file cannot be read, or is no policy.
+    """
+    extra = {METADATA: ""}
+    try:
+        program = torch.export.load(str(path), extra_files=extra)
+    except Exception as error:  # the loader raises whatever its zip and JSON readers do
+        raise InputError(f"{path} cannot be read as pt2: {str(error).splitlines()[0]}") from error
+    if not extra[METADATA]:
+        raise InputError(f"{path} is a pt2 file, but not one written by isdt export.")
+    return program.module(), json.loads(extra[METADATA])
+
+
+def _onnx(
+    program: torch.export.ExportedProgram, example: tuple[Tensor, ...], names: list[str], metadata: dict[str, Any]
+) -> bytes:
+    try:
+        import onnx
+        import onnxscript  # noqa: F401 - torch's exporter is written in it
+    except ImportError as error:
+        raise InputError(f"format=onnx needs the package '{error.name}': pip install 'isdt-policy[export]'") from error
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's advice to its own developers
+            result: Any = torch.onnx.export(
+                program,
+                example,
+                input_names=names,
+                output_names=["action_pred"],
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+            )
+    finally:
+        quiet.setLevel(level)
+    model: Any = result.model_proto
+    # The exporter notes where in the source every node comes from: half the file, and paths of the exporting machine.
+    for part in (model.graph, *model.functions):
+        for item in (*part.node, *part.value_info, *getattr(part, "input", ()), *getattr(part, "initializer", ())):
+            for name in ("metadata_props", "doc_string"):
+                if hasattr(item, name):
+                    item.ClearField(name)
+    onnx.checker.check_model(model)
+    for key, value in ((METADATA, json.dumps(metadata)), (DIGEST, ZEROS)):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+    # The digest is over the file with zeros in its own place, which has the same length.
+    data: bytes = model.SerializeToString()
+    if data.count(ZEROS.encode()) != 1:
+        raise RuntimeError("the digest's placeholder is not unique in the file")
+    return data.replace(ZEROS.encode(), b"sha256:" + hashlib.sha256(data).hexdigest().encode())
+
+
+def parity(
+    policy: Policy, path: str | Path, *, steps: int | str = 1, prefix: bool = False, inputs: int = 1000, seed: int = 0
+) -> float:
+    """Return the largest difference between a policy and its exported file, in normalised actions.
+
+    Observations are drawn from N(0, 1) in normalised units; with `prefix`, the known actions likewise and the weights
+    from {0, 0.5, 1}.
+    """
+    config, rng = policy.config, np.random.default_rng(seed)
+    obs = {}
+    for key, dim in config.obs_dims.items():
+        x = torch.from_numpy(rng.standard_normal((inputs, config.n_obs_steps, dim), dtype=np.float32))
+        obs[key] = policy.normalizer.obs[key].inverse(x).numpy()  # type: ignore[operator]
+    seeds = np.stack([np.full(inputs, seed), np.arange(inputs)], axis=1)
+    shape = (inputs, config.horizon, config.action_dim)
+    if prefix:
+        y = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+        given = {key: torch.from_numpy(value) for key, value in obs.items()}
+        known = policy.normalizer.unnormalize_action(y, given).numpy()
+        weight = rng.choice([0.0, 0.5, 1.0], shape[:2]).astype(np.float32)
+        expected = PrefixPolicy(policy).continue_action(obs, known, weight, steps=steps, noise_seeds=seeds)
+    else:
+        expected = policy.predict_action(obs, steps=steps, noise_seeds=seeds)
+    if Path(path).suffix == ".onnx":
+        runner = OnnxPolicy(path)
+        got = (
+            runner.continue_action(obs, known, weight, noise_seeds=seeds)
+            if prefix
+            else runner.predict_action(obs, noise_seeds=seeds)
+        )["action_pred"]
+    else:
+        graph, _ = load_pt2(path)
+        noise = candidate_noise(shape, CANDIDATES if prefix else 1, seeds)
+        arguments = [noise if prefix else noise[:, 0], *(obs[key] for key in policy.obs_keys)]
+        arguments += [known, weight] if prefix else []
+        with torch.no_grad():
+            got = graph(*(torch.from_numpy(a) for a in arguments)).numpy()
+    scale = policy.normalizer.action.scale.cpu().numpy()
+    return float(np.abs((got - expected["action_pred"]) * scale).max())

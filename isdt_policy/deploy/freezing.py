@@ -1,0 +1,179 @@
+"""Continuing a started chunk: choosing and inpainting with a flow map.
+
+Real-time chunking (2506.07339) guides each small step of a flow towards the actions that are already due. A flow map jumps
+from noise to data in one evaluation, so there is no path to guide. What it can do instead:
+
+    z_1 ... z_K                                     noise of K candidates, one row each of the same evaluation
+    data_k = X(z_k, 1 -> 0)
+    z      = the z_k whose data_k is nearest to `known`, weighted
+    for times 1 > t_1 > ... > t_n = 0:
+        data <- weight * known + (1 - weight) * data
+        x_t   = alpha(t) data + beta(t) z           back to the path, with the noise it came from
+        data  = X(x_t, t -> 0)                      one evaluation
+    data <- known where weight is 1
+
+The choice finds the mode that the frozen actions belong to, which jumps alone cannot: once the first jump has landed in
+another mode, the free actions outvote the frozen ones (tests/deploy/test_freezing.py holds an example). The later jumps
+(RePaint, 2201.09865, does this along a diffusion) start from points whose known part lies on its true path, so the
+network fits the rest to it. A weight between 0 and 1 takes part in both, without binding. It takes two evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from isdt_policy.errors import InputError
+from isdt_policy.flow_map import FlowMap
+from isdt_policy.interpolants import interpolate
+from isdt_policy.policy import Policy
+from isdt_policy.samplers import uniform_grid
+
+CANDIDATES = 16
+
+
+def inpaint(
+    flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float], known: Tensor, weight: Tensor
+) -> Tensor:
+    """Sample a chunk (batch, horizon, action_dim) that agrees with `known` where `weight` is 1.
+
+    Args:
+        noise: (batch, candidates, horizon, action_dim).
+        cond: (batch, cond_dim).
+        times: 1 = t_0 > ... > t_n = 0, n evaluations.
+        known: (batch, horizon, action_dim), in normalised units.
+        weight: (batch, horizon), 0 free to 1 frozen.
+    """
+    candidates, w = noise.shape[1], weight[..., None]
+
+    def jump(x: Tensor, time: float, cond: Tensor) -> Tensor:
+        start = torch.full_like(x[:, 0, 0], time)
+        return flow_map.step(x, start, torch.zeros_like(start), cond)
+
+    data = jump(noise.flatten(0, 1), 1.0, cond.repeat_interleave(candidates, dim=0)).reshape(noise.shape)
+    distance = (w[:, None] * (data - known[:, None]).square()).sum(dim=(2, 3))  # (batch, candidates)
+    nearest = distance.argmin(dim=1)[:, None, None, None].expand(-1, 1, *noise.shape[2:])
+    data, z = data.gather(1, nearest)[:, 0], noise.gather(1, nearest)[:, 0]
+    for time in times[1:-1]:
+        blended = w * known + (1 - w) * data
+        data = jump(interpolate(flow_map.path, blended, z, torch.full_like(z[:, 0, 0], time)), time, cond)
+    return torch.where(w == 1, known, data)
+
+
+def inpainting_grid(steps: int | str) -> tuple[float, ...]:
+    """Time grid of `inpaint` for a number of evaluations; at least two, as the first jump knows nothing of the prefix."""
+    try:
+        n = int(steps)
+    except ValueError:
+        raise InputError(f"steps='{steps}': continuing a chunk takes a number of evaluations, such as 2.") from None
+    return uniform_grid(max(2, n))
+
+
+def candidate_noise(
+    shape: tuple[int, int, int], candidates: int, noise_seeds: NDArray[np.int64] | None
+) -> NDArray[np.float32]:
+    """Noise (batch, candidates, horizon, action_dim); the first candidate of a row is the noise of `predict_action`."""
+    batch, *rest = shape
+    seeds = [None] * batch if noise_seeds is None else [np.abs(row).tolist() for row in np.asarray(noise_seeds)]
+    if len(seeds) != batch:
+        raise InputError(f"noise_seeds has {len(seeds)} rows, the batch {batch}.")
+    draws = [np.random.default_rng(seed).standard_normal((candidates, *rest), dtype=np.float32) for seed in seeds]
+    return np.stack(draws)
+
+
+def require_flow_map(policy: Policy) -> None:
+    """Refuse networks that were not trained to jump from any time to the data."""
+    if policy.sampling.kind != "flow_map":
+        raise InputError(
+            f"continuing chunks needs a flow map; this policy is of kind '{policy.sampling.kind}'. Use mode=async."
+        )
+
+
+class PrefixPolicy:
+    """A trained policy that can continue a started chunk, for `Runtime(mode="rtc")`.
+
+    Satisfies the policy protocol; `predict_action` is the policy's own.
+
+    Args:
+        policy: trained, with its statistics.
+        candidates: K of the module docstring.
+    """
+
+    def __init__(self, policy: Policy, candidates: int = CANDIDATES) -> None:
+        if candidates < 1:
+            raise InputError(f"candidates={candidates} must be at least 1.")
+        require_flow_map(policy)
+        self.policy, self.candidates = policy, candidates
+        self.n_obs_steps, self.n_action_steps, self.horizon = policy.n_obs_steps, policy.n_action_steps, policy.horizon
+        self.obs_keys, self.task, self.config = policy.obs_keys, policy.task, policy.config
+
+    @property
+    def inference_rows(self) -> int:
+        """Rows per network call of `predict_action`; see the policy's."""
+        return self.policy.inference_rows
+
+    @inference_rows.setter
+    def inference_rows(self, rows: int) -> None:
+        self.policy.inference_rows = rows
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+        self.policy.reset()
+
+    def predict_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        *,
+        steps: int | str = 1,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """See `isdt_policy.policy.Policy.predict_action`."""
+        return self.policy.predict_action(obs, steps=steps, noise_seeds=noise_seeds)
+
+    @torch.inference_mode()
+    def continue_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        known: NDArray[np.floating],
+        weight: NDArray[np.floating],
+        *,
+        steps: int | str = 2,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Like `predict_action`, in agreement with known actions.
+
+        Args:
+            obs: {key: (batch, n_obs_steps, d)}, the environment's units.
+            known: (batch, horizon, action_dim), the environment's units; the first entry belongs to the oldest observation.
+            weight: (batch, horizon), 1 where an action is frozen, 0 where it is free.
+            steps: network evaluations; 1 is taken as 2.
+            noise_seeds: as in `predict_action`.
+        """
+        policy = self.policy
+        batch = policy._check_obs(obs)
+        shape = (batch, self.horizon, policy.config.action_dim)
+        if np.shape(known) != shape or np.shape(weight) != shape[:2]:
+            raise InputError(
+                f"known {np.shape(known)} and weight {np.shape(weight)} must have shapes {shape} and {shape[:2]}."
+            )
+        device = policy.null.device
+        given = {key: torch.as_tensor(np.asarray(obs[key], np.float32), device=device) for key in self.obs_keys}
+        z = torch.from_numpy(candidate_noise(shape, self.candidates, noise_seeds)).to(device)
+        y = torch.as_tensor(np.asarray(known, np.float32), device=device)
+        w = torch.as_tensor(np.asarray(weight, np.float32), device=device)
+        x = inpaint(
+            policy.flow_map,
+            z,
+            policy.encode(given),
+            inpainting_grid(steps),
+            policy.normalizer.normalize_action(y, given),
+            w,
+        )
+        answer = policy.normalizer.unnormalize_action(x, given)
+        pred = torch.where((w == 1)[..., None], y, answer).cpu().numpy()  # to the last bit
+        first = self.n_obs_steps - 1
+        return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}

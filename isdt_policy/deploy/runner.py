@@ -1,0 +1,172 @@
+"""An exported policy on onnxruntime: what a robot's computer runs. Imports neither torch nor any training code.
+
+Example:
+    policy = OnnxPolicy("policy.onnx")
+    runtime = Runtime(policy)               # isdt_policy.deploy.runtime
+    action = runtime.act({"agent_pos": ..., "keypoints": ...})
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.errors import InputError, nearest
+
+FORMAT = 1
+METADATA = "isdt_policy"
+DIGEST = "isdt_policy_sha256"
+ZEROS = "sha256:" + 64 * "0"
+
+
+def check_digest(data: bytes, name: str = "file") -> None:
+    """Refuse an ONNX file whose bytes are not those that were exported.
+
+    Raises:
+        InputError: changed bytes, or a file that `isdt export` did not write.
+    """
+    found = list(re.finditer(rb"sha256:[0-9a-f]{64}", data))
+    if DIGEST.encode() not in data or len(found) != 1:
+        raise InputError(f"{name} is not a policy written by isdt export, or is damaged: it holds no digest.")
+    start, end = found[0].span()
+    actual = hashlib.sha256(data[:start] + ZEROS.encode() + data[end:]).hexdigest()
+    if actual.encode() != data[start + 7 : end]:
+        raise InputError(
+            f"{name} is damaged or was changed: its SHA-256 is not the one it was written with. Export it again."
+        )
+
+
+class OnnxPolicy:
+    """Satisfies `isdt_policy.envs.protocol.Policy`; the number of evaluations is fixed in the file.
+
+    Args:
+        path: file written by `isdt export format=onnx`.
+        threads: of one inference; small networks are fastest with one or two.
+        providers: onnxruntime's execution providers, in order of preference.
+
+    Attributes:
+        metadata: what the file says of itself (see `isdt_policy.deploy.export.describe`).
+
+    Raises:
+        InputError: onnxruntime is missing; the file is missing, damaged, changed, or of another format.
+    """
+
+    def __init__(
+        self, path: str | Path, *, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    ) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError("running an ONNX policy needs onnxruntime: pip install 'isdt-policy[runtime]'") from error
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        check_digest(data, str(path))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # Spinning threads win microseconds and take a core from the simulator or the robot's drivers.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+        self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
+        if self.metadata["format"] != FORMAT:
+            raise InputError(f"{path}: exported format {self.metadata['format']}, this version reads {FORMAT}.")
+        m = self.metadata
+        self.obs_dims: dict[str, int] = m["obs_dims"]
+        self.obs_keys = tuple(self.obs_dims)
+        self.n_obs_steps, self.n_action_steps, self.horizon = m["n_obs_steps"], m["n_action_steps"], m["horizon"]
+        self.action_dim, self.task, self.steps = m["action_dim"], m["task"], m["steps"]
+        if m["candidates"]:
+            self.continue_action = self._continue_action
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def predict_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        *,
+        steps: int | str | None = None,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Action chunks for a batch of observation histories {key: (batch, n_obs_steps, d)}.
+
+        Args:
+            steps: the number in the file, or None.
+            noise_seeds: (batch, 2) integers; the same noise as the trained policy draws from them. None draws fresh.
+
+        Raises:
+            InputError: other steps than the file's, a missing key, a wrong shape, NaN.
+        """
+        inputs, batch = self._inputs(obs, steps)
+        candidates = self.metadata["candidates"]
+        shape = (self.horizon, self.action_dim)
+        inputs["noise"] = self._noise(batch, noise_seeds, ((candidates,) if candidates else ()) + shape)
+        if candidates:
+            inputs["known"] = np.zeros((batch, *shape), np.float32)
+            inputs["weight"] = np.zeros((batch, self.horizon), np.float32)
+        return self._run(inputs)
+
+    def _continue_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        known: NDArray[np.floating],
+        weight: NDArray[np.floating],
+        *,
+        steps: int | str | None = None,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """See `isdt_policy.deploy.freezing.PrefixPolicy.continue_action`; only in files exported with prefix=true."""
+        inputs, batch = self._inputs(obs, steps)
+        shape = (self.horizon, self.action_dim)
+        inputs["noise"] = self._noise(batch, noise_seeds, (self.metadata["candidates"], *shape))
+        inputs["known"], inputs["weight"] = np.asarray(known, np.float32), np.asarray(weight, np.float32)
+        if inputs["known"].shape != (batch, *shape) or inputs["weight"].shape != (batch, self.horizon):
+            raise InputError(
+                f"known {np.shape(known)} or weight {np.shape(weight)} do not fit ({batch}, {self.horizon})."
+            )
+        return self._run(inputs)
+
+    def _run(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        pred = np.asarray(self._session.run(["action_pred"], inputs)[0], np.float32)
+        first = self.n_obs_steps - 1
+        return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
+
+    def _inputs(self, obs: Mapping[str, Any], steps: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
+        if steps is not None and str(steps) != self.steps:
+            raise InputError(
+                f"steps={steps}: this file was exported with steps={self.steps}; export another for {steps}."
+            )
+        inputs: dict[str, NDArray[np.float32]] = {}
+        batch = None
+        for key, dim in self.obs_dims.items():
+            if key not in obs:
+                raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
+            value = np.asarray(obs[key], np.float32)
+            if value.ndim != 3 or value.shape[1:] != (self.n_obs_steps, dim) or batch not in (None, value.shape[0]):
+                raise InputError(
+                    f"observation '{key}' has shape {value.shape}, expected (batch, n_obs_steps={self.n_obs_steps}, {dim})."
+                )
+            if not np.isfinite(value).all():
+                raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
+            inputs[f"obs.{key}"], batch = value, value.shape[0]
+        if not batch:
+            raise InputError("predict_action was given an empty batch.")
+        return inputs, batch
+
+    def _noise(self, batch: int, seeds: NDArray[np.int64] | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if seeds is None:
+            return np.random.default_rng().standard_normal((batch, *shape), dtype=np.float32)
+        seeds = np.asarray(seeds)
+        if seeds.shape != (batch, 2):
+            raise InputError(f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2).")
+        return np.stack(
+            [np.random.default_rng(np.abs(row).tolist()).standard_normal(shape, dtype=np.float32) for row in seeds]
+        )

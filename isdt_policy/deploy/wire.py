@@ -1,0 +1,90 @@
+"""Messages of the policy server: msgpack with arrays, as openpi's clients write them.
+
+An array is the map {b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"shape": [...]}, a NumPy scalar
+{b"__npgeneric__": True, b"data": value, b"dtype": ...}. Nothing is ever unpickled: only booleans, integers and floats are
+read, and a message that says anything else is refused before an array is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from isdt_policy.errors import InputError
+
+KINDS = "biuf"
+MAX_DIMS = 8
+
+
+def pack(value: Any) -> bytes:
+    """Write maps, lists, strings, numbers and arrays.
+
+    Raises:
+        InputError: an array of objects, strings or complex numbers, or something msgpack cannot write.
+    """
+    import msgpack
+
+    try:
+        return bytes(msgpack.packb(value, default=_to_wire))
+    except (TypeError, OverflowError) as error:
+        raise InputError(f"the message cannot be written: {error}") from error
+
+
+def unpack(data: bytes) -> Any:
+    """Read what `pack` or openpi's packer wrote. Arrays are read-only views of `data`.
+
+    Raises:
+        InputError: not msgpack, trailing or missing bytes, or an array whose description is wrong.
+    """
+    import msgpack
+
+    try:
+        return msgpack.unpackb(data, object_hook=_from_wire)
+    except InputError:
+        raise
+    except Exception as error:  # msgpack raises ValueError and its subclasses, UnicodeDecodeError, RecursionError, ...
+        raise InputError(f"the message is not valid msgpack: {type(error).__name__}: {str(error)[:100]}") from error
+
+
+def _to_wire(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in KINDS:
+            raise InputError(f"arrays of dtype {value.dtype} are not sent; allowed are booleans, integers and floats.")
+        if isinstance(value, np.ndarray):
+            return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
+        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
+    raise TypeError(f"{type(value).__name__} is not a map, list, string, number or array")
+
+
+def _from_wire(obj: dict[Any, Any]) -> Any:
+    if b"__ndarray__" in obj:
+        dtype, data, shape = _dtype(obj), obj.get(b"data"), obj.get(b"shape")
+        if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > MAX_DIMS:
+            raise InputError("an array of the message lacks its data or shape.")
+        if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+            raise InputError(f"an array of the message has the shape {str(shape)[:100]}.")
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise InputError(f"an array of shape {shape} and dtype {dtype} does not have {len(data)} bytes.")
+        return np.frombuffer(data, dtype).reshape(shape)
+    if b"__npgeneric__" in obj:
+        value = obj.get(b"data")
+        if not isinstance(value, bool | int | float):
+            raise InputError("a NumPy scalar of the message is not a number.")
+        try:
+            return _dtype(obj).type(value)
+        except (OverflowError, ValueError) as error:
+            raise InputError(f"a NumPy scalar of the message does not fit its dtype: {error}") from error
+    return obj
+
+
+def _dtype(obj: dict[Any, Any]) -> np.dtype[Any]:
+    name = obj.get(b"dtype")
+    try:
+        dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else None
+    except (TypeError, ValueError, SyntaxError):  # np.dtype parses "f4,f4"
+        dtype = None
+    if dtype is None or dtype.kind not in KINDS or dtype.fields is not None or dtype.subdtype is not None:
+        raise InputError(f"dtype {str(name)[:40]!r} is not accepted; allowed are booleans, integers and floats.")
+    return dtype

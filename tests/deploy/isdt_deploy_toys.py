@@ -1,0 +1,35 @@
+"""A small untrained policy with statistics, and observations for it."""
+
+import numpy as np
+import torch
+
+from isdt_policy.policy import Policy, PolicyConfig
+
+OBS_DIMS = {"agent_pos": 2, "keypoints": 18}
+
+
+UNET = {"name": "unet1d", "down_dims": [16, 32], "embed_dim": 32, "time_dim": 16}
+MLP = {"name": "mlp", "width": 64, "depth": 2, "time_dim": 16}
+
+
+def tiny_policy(reference="", interpolant="linear", seed=0, network=UNET):
+    torch.manual_seed(seed)
+    config = PolicyConfig(
+        task="pusht", obs_dims=OBS_DIMS, action_dim=2, cond_dim=16, encoder_hidden=(32,), interpolant=interpolant,
+        network=network, action_reference=reference,
+        action_normalization="gaussian_per_step", action_type="absolute position target, px",
+    )  # fmt: skip
+    policy = Policy(config)
+    torch.nn.init.normal_(policy.network.network.out.weight, std=0.5)
+    limits = {"min": np.zeros(1), "max": np.full(1, 512.0), "mean": np.full(1, 256.0), "std": np.full(1, 100.0)}
+    stats = {k: {m: np.repeat(v, d) for m, v in limits.items()} for k, d in OBS_DIMS.items()}
+    spread = np.linspace(30, 60, 16)[:, None] * np.ones(2)
+    middle = np.zeros((16, 2)) if reference else np.full((16, 2), 256.0)
+    stats["action"] = {"min": middle - spread, "max": middle + spread, "mean": middle, "std": spread}
+    policy.normalizer.fit(stats, "limits", "gaussian_per_step")
+    return policy.eval()
+
+
+def observations(batch, seed=0):
+    rng = np.random.default_rng(seed)
+    return {key: rng.uniform(0, 512, (batch, 2, size)).astype(np.float32) for key, size in OBS_DIMS.items()}

@@ -1,0 +1,200 @@
+"""Exported files say what the policy says, run without torch, and are refused when a bit is wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from isdt_deploy_toys import MLP, observations, tiny_policy
+
+from isdt_policy.deploy.command import export_main
+from isdt_policy.deploy.export import export, load_pt2, parity
+from isdt_policy.deploy.runner import OnnxPolicy
+from isdt_policy.deploy.safety import Limits
+from isdt_policy.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory):
+    """A UNet whose chunks are displacements of the agent, exported at one evaluation."""
+    folder = tmp_path_factory.mktemp("export")
+    policy = tiny_policy(reference="agent_pos", interpolant="trigonometric")
+    limits = Limits(low=(0, 0), high=(512, 512), step=(90, 90))
+    for format in ("onnx", "pt2"):
+        export(policy, folder / f"p.{format}", format=format, limits=limits, source="here")
+    return policy, folder
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_one_evaluation_agrees_over_a_thousand_inputs(unet, format):
+    policy, folder = unet
+    assert parity(policy, folder / f"p.{format}", inputs=1000) <= 1e-4
+
+
+@pytest.mark.parametrize(("steps", "prefix"), [(2, False), ("euler3", False), (2, True)])
+def test_more_evaluations_and_started_chunks_agree_too(tmp_path, steps, prefix):
+    policy = tiny_policy(reference="agent_pos", network=MLP)
+    path = export(policy, tmp_path / "p.onnx", steps=steps, prefix=prefix)
+    assert parity(policy, path, steps=steps, prefix=prefix, inputs=1000) <= 1e-4
+    if not prefix:  # the number of evaluations is in the graph: that of another number is another policy
+        assert parity(policy, path, steps=1, inputs=50) > 1e-2
+
+
+def test_the_parity_check_sees_a_wrong_statistic(unet):
+    policy, folder = unet
+    policy.normalizer.action.offset[3, 0] += 1.0  # px; the file keeps the old one
+    try:
+        assert parity(policy, folder / "p.onnx", inputs=20) > 1e-2
+    finally:
+        policy.normalizer.action.offset[3, 0] -= 1.0
+
+
+def test_the_batch_is_free_and_metadata_travels(unet):
+    policy, folder = unet
+    runner = OnnxPolicy(folder / "p.onnx")
+    for batch in (1, 3, 64):
+        seeds = np.stack([np.arange(batch), np.zeros(batch)], 1).astype(np.int64)
+        got = runner.predict_action(observations(batch), noise_seeds=seeds)
+        assert got["action"].shape == (batch, 8, 2)
+        assert np.array_equal(got["action"], got["action_pred"][:, 1:9])
+    assert runner.obs_keys == policy.obs_keys
+    assert (runner.n_obs_steps, runner.horizon, runner.task, runner.steps) == (2, 16, "pusht", "1")
+    m = runner.metadata
+    assert m["limits"] == {"low": [0, 0], "high": [512, 512], "step": [90, 90]}
+    assert m["source"] == "here"
+    assert m == load_pt2(folder / "p.pt2")[1]
+
+
+def test_the_runner_and_the_runtime_need_no_torch(unet):
+    _, folder = unet
+    code = f"""
+import sys, numpy as np
+from isdt_policy.deploy.runner import OnnxPolicy
+from isdt_policy.deploy.runtime import Runtime
+from isdt_policy.deploy.safety import Limits, Safety
+from isdt_policy.deploy import client, wire
+policy = OnnxPolicy({str(folder / "p.onnx")!r})
+safety = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_hz=10)
+runtime = Runtime(policy)
+runtime.reset(seed=3)
+actions = [safety(runtime.act({{"agent_pos": np.full(2, 9.0), "keypoints": np.zeros(18)}})) for _ in range(9)]
+heavy = ("torch", "gymnasium", "isdt_policy.policy", "isdt_policy.training", "isdt_policy.envs", "isdt_policy.datasets")
+print([m for m in heavy if m in sys.modules], len(actions), np.isfinite(actions).all())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] 9 True"
+
+
+@pytest.mark.parametrize("where", [0.02, 0.3, 0.6, 0.97])
+def test_a_flipped_bit_anywhere_is_refused(unet, tmp_path, where):
+    data = bytearray((unet[1] / "p.onnx").read_bytes())
+    data[int(where * len(data))] ^= 4
+    (tmp_path / "bad.onnx").write_bytes(data)
+    with pytest.raises(InputError, match=r"damaged|no digest"):
+        OnnxPolicy(tmp_path / "bad.onnx")
+
+
+def test_foreign_and_truncated_files_are_refused(unet, tmp_path):
+    data = (unet[1] / "p.onnx").read_bytes()
+    for name, content in (("cut", data[:-50]), ("empty", b""), ("text", b"not a model")):
+        (tmp_path / f"{name}.onnx").write_bytes(content)
+        with pytest.raises(InputError, match=r"damaged|no digest"):
+            OnnxPolicy(tmp_path / f"{name}.onnx")
+        (tmp_path / f"{name}.pt2").write_bytes(content)
+        with pytest.raises(InputError, match="cannot be read as pt2"):
+            load_pt2(tmp_path / f"{name}.pt2")
+    with pytest.raises(InputError, match="cannot be read"):
+        OnnxPolicy(tmp_path / "nothing.onnx")
+
+
+def test_the_file_names_no_path_of_the_machine_that_wrote_it(unet):
+    assert b".py" not in (unet[1] / "p.onnx").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: o.pop("keypoints"), "reads observation 'keypoints'"),
+        (lambda o: o.update(agent_pos=np.zeros((3, 1, 2))), r"\(3, 1, 2\), expected \(batch, n_obs_steps=2, 2\)"),
+        (lambda o: o["agent_pos"].__setitem__((1, 0, 0), np.nan), "'agent_pos' holds NaN"),
+    ],
+)
+def test_the_runner_refuses_bad_observations(unet, change, message):
+    obs = observations(3)
+    change(obs)
+    with pytest.raises(InputError, match=message):
+        OnnxPolicy(unet[1] / "p.onnx").predict_action(obs)
+
+
+def test_the_runner_refuses_other_steps(unet):
+    with pytest.raises(InputError, match="exported with steps=1; export another for 2"):
+        OnnxPolicy(unet[1] / "p.onnx").predict_action(observations(1), steps=2)
+
+
+class TestCommand:
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        torch.manual_seed(0)
+        tiny_policy(network=MLP).save_pretrained(tmp_path / "policy")
+        return tmp_path / "policy"
+
+    def test_it_writes_checks_and_embeds_the_tasks_bounds(self, checkpoint, tmp_path, capsys):
+        assert export_main([f"checkpoint={checkpoint}", f"out={tmp_path / 'a.onnx'}", "check=50"]) == 0
+        assert "parity: largest difference" in capsys.readouterr().out
+        assert OnnxPolicy(tmp_path / "a.onnx").metadata["limits"] == {"low": [0.0, 0.0], "high": [512.0, 512.0]}
+
+    def test_a_hub_folder_loads_again_and_has_a_card(self, checkpoint, tmp_path):
+        from isdt_policy.deploy.hub import from_hub
+
+        (checkpoint / "limits.json").write_text(json.dumps({"step": [90, 90]}))
+        assert export_main([f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}"]) == 0
+        card = (tmp_path / "hub" / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: isdt-policy\n")
+        assert "agent_pos (2), keypoints (18), 2 steps" in card
+        assert "Not evaluated" in card
+        assert Limits.load(tmp_path / "hub") == Limits(step=(90, 90))
+        seeds = np.zeros((2, 2), np.int64)
+        a, b = (
+            from_hub(str(p)).predict_action(observations(2), noise_seeds=seeds) for p in (checkpoint, tmp_path / "hub")
+        )
+        assert np.array_equal(a["action"], b["action"])
+        with pytest.raises(InputError, match="is not empty"):
+            export_main([f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}"])
+
+    def test_the_card_shows_results_of_these_weights_only(self, checkpoint, tmp_path):
+        from isdt_policy.eval.command import checkpoint_hash
+
+        interval = {"value": 0.87, "low": 0.79, "high": 0.92}
+        info = {
+            "policy": {"fingerprint": checkpoint_hash(str(checkpoint))},
+            "arms": {"1": {"success_rate": interval, "score": interval, "n": 100}},
+            "seeds": [100000, 100099],
+            "seed_purpose": "final evaluation",
+            "commit": "abc",
+            "command": "isdt eval checkpoint=x",
+        }
+        results = tmp_path / "eval_info.json"
+        results.write_text(json.dumps(info))
+        given = [f"checkpoint={checkpoint}", "format=hub", f"results={results}"]
+        assert export_main([*given, f"out={tmp_path / 'a'}"]) == 0
+        card = (tmp_path / "a" / "README.md").read_text()
+        assert "| 1 | 87 % [79, 92] | 0.870 [0.790, 0.920] | 100 |" in card
+        assert "isdt eval checkpoint=x" in card
+        results.write_text(json.dumps({**info, "policy": {"fingerprint": "0" * 64}}))
+        with pytest.raises(InputError, match="evaluation of other weights"):
+            export_main([*given, f"out={tmp_path / 'b'}"])
+
+    @pytest.mark.parametrize(
+        ("arg", "message"),
+        [
+            ("format=onxn", "Did you mean 'onnx'"),
+            ("step=2", "Did you mean 'steps'"),
+            ("steps=euller3", "euler"),
+            ("repo=a/b", "belong to format=hub"),
+        ],
+    )
+    def test_bad_arguments_are_refused(self, checkpoint, arg, message):
+        with pytest.raises(InputError, match=message):
+            export_main([f"checkpoint={checkpoint}", arg])

@@ -1,0 +1,336 @@
+"""The server against clients written from the wire format, ours, openpi's where it is installed, and against nonsense."""
+
+import asyncio
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import msgpack
+import numpy as np
+import pytest
+from isdt_deploy_toys import MLP, observations, tiny_policy
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from isdt_policy.deploy.client import PolicyClient
+from isdt_policy.deploy.runtime import Runtime
+from isdt_policy.deploy.server import PolicyServer
+from isdt_policy.deploy.wire import pack, unpack
+from isdt_policy.errors import InputError
+
+
+class Running:
+    """A server in a thread of its own."""
+
+    def __init__(self, policy, **options):
+        self.policy, self.options = policy, {"port": 0, **options}
+
+    def __enter__(self):
+        ready = threading.Event()
+
+        async def serve():
+            self.stop, self.loop = asyncio.Event(), asyncio.get_running_loop()
+            async with PolicyServer(self.policy, **self.options) as self.server:
+                ready.set()
+                await self.stop.wait()
+
+        self.thread = threading.Thread(target=lambda: asyncio.run(serve()))
+        self.thread.start()
+        assert ready.wait(20)
+        self.uri = f"ws://127.0.0.1:{self.server.port}"
+        return self
+
+    def __exit__(self, *_):
+        self.loop.call_soon_threadsafe(self.stop.set)
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return tiny_policy(network=MLP)
+
+
+@pytest.fixture(scope="module")
+def running(policy):
+    with Running(policy) as server:
+        yield server
+
+
+class FromTheDocuments:
+    """openpi's client, from its description: metadata first, then one binary frame each way, arrays as maps."""
+
+    def __init__(self, uri, api_key=None):
+        headers = {"Authorization": f"Api-Key {api_key}"} if api_key else None
+        self.connection = connect(uri, compression=None, max_size=None, additional_headers=headers)
+        self.metadata = self.decode(self.connection.recv())
+
+    def infer(self, obs):
+        def encode(x):
+            return {b"__ndarray__": True, b"data": x.tobytes(), b"dtype": x.dtype.str, b"shape": x.shape}
+
+        self.connection.send(msgpack.packb(obs, default=encode))
+        reply = self.connection.recv(timeout=10)
+        if isinstance(reply, str):
+            raise RuntimeError(reply)
+        return self.decode(reply)
+
+    @staticmethod
+    def decode(data):
+        def decode(x):
+            if b"__ndarray__" in x:
+                return np.ndarray(buffer=x[b"data"], dtype=np.dtype(x[b"dtype"]), shape=x[b"shape"])
+            return x
+
+        return msgpack.unpackb(data, object_hook=decode)
+
+
+def row(obs, i=0):
+    return {key: value[i] for key, value in obs.items()}
+
+
+def test_a_client_written_from_the_wire_format_is_answered(running, policy):
+    client = FromTheDocuments(running.uri)
+    assert client.metadata["obs_dims"] == {"agent_pos": 2, "keypoints": 18}
+    obs, seeds = observations(1), np.array([[5, 2]])
+    reply = client.infer({**row(obs), "noise_seeds": seeds})
+    expected = policy.predict_action(obs, noise_seeds=seeds)
+    assert np.array_equal(reply["actions"], expected["action"][0])
+    assert np.array_equal(reply["action_pred"], expected["action_pred"][0])
+    assert reply["server_timing"]["infer_ms"] > 0
+    assert client.infer(row(obs))["server_timing"]["prev_total_ms"] >= reply["server_timing"]["infer_ms"]
+
+
+def test_openpis_own_client_is_answered(running, policy):
+    from openpi_client import websocket_client_policy
+
+    client = websocket_client_policy.WebsocketClientPolicy(running.uri)
+    assert client.get_server_metadata()["task"] == "pusht"
+    obs, seeds = observations(1), np.array([[5, 2]])
+    reply = client.infer({**row(obs), "noise_seeds": seeds})
+    assert np.array_equal(reply["actions"], policy.predict_action(obs, noise_seeds=seeds)["action"][0])
+    with pytest.raises(RuntimeError, match="reads observation 'agent_pos'"):
+        client.infer({"state": np.zeros(2)})
+
+
+def test_single_observations_make_a_history_that_reset_forgets(running, policy):
+    client = FromTheDocuments(running.uri)
+    obs, seeds = observations(1), np.array([[5, 2]])
+    old, new = ({k: v[0, i] for k, v in obs.items()} for i in (0, 1))
+
+    def expected(first, second):
+        history = {k: np.stack([first[k], second[k]])[None] for k in first}
+        return policy.predict_action(history, noise_seeds=seeds)["action"][0]
+
+    assert np.array_equal(client.infer({**old, "noise_seeds": seeds})["actions"], expected(old, old))
+    assert np.array_equal(client.infer({**new, "noise_seeds": seeds})["actions"], expected(old, new))
+    assert client.infer({"reset": True})["reset"] is True
+    assert np.array_equal(client.infer({**new, "noise_seeds": seeds})["actions"], expected(new, new))
+
+
+def test_clients_asked_at_once_share_batches_and_nothing_else(running, policy):
+    n, rounds = 12, 10
+    obs = [observations(1, seed=i) for i in range(n)]
+    wrong, latencies = [], []
+
+    def ask(i):
+        with PolicyClient(running.uri) as client:
+            for k in range(rounds):
+                seeds, begin = np.array([[i, k]]), time.perf_counter()
+                got = client.predict_action(obs[i], noise_seeds=seeds)["action"]
+                latencies.append(time.perf_counter() - begin)
+                if not np.array_equal(got, policy.predict_action(obs[i], noise_seeds=seeds)["action"]):
+                    wrong.append((i, k))
+
+    before = running.server.requests, running.server.batches
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(n)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(latencies) == n * rounds == running.server.requests - before[0]
+    assert running.server.batches - before[1] < n * rounds
+
+
+def test_a_remote_policy_runs_in_the_runtime_like_a_local_one(running, policy):
+    steps = [{k: v[0, 0] for k, v in observations(1, seed=i).items()} for i in range(12)]
+    with PolicyClient(running.uri) as remote:
+        runtimes = [Runtime(p) for p in (remote, policy)]
+        for runtime in runtimes:
+            runtime.reset(seed=4)
+        for obs in steps:
+            a, b = (runtime.act(obs) for runtime in runtimes)
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"agent_pos": np.zeros(2)}, "reads observation 'keypoints'"),
+        ({"agent_pos": np.zeros(3), "keypoints": np.zeros(18)}, r"shape \(3,\); allowed"),
+        ({"agent_pos": np.array([np.nan, 0]), "keypoints": np.zeros(18)}, "holds NaN"),
+        ({"agent_pos": "home", "keypoints": np.zeros(18)}, "not an array of numbers"),
+        ({"agent_pos": [[1, 2], [3]], "keypoints": np.zeros(18)}, "not an array of numbers"),
+        ({"agent_pos": np.zeros((2, 2)), "keypoints": np.zeros(18)}, "disagree"),
+        ({"agent_pos": np.zeros((65, 2, 2)), "keypoints": np.zeros((65, 2, 18))}, r"1\.\.64"),
+        ({**row(observations(1)), "noise_seeds": np.zeros((1, 2))}, "noise_seeds must be integers"),
+        ({}, "reads observation 'agent_pos', given: nothing"),
+    ],
+)
+def test_a_message_that_does_not_fit_gets_a_line_and_the_connection_goes_on(running, message, reason):
+    client = FromTheDocuments(running.uri)
+    with pytest.raises(RuntimeError, match=reason):
+        client.infer(message)
+    assert client.infer(row(observations(1)))["actions"].shape == (8, 2)
+
+
+def array(dtype="<f4", shape=(2,), data=b"\0" * 8):
+    return {b"__ndarray__": True, b"dtype": dtype, b"shape": shape, b"data": data}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\xc1",
+        pack(1),
+        pack([1, 2]),
+        pack({"agent_pos": np.zeros(2)})[:-3],
+        pack({"a": 1}) + b"\x00",
+        b"\xdd\xff\xff\xff\xff",  # an array of 2^32 - 1 entries
+        b"\x91" * 5000,  # nested 5000 deep
+        msgpack.packb({"agent_pos": array(dtype="|O", data=b"cos\nsystem\n(S'true'\ntR.")}),
+        msgpack.packb({"agent_pos": array(dtype="f4,f4")}),
+        msgpack.packb({"agent_pos": array(shape=(-1,))}),
+        msgpack.packb({"agent_pos": array(shape=(2**20, 2**20, 2**20))}),
+        msgpack.packb({"agent_pos": array(shape=(3,))}),
+        msgpack.packb({"agent_pos": array(shape="x")}),
+        msgpack.packb({b"__npgeneric__": True, b"dtype": "<f4", b"data": "x"}),
+        "text",
+    ],
+)
+def test_a_frame_that_is_no_message_gets_a_line_and_a_close(running, frame):
+    client = FromTheDocuments(running.uri)
+    client.connection.send(frame)
+    assert client.connection.recv(timeout=10).startswith("The message cannot be read: ")
+    with pytest.raises(ConnectionClosed) as closed:
+        client.connection.recv(timeout=10)
+    assert closed.value.rcvd.code == 1007
+
+
+def test_random_and_mutated_frames_leave_the_server_alive_and_others_unharmed(running, policy):
+    rng, good = np.random.default_rng(0), pack(row(observations(1)))
+    seeds = np.array([[1, 1]])
+    expected = policy.predict_action(observations(1), noise_seeds=seeds)["action"]
+    before, witness = running.server.connections, PolicyClient(running.uri)
+    client = FromTheDocuments(running.uri)
+    answers = 0
+    for i in range(300):
+        data = bytearray(good)
+        for _ in range(int(rng.integers(1, 6))):
+            data[rng.integers(len(data))] = rng.integers(256)
+        frame = rng.bytes(int(rng.integers(0, 200))) if i % 3 == 0 else bytes(data[: rng.integers(1, len(data) + 1)])
+        try:
+            client.connection.send(frame)
+            client.connection.recv(timeout=10)
+            answers += 1
+        except ConnectionClosed:
+            client = FromTheDocuments(running.uri)
+        if i % 50 == 0:
+            assert np.array_equal(witness.predict_action(observations(1), noise_seeds=seeds)["action"], expected)
+    assert answers > 100
+    client.connection.close()
+    witness.close()
+    for _ in range(100):
+        if running.server.connections <= before:
+            break
+        time.sleep(0.02)
+    assert running.server.connections <= before  # what was closed on is forgotten
+
+
+def test_oversized_messages_are_refused_unread(policy):
+    with Running(policy, max_bytes=10_000) as running:
+        client = FromTheDocuments(running.uri)
+        with pytest.raises(ConnectionClosed) as closed:
+            client.infer({"agent_pos": np.zeros(5_000)})
+        assert closed.value.rcvd.code == 1009
+        assert FromTheDocuments(running.uri).infer(row(observations(1)))["actions"].shape == (8, 2)
+
+
+def test_rate_connections_key_and_health(policy):
+    with Running(policy, max_rate=5, max_connections=2, api_key="secret") as running:
+        http = running.uri.replace("ws://", "http://")
+        assert urllib.request.urlopen(f"{http}/healthz").status == 200
+        for key in (None, "Secret"):
+            with pytest.raises(InvalidStatus) as refused:
+                FromTheDocuments(running.uri, key)
+            assert refused.value.response.status_code == 401
+        with pytest.raises(InputError, match="refuses the API key"):
+            PolicyClient(running.uri, api_key="wrong")
+        first, _ = FromTheDocuments(running.uri, "secret"), FromTheDocuments(running.uri, "secret")
+        with pytest.raises(InvalidStatus) as refused:
+            FromTheDocuments(running.uri, "secret")
+        assert refused.value.response.status_code == 503
+        for _ in range(5):
+            assert first.infer(row(observations(1)))["actions"].shape == (8, 2)
+        with pytest.raises(RuntimeError, match="at most 5 per second"):
+            [first.infer(row(observations(1))) for _ in range(10)]
+        time.sleep(0.5)
+        assert first.infer(row(observations(1)))["actions"].shape == (8, 2)
+
+
+def test_a_client_survives_a_restart_of_the_server(policy):
+    with Running(policy) as running:
+        port = running.server.port
+        client = PolicyClient(running.uri)
+        seeds = np.array([[1, 2]])
+        before = client.predict_action(observations(1), noise_seeds=seeds)["action"]
+    restarted = Running(policy, port=port)
+    threading.Timer(0.3, restarted.__enter__).start()  # away for a moment
+    try:
+        assert np.array_equal(client.predict_action(observations(1), noise_seeds=seeds)["action"], before)
+        assert client.reconnects == 1
+    finally:
+        client.close()
+        restarted.__exit__()
+
+
+def test_without_a_server_the_client_gives_up_in_time_and_says_how_to_start_one():
+    begin = time.monotonic()
+    with pytest.raises(InputError, match="Start one: isdt serve"):
+        PolicyClient("ws://127.0.0.1:9", patience_s=0.3)
+    assert time.monotonic() - begin < 5
+    with pytest.raises(InputError, match="must begin with ws://"):
+        PolicyClient("http://127.0.0.1")
+
+
+def test_a_failing_policy_answers_in_text_and_tells_strangers_nothing(policy):
+    class Broken:
+        n_obs_steps, n_action_steps, horizon, obs_keys, obs_dims, action_dim = 2, 8, 16, ("x",), {"x": 1}, 1
+        calls = 0
+
+        def predict_action(self, obs, *, steps=1, noise_seeds=None):
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError("/home/me/secret")
+            return {"action": np.zeros((1, 8, 1)), "action_pred": np.zeros((1, 16, 1))}
+
+    with Running(Broken()) as running:
+        with pytest.raises(
+            RuntimeError, match=r"^Internal error: RuntimeError\. The server's log has the traceback\.$"
+        ):
+            FromTheDocuments(running.uri).infer({"x": np.zeros(1)})
+        assert urllib.request.urlopen(running.uri.replace("ws", "http") + "/healthz").status == 200
+
+
+def test_arrays_survive_the_wire_and_objects_are_refused():
+    for value in (np.arange(6, dtype=np.int64).reshape(2, 3), np.float32(2.5), np.zeros((0, 3)), np.array(True)):
+        back = unpack(pack({"x": value}))["x"]
+        assert back.dtype == value.dtype
+        assert np.array_equal(back, value)
+        assert np.shape(back) == np.shape(value)
+    for value in (np.array([object()]), np.array(["a"]), np.array([1j]), object()):
+        with pytest.raises(InputError):
+            pack({"x": value})
