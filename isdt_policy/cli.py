@@ -55,6 +55,16 @@ examples
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns 0 on success, 2 on bad input (one line on stderr), 130 when interrupted."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `isdt ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at exit shall not fail again
+        return 0
+
+
+def _run(argv: list[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP.format(verbs="\n".join(f"  {name:<9} {text}" for name, (_, text) in VERBS.items())))
@@ -72,9 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"isdt {verb}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `isdt ... | head` has read enough
-        sys.stdout = open(os.devnull, "w")
-        return 0
     except KeyboardInterrupt:
         print(f"\nisdt {verb}: interrupted.", file=sys.stderr)
         return 130
