@@ -17,8 +17,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/pip install --quiet --quiet $(INDEX) --constraint constraints.txt --editable '.[dev]'
 	# Other projects' own code, to test against. Without their requirements: robomimic's bring torchvision and a GL probe
-	# that has to be compiled, openpi-client's an old NumPy; what the tests call needs neither.
-	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client
+	# that has to be compiled, openpi-client's an old NumPy, robosuite's a keyboard driver built from source; what the tests
+	# call needs none of them.
+	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client robosuite
 	touch $@
 
 demo: $(VENV)/.demo

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets import formats
 from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats.robomimic_replay import with_actions_of
 from isdt_policy.datasets.store import resolve_path, task_attributes
 from isdt_policy.errors import InputError
 
@@ -28,11 +29,13 @@ The target appears when it is complete; the source is never touched.
 
   to=FORMAT        zarr, robomimic, diffusion_policy (Zarr v2 for Diffusion Policy's own code), lerobot or minari
   keys=a,b         only these keys, and the action
-  task=NAME        record the registered task these are demonstrations of (units, ranges, derived observations)
+  task=NAME        record the registered task these are demonstrations of (units, ranges, derived observations);
+                   lift_abs and the like turn recorded delta actions into absolute ones by replaying the states
   overwrite=false  true replaces what is at TARGET
 
 examples
   isdt data convert lift_ph_low_dim.hdf5 lift.zarr
+  isdt data convert low_dim_v141.hdf5 lift_abs.zarr task=lift_abs
   isdt data convert pusht_cchi_v7_replay.zarr pusht.zarr task=pusht
   isdt data convert pusht.zarr pusht_v2.zarr.zip to=diffusion_policy keys=state
   isdt data convert lift.zarr lift_again.hdf5
@@ -52,6 +55,7 @@ def convert(
     recording = formats.read(resolve_path(source))
     if task is not None:
         known = {k: v for k, v in task_attributes(task).items() if k != "env"}  # which versions recorded it is unknown
+        recording = with_actions_of(recording, task)
         recording = replace(recording, task=task, attributes={**known, **recording.attributes})
     if keys is not None:
         recording = _only(recording, keys)

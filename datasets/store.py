@@ -393,7 +393,7 @@ def task_attributes(task: str) -> dict[str, Any]:
     arrays = {**spec.observations, "action": spec.action}
     return {
         "keys": {key: {"unit": a.unit, "meaning": a.description} for key, a in arrays.items()},
-        "action_space": {"type": spec.action_type, "rate_hz": spec.rate_hz},
+        "action_space": {"type": spec.action_type, "rate_hz": spec.rate_hz, **spec.action_space},
         "env": {"id": spec.id, "kwargs": {}, "versions": spec.versions()},
     }
 

@@ -38,7 +38,7 @@ GL_BACK_ENDS = {"egl": ("EGL", "libegl1"), "osmesa": ("OSMesa", "libosmesa6"), "
 
 
 def main(args: list[str]) -> int:
-    """Print the report. Returns 0 if every registered task can be built, else 1."""
+    """Print the report. Returns 0 if every installed simulator works, else 1."""
     if any(arg in ("-h", "--help", "help") for arg in args):
         print(HELP)
         return 0
@@ -49,7 +49,7 @@ def main(args: list[str]) -> int:
     for name in LIBRARIES:
         print(f"{name:<11} {installed_version(name) or '-'}")
     print(f"device      {_device()}")
-    problems = [problem for task in task_ids() if (problem := _try_task(task))]
+    problems = [problem for tasks in _by_simulator() if (problem := _try_task(*tasks))]
     print("\nOpenGL without a display (PushT draws on the CPU and needs none; MuJoCo tasks need egl or osmesa)")
     missing = []
     for name, (library, package) in GL_BACK_ENDS.items():
@@ -71,10 +71,23 @@ def _device() -> str:
     return f"cpu, {torch.get_num_threads()} threads"
 
 
-def _try_task(task: str) -> str | None:
-    """Build, reset and step one task; print and return what went wrong."""
+def _by_simulator() -> list[list[str]]:
+    """Tasks that run or fail together, because the same packages make them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for task in task_ids():
+        groups.setdefault(task_spec(task).packages, []).append(task)
+    return list(groups.values())
+
+
+def _try_task(task: str, *others: str) -> str | None:
+    """Build, reset and step one task for all of its simulator; print and return what went wrong."""
     from isdt_policy.envs.registry import make
 
+    spec = task_spec(task)
+    if any(version == "not installed" for version in spec.versions().values()):
+        # Not a fault: simulators are optional.
+        print(f"task {task:<6} is not installed: pip install 'isdt-policy[{spec.extra}]'")
+        return None
     try:
         env = make(task)
         env.reset(seed=0)
@@ -86,6 +99,6 @@ def _try_task(task: str) -> str | None:
     except Exception as error:  # the point of the report is to survive a broken simulator
         print(f"task {task:<6} fails: {type(error).__name__}: {error}")
         return str(error)
-    versions = ", ".join(f"{name} {version}" for name, version in task_spec(task).versions().items())
-    print(f"task {task:<6} works ({versions})")
+    versions = ", ".join(f"{name} {version}" for name, version in spec.versions().items())
+    print(f"task {task:<6} works ({versions}){'; also ' if others else ''}{', '.join(others)}")
     return None

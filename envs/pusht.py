@@ -150,6 +150,9 @@ SPEC = TaskSpec(
 )
 
 
+SPECS = {SPEC.id: SPEC}
+
+
 def legacy_state(seed: int) -> NDArray[np.float64]:
     """Return the initial state (5,) that Diffusion Policy and gym-pusht 0.1.5 draw for a seed.
 
@@ -275,7 +278,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         sim.block.angular_velocity = 0.0
 
 
-def make_env(**kwargs: Any) -> PushTEnv:
+def make_env(task: str, **kwargs: Any) -> PushTEnv:
     """Build the environment; `isdt_policy.envs.make` has checked the arguments."""
     return PushTEnv(**kwargs)
 

@@ -6,8 +6,9 @@ A spec is readable without any simulator installed; only `make` imports one.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any
 
@@ -17,8 +18,14 @@ from numpy.typing import NDArray
 
 from isdt_policy.errors import InputError, nearest
 
-# task id -> module with `SPEC` and `make_env`. A module must import no simulator at its top level.
-TASKS: dict[str, str] = {"pusht": "isdt_policy.envs.pusht"}
+# task id -> module with `SPECS[id]` and `make_env(id, ...)`. A module must import no simulator at its top level.
+_ROBOMIMIC = ("lift", "can", "square", "tool_hang", "transport")
+TASKS: dict[str, str] = {
+    "pusht": "isdt_policy.envs.pusht",
+    **{f"{task}{mode}": "isdt_policy.envs.robomimic" for mode in ("", "_abs") for task in _ROBOMIMIC},
+    **{task: "isdt_policy.envs.gymnasium_robotics" for task in ("franka_kitchen", "adroit_door")},
+}
+_TASKS_VARIABLE = "ISDT_TASKS"  # names of modules with further tasks
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,12 @@ class ArraySpec:
         return gymnasium.spaces.Box(low, high, self.shape, dtype)
 
 
+def _nothing_derived(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+    raise InputError(
+        f"observation '{key}' has to be recorded; it does not follow from {', '.join(stored) or 'nothing'}."
+    )
+
+
 @dataclass(frozen=True)
 class TaskSpec:
     """What a task is, independent of any simulator object.
@@ -61,14 +74,16 @@ class TaskSpec:
         max_episode_steps: steps after which an episode is truncated.
         rate_hz: control rate.
         success: the success criterion in words.
+        default_obs_keys: what a policy reads unless told otherwise.
         seed_protocols: named rules that turn a seed into an initial state; the first is the default.
         packages: distributions that decide the physics, recorded with every result.
         extra: the extra of this package that installs them.
         stored_keys: keys from which `derive` computes the others.
         derive_fn: implementation of `derive`.
-        default_obs_keys: what a policy reads unless told otherwise.
         mirror_fn: {key: (T, d)} of stored keys and "action" -> the same episode seen in the mirror, for tasks whose scene has
             that symmetry; None for the others.
+        action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
+            `check_recorded`; empty where the array says it all.
     """
 
     id: str
@@ -78,13 +93,14 @@ class TaskSpec:
     max_episode_steps: int
     rate_hz: int
     success: str
-    seed_protocols: tuple[str, ...]
-    packages: tuple[str, ...]
-    extra: str
-    stored_keys: tuple[str, ...]
-    derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]]
     default_obs_keys: tuple[str, ...]
+    seed_protocols: tuple[str, ...] = ("env",)
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+    stored_keys: tuple[str, ...] = ()
+    derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]] = _nothing_derived
     mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
+    action_space: Mapping[str, Any] = field(default_factory=dict)
 
     def versions(self) -> dict[str, str]:
         """Return the installed version of every package that decides the physics ("not installed" if absent)."""
@@ -135,6 +151,42 @@ def installed_version(distribution: str) -> str | None:
         return None
 
 
+def register(module: str) -> tuple[str, ...]:
+    """Make the tasks of your own module known, in this process and in the workers it starts.
+
+    The module needs `SPECS`, {task id: TaskSpec}, and `make_env(task, *, obs_keys, seed_protocol, render_mode)`. For the
+    command line name it in the environment variable ISDT_TASKS (several with commas), which is what this function does too.
+    A module is never imported because a file names it.
+
+    Returns:
+        The ids of its tasks.
+
+    Raises:
+        InputError: no such module, members missing, or an id that is taken.
+    """
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the module '{module}' with your tasks cannot be imported ({error}); is its folder in PYTHONPATH?"
+        ) from error
+    for member in ("SPECS", "make_env"):
+        if not hasattr(found, member):
+            raise InputError(f"the module '{module}' has no '{member}'; a module of tasks needs SPECS and make_env.")
+    for task, spec in found.SPECS.items():
+        if TASKS.get(task, module) != module:
+            raise InputError(f"'{module}' names a task '{task}', which there is already, in {TASKS[task]}.")
+        if spec.id != task:
+            raise InputError(f"'{module}' has SPECS['{task}'] with id='{spec.id}'; the two must agree.")
+        if task not in TASKS:
+            TASKS[task] = module
+            _register_with_gymnasium(task)
+    named = [name for name in os.environ.get(_TASKS_VARIABLE, "").split(",") if name]
+    if module not in named:
+        os.environ[_TASKS_VARIABLE] = ",".join([*named, module])  # spawned processes inherit it
+    return tuple(found.SPECS)
+
+
 def task_ids() -> tuple[str, ...]:
     """Return the names of all registered tasks."""
     return tuple(TASKS)
@@ -149,7 +201,7 @@ def task_spec(task: str) -> TaskSpec:
     Raises:
         InputError: if no task has this name.
     """
-    return _module(task).SPEC  # type: ignore[no-any-return]
+    return _module(task).SPECS[task]  # type: ignore[no-any-return]
 
 
 def make(
@@ -166,13 +218,14 @@ def make(
         obs_keys: observation keys wanted; None gives every key that needs no rendering.
         seed_protocol: rule from seed to initial state; None is the task's first.
         render_mode: None or "rgb_array".
-        **options: the environment's own further arguments (PushT: `render_size`); a misspelt one raises TypeError.
+        **options: the environment's own further arguments (`render_size`; robomimic's tasks: `control`, `rotation`); a
+            misspelt one raises TypeError.
 
     Raises:
         InputError: for an unknown task, key, protocol or render mode, or a simulator that is missing or untested.
     """
     module = _module(task)
-    spec: TaskSpec = module.SPEC
+    spec: TaskSpec = module.SPECS[task]
     if isinstance(obs_keys, str):
         raise InputError(f"obs_keys must be a list of keys, for example ['{obs_keys}'], got a string.")
     keys = None if obs_keys is None else tuple(obs_keys)
@@ -193,10 +246,31 @@ def make(
                 f"Install it with: pip install 'isdt-policy[{spec.extra}]'"
             )
     env: gymnasium.Env[dict[str, Any], NDArray[np.float32]] = module.make_env(
-        obs_keys=keys, seed_protocol=protocol, render_mode=render_mode, **options
+        task, obs_keys=keys, seed_protocol=protocol, render_mode=render_mode, **options
     )
     env.spec = gymnasium.spec(gymnasium_id(task))
     return env
+
+
+def check_recorded(spec: TaskSpec, attributes: Mapping[str, Any], source: str) -> None:
+    """Refuse demonstrations whose recorded action space, controller or rate is not the task's.
+
+    Args:
+        spec: of the task to be trained or evaluated.
+        attributes: of the demonstration store; what it does not say is not checked.
+        source: name of the store, for the message.
+
+    Raises:
+        InputError: they differ; the message names both.
+    """
+    recorded = attributes.get("action_space") or {}
+    for key, ours in {**spec.action_space, "rate_hz": spec.rate_hz}.items():
+        theirs = recorded.get(key)
+        if theirs is not None and theirs != ours:
+            raise InputError(
+                f"'{source}' was recorded with {key}={theirs} in its action space, task '{spec.id}' has {key}={ours}. "
+                "Train with the task it was recorded for, or convert it: isdt data convert SOURCE TARGET task=NAME"
+            )
 
 
 def gymnasium_id(task: str) -> str:
@@ -207,12 +281,16 @@ def gymnasium_id(task: str) -> str:
 def register_with_gymnasium() -> None:
     """Make every task available as `gymnasium.make("isdt_policy.envs:isdt/<task>-v0")`."""
     for task in TASKS:
-        gymnasium.register(
-            gymnasium_id(task),
-            entry_point="isdt_policy.envs.registry:make",
-            max_episode_steps=task_spec(task).max_episode_steps,
-            kwargs={"task": task},
-        )
+        _register_with_gymnasium(task)
+
+
+def _register_with_gymnasium(task: str) -> None:
+    gymnasium.register(
+        gymnasium_id(task),
+        entry_point="isdt_policy.envs.registry:make",
+        max_episode_steps=task_spec(task).max_episode_steps,
+        kwargs={"task": task},
+    )
 
 
 def check_keys(spec: TaskSpec, keys: Iterable[str], also: Iterable[str] = ()) -> None:
@@ -227,6 +305,9 @@ def check_keys(spec: TaskSpec, keys: Iterable[str], also: Iterable[str] = ()) ->
 
 
 def _module(task: str) -> Any:
+    if task not in TASKS:
+        for module in filter(None, os.environ.get(_TASKS_VARIABLE, "").split(",")):
+            register(module)
     if task not in TASKS:
         raise InputError(f"unknown task '{task}'.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
     return importlib.import_module(TASKS[task])

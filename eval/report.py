@@ -71,7 +71,7 @@ def film(
     protocol = result.protocol
     spec = task_spec(protocol.task)
     keys = tuple(dict.fromkeys([*policy.obs_keys, *(["state"] if "state" in spec.observations else [])]))
-    size = {"render_size": VIDEO_SIZE} if protocol.task == "pusht" else {}
+    size = {"render_size": VIDEO_SIZE} if spec.extra in ("pusht", "robosuite") else {}
     make_env = partial(make, protocol.task, keys, seed_protocol=protocol.seed_protocol, render_mode="rgb_array", **size)
     videos = []
     for record in choose(result, count):

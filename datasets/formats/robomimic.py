@@ -8,14 +8,15 @@ How keys are called here and there:
 Demos are taken in numerical order (demo_2 before demo_10); their names, `model_file` and other attributes go to
 meta/episode_info, masks to the attribute `masks`, `env_args` to the attribute `env`. next_obs is not stored: it is obs one
 step later, and is written as such (the last row repeated). Released files lack some of this (v0.1 samples have no
-env_args, masks that name demos of a larger file): what is missing is left out and noted.
+env_args, masks that name demos of a larger file): what is missing is left out and noted. Raw files, which hold states and
+no observations, are replayed in robosuite.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_task
 from isdt_policy.datasets.store import NOT_OBSERVED
 from isdt_policy.errors import InputError
 
@@ -34,7 +36,7 @@ def read(path: str | Path) -> Recording:
     """Open a robomimic file.
 
     Raises:
-        InputError: cut short, no demos, raw states without observations, or demos that differ in their keys.
+        InputError: cut short, no demos, demos that differ in their keys, or raw states of an environment that is not ours.
     """
     where = Path(path)
     with _open(where) as file:
@@ -43,7 +45,16 @@ def read(path: str | Path) -> Recording:
         data = file["data"]
         names = sorted((n for n in data if _number(n) is not None), key=lambda n: _number(n) or 0)
         _check(where, data, names)
+        given = {key: _plain(value) for key, value in data.attrs.items()}
+        raw = "obs" not in data[names[0]]
+        task = recorded_task(given, str(path)) if raw else None
         attributes, notes = _attributes(data)
+        if task is not None:
+            from isdt_policy.datasets.store import task_attributes
+
+            notes = [note for note in notes if not note.startswith("env_args")]
+            notes.append(f"no observations in the file: computed by replaying its states in task '{task}'")
+            attributes = {**task_attributes(task), **attributes, "task": task}
         masks, missing = _masks(file, names)
         if missing:
             notes.append(f"the masks name {missing} demos that are not in this file; those entries are left out")
@@ -53,17 +64,17 @@ def read(path: str | Path) -> Recording:
         attributes["masks"] = masks
 
     def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+        observe = observer(task) if task is not None else None
         with _open(where) as file:
             for name in names:
-                yield _episode(where, file["data"][name], filled)
+                yield _episode(where, file["data"][name], filled, observe)
 
-    task = attributes.get("task")
     return Recording(
         "robomimic",
         where,
         len(names),
         episodes,
-        task,
+        attributes.get("task"),
         {k: v for k, v in attributes.items() if k != "task"},
         info,
         notes,
@@ -72,6 +83,8 @@ def read(path: str | Path) -> Recording:
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write a file that robomimic reads. rewards (0) and dones (1 at the end) are filled in where there are none."""
+    from isdt_policy.envs.robomimic import SPECS, env_args
+
     h5py = _h5py()
     attributes = recording.attributes
     names = [
@@ -92,7 +105,9 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
                             data[names[index]].attrs[key] = value if np.isscalar(value) else json.dumps(value)
             data.attrs["total"] = total
             env = attributes.get("env", {})
-            if env:
+            if recording.task in SPECS and "type" not in env:  # recorded here: as robomimic's scripts want to read it
+                data.attrs["env_args"] = json.dumps(env_args(str(recording.task)), indent=4)
+            elif env:
                 type_ = env.get("type", 2)  # 1: robosuite, 2: gym, in robomimic's numbering
                 arguments = {"env_name": env["id"], "type": type_, "env_kwargs": env.get("kwargs", {})}
                 data.attrs["env_args"] = json.dumps({**arguments, **env.get("further", {})}, indent=4)
@@ -124,11 +139,16 @@ def _write_demo(demo: Any, episode: dict[str, NDArray[Any]], filled: set[str]) -
     return steps
 
 
-def _episode(path: Path, demo: Any, filled: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+def _episode(
+    path: Path, demo: Any, filled: tuple[str, ...], observe: Callable[..., dict[str, NDArray[Any]]] | None = None
+) -> dict[str, NDArray[Any]]:
     import h5py
 
     try:
-        arrays = {key: value[()] for key, value in demo["obs"].items()}
+        if observe is None:
+            arrays = {key: value[()] for key, value in demo["obs"].items()}
+        else:
+            arrays = observe(demo["states"][()], _plain(demo.attrs.get("model_file")))
         steps = len(demo["actions"])
         for name, value in demo.items():
             one_row_per_step = isinstance(value, h5py.Dataset) and value.ndim and len(value) == steps
@@ -150,15 +170,12 @@ def _check(path: Path, data: Any, names: list[str]) -> None:
     for name in names:
         if "actions" not in data[name]:
             raise InputError(f"'{path}': data/{name} has no actions; the file was cut short or is no robomimic file.")
+        if "obs" not in data[name] and "states" not in data[name]:
+            raise InputError(f"'{path}': data/{name} has neither obs nor states.")
         if "obs" not in data[name]:
-            if "states" in data[name]:
-                raise InputError(
-                    f"'{path}' holds raw simulator states and no observations (data/{name}/obs is missing): they must be "
-                    "computed by replaying the states in robosuite. robomimic's dataset_states_to_obs.py does that; "
-                    "convert its output."
-                )
-            raise InputError(f"'{path}': data/{name} has no obs.")
-        found = set(data[name]["obs"])
+            found: set[str] = set()  # to be computed from the states
+        else:
+            found = set(data[name]["obs"])
         if keys is not None and found != keys:
             raise InputError(
                 f"'{path}': data/{name}/obs differs from data/{names[0]}/obs in {', '.join(sorted(found ^ keys))}; "
@@ -182,7 +199,7 @@ def _attributes(data: Any) -> tuple[dict[str, Any], list[str]]:
             "id": env.get("env_name"), "kwargs": env.get("env_kwargs", {}), "type": env.get("type"), "further": further,
         }  # fmt: skip
         attributes.setdefault("action_space", _action_space(env.get("env_kwargs", {})))
-        attributes.setdefault("task", env.get("env_name"))
+        attributes.setdefault("task", _task_name(env))
     else:
         notes.append("env_args is missing: which environment and controller were recorded is not known")
     rest = {k: v for k, v in given.items() if k not in ("total", "isdt_filled")}
@@ -201,6 +218,16 @@ def _action_space(kwargs: dict[str, Any]) -> dict[str, Any]:
         "rotation": "axis-angle",
         "rate_hz": kwargs.get("control_freq"),
     }
+
+
+def _task_name(env_args: dict[str, Any]) -> str | None:
+    """Our task, where the file was recorded in one of them; else the environment's own name."""
+    from isdt_policy.envs.robomimic import task_of
+
+    try:
+        return task_of(env_args)
+    except InputError:
+        return env_args.get("env_name")
 
 
 def _masks(file: Any, names: list[str]) -> tuple[dict[str, list[int]], int]:

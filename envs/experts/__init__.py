@@ -12,8 +12,15 @@ from typing import Any
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError, nearest
 
-# task id -> module with `expert(seed)` and `episode(seed, style_seed)`
-EXPERTS: dict[str, str] = {"pusht": "isdt_policy.envs.experts.pusht"}
+# task id -> module with `expert(seed, task)`, `episode(seed, index, task)` and `facts(seed, index)`
+EXPERTS: dict[str, str] = {
+    "pusht": "isdt_policy.envs.experts.pusht",
+    **{
+        f"{name}{mode}": f"isdt_policy.envs.experts.{name}"
+        for name in ("lift", "can", "square")
+        for mode in ("", "_abs")
+    },
+}
 
 
 def expert(task: str, seed: int = 0) -> Policy:
@@ -22,7 +29,7 @@ def expert(task: str, seed: int = 0) -> Policy:
     Raises:
         InputError: if the task has no expert.
     """
-    return _module(task).expert(seed)  # type: ignore[no-any-return]
+    return _module(task).expert(seed, task=task)  # type: ignore[no-any-return]
 
 
 def generate_episodes(
@@ -42,19 +49,20 @@ def generate_episodes(
         first: index of the first attempt.
 
     Yields:
-        (arrays, info): arrays {"state", "action", "coverage"} with time first; info {"index", "seed", "success", ...}.
+        (arrays, info): arrays with time first, {"state", "action", "coverage"} for PushT, every low-dimensional observation,
+        "action", "reward" and "states" for robomimic's tasks; info {"index", "seed", "success", ...}.
 
     Raises:
         InputError: if the task has no expert, or a number is out of range.
     """
-    module = _module(task)
+    _module(task)  # refuses a task without an expert before anything is started
     if episodes < 0 or workers < 1 or first < 0 or seed < 0:
         raise InputError(
             f"episodes, first and seed must be >= 0 and workers >= 1, got episodes={episodes}, first={first}, "
             f"seed={seed}, workers={workers}."
         )
     kept = 0
-    attempts = _attempts(module.__name__, seed, first, workers)
+    attempts = _attempts(task, seed, first, workers)
     while kept < episodes:
         arrays, info = next(attempts)
         if info["success"] or keep_failures:
@@ -63,15 +71,20 @@ def generate_episodes(
     attempts.close()
 
 
+def facts(task: str, seed: int, index: int) -> dict[str, Any]:
+    """Return what is known of demonstration `index` of the set `seed` without running it: its style, its reset seed."""
+    return _module(task).facts(seed, index)  # type: ignore[no-any-return]
+
+
 def _attempts(
-    module: str, seed: int, first: int, workers: int
+    task: str, seed: int, first: int, workers: int
 ) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, None]:
     """Yield attempts first, first + 1, ... for ever, a few computed ahead."""
     import itertools
 
     if workers == 1:
         for index in itertools.count(first):
-            yield _attempt(module, seed, index)
+            yield _attempt(task, seed, index)
         return
     import multiprocessing
     from collections import deque
@@ -83,7 +96,7 @@ def _attempts(
         ahead: deque[Future[tuple[dict[str, Any], dict[str, Any]]]] = deque()
         try:
             for index in itertools.count(first):
-                ahead.append(pool.submit(_attempt, module, seed, index))
+                ahead.append(pool.submit(_attempt, task, seed, index))
                 if len(ahead) > 4 * workers:
                     yield ahead.popleft().result()
         finally:
@@ -91,8 +104,8 @@ def _attempts(
                 future.cancel()
 
 
-def _attempt(module: str, seed: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    return importlib.import_module(module).episode(seed, index)  # type: ignore[no-any-return]
+def _attempt(task: str, seed: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _module(task).episode(seed, index, task=task)  # type: ignore[no-any-return]
 
 
 def _module(task: str) -> Any:

@@ -265,13 +265,20 @@ def start_state(rng: np.random.Generator, kind: str) -> Array:
             return np.array([*agent, *block, angle])
 
 
-def episode(seed: int, index: int, style: Style | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def facts(seed: int, index: int) -> dict[str, Any]:
+    """Return what is decided about demonstration `index` of the set `seed` before it begins."""
+    return {"index": index, "seed": seed}
+
+
+def episode(
+    seed: int, index: int, style: Style | None = None, task: str = "pusht"
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return demonstration number `index` of the set `seed`: arrays with time first, and facts about it."""
     from isdt_policy.envs.registry import make
 
     rng = np.random.default_rng([seed, index])
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    env = make("pusht", obs_keys=["state"], end_on_success=False)
+    env = make(task, obs_keys=["state"], end_on_success=False)
     env.reset(options={"reset_to_state": start_state(rng, kind)})
     states, actions, coverages = [], [], []
     pusher, success, since = PushTExpert(style), False, 0
@@ -325,7 +332,7 @@ class ExpertPolicy:
         return {"action": action, "action_pred": action}
 
 
-def expert(seed: int = 0) -> ExpertPolicy:
+def expert(seed: int = 0, task: str = "pusht") -> ExpertPolicy:
     """Return the expert as a policy. Seed 0 is the style of the demonstrations; others vary speed, side and haste."""
     if seed == 0:
         return ExpertPolicy(Style())

@@ -118,6 +118,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     from isdt_policy.datasets.store import DemoStore
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
+    from isdt_policy.envs.registry import check_recorded
     from isdt_policy.errors import InputError
     from isdt_policy.normalization import Normalizer, action_statistics
     from isdt_policy.objectives import OBJECTIVES
@@ -137,6 +138,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     sigma = policy_values.pop("sigma_data")
     shape = {key: policy_values[key] for key in ("n_obs_steps", "horizon", "n_action_steps")}
     recorded = DemoStore.open(data.path)
+    check_recorded(spec, recorded.attrs, data.path)
     episodes, held_out = train_val_split(recorded.n_episodes, data.val_ratio, data.split_seed)
     if data.val_mask:
         held_out = _masked(recorded, data.val_mask)

@@ -79,7 +79,7 @@ def toy_expert(monkeypatch):
     """An expert whose every third attempt fails; `attempts` lists those made."""
     attempts = []
 
-    def episode(seed, index):
+    def episode(seed, index, task):
         if len(attempts) == toy.stop_after:
             raise KeyboardInterrupt
         attempts.append(index)
@@ -89,6 +89,7 @@ def toy_expert(monkeypatch):
 
     toy = types.ModuleType("toy_expert")
     toy.episode, toy.attempts, toy.stop_after = episode, attempts, None
+    toy.facts = lambda seed, index: {"index": index, "seed": seed}
     monkeypatch.setitem(sys.modules, "toy_expert", toy)
     monkeypatch.setitem(experts.EXPERTS, "pusht", "toy_expert")
     return toy
