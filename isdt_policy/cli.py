@@ -23,6 +23,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "isdt_policy.eval.compare:main",
         "compare evaluations on common seeds: differences, intervals, p-values",
     ),
+    "diagnose": (
+        "isdt_policy.diagnose_command:main",
+        "say what a trained flow map got right and wrong: numbers and a page of figures",
+    ),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
     "export": ("isdt_policy.deploy.command:export_main", "write a policy as ONNX, pt2 or a Hugging Face Hub folder"),
     "deploy": (

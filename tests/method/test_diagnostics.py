@@ -1,0 +1,363 @@
+"""Diagnostics against closed forms in float64, and `isdt diagnose` from arguments to page."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from isdt_policy import closed_forms
+from isdt_policy.diagnose_command import diagnose, gradient_summary, main, read_numbers
+from isdt_policy.diagnostics import (
+    consistency_residual,
+    diversity,
+    gradient_norms,
+    loss_terms,
+    null_drift,
+    semigroup_error,
+    triangle_pairs,
+)
+from isdt_policy.errors import InputError
+from isdt_policy.flow_map import FlowMap
+from isdt_policy.interpolants import INTERPOLANTS, Linear, expand
+from isdt_policy.objectives import ISD, OBJECTIVES
+from isdt_policy.policy import Policy, PolicyConfig
+
+PATHS = [cls() for cls in INTERPOLANTS.values()]
+MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)
+STD = torch.tensor([0.4, 1.3], dtype=torch.float64)
+ONE = torch.ones(1, dtype=torch.float64)
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: type(path).__name__)
+def path(request):
+    return request.param
+
+
+@pytest.fixture
+def batch():
+    """(x, cond, noise) of 50 Gaussian chunks of 4 steps."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 50, 4, 2, generator=generator, dtype=torch.float64)
+    return MEAN + STD * x, torch.zeros(50, 1, dtype=torch.float64), noise
+
+
+def shifted(path, offset):
+    """The exact Gaussian map, with `offset` added to F off the diagonal."""
+    exact = closed_forms.gaussian(path, MEAN, STD)
+    return FlowMap(lambda x, t, s, c: exact(x, t, s, c) + offset * expand((t != s).to(x), x), path)
+
+
+# The (t, s) triangle.
+
+
+def test_the_triangle_holds_every_pair_once():
+    pairs = triangle_pairs(10)
+    assert len(set(pairs)) == len(pairs) == 55
+    assert all(0 <= s < t <= 1 for t, s in pairs)
+    assert (1.0, 0.0) in pairs
+
+
+def test_residual_and_semigroup_error_vanish_at_the_exact_map(path, batch):
+    x, cond, noise = batch
+    flow_map = shifted(path, 0.0)
+    assert consistency_residual(flow_map, x, cond, noise, 5).error.max() < 1e-12
+    assert semigroup_error(flow_map, x, cond, noise, 5).error.max() < 1e-12
+    difference = consistency_residual(flow_map, x, cond, noise, 5, eps=1e-3)
+    assert 1e-9 < difference.error.max() < 1e-3  # the central difference has an error of its own, O(eps^2)
+
+
+def test_a_shift_of_the_prediction_shows_with_its_size(path, batch):
+    """F + e has the residual -b'(d) e, and its velocity, on the diagonal, is the exact one."""
+    x, cond, noise = batch
+    found = consistency_residual(shifted(path, 0.25), x, cond, noise, 5)
+    d = torch.from_numpy(found.t - found.s) * path.phase_rate
+    np.testing.assert_allclose(found.error, 0.25 * path.map_coefficient_rates(d)[1].abs(), rtol=0, atol=1e-12)
+    velocity = closed_forms.gaussian_velocity(path, MEAN, STD)
+    i = int(np.flatnonzero((found.t == 1) & (found.s == 0))[0])
+    expected = velocity(noise, torch.ones(50, dtype=torch.float64)).square().mean().sqrt().item()
+    assert found.scale[i] == pytest.approx(expected, rel=1e-12)
+    assert found.one_step == pytest.approx(found.error[i] / expected)
+
+
+def test_two_steps_of_a_shifted_map_differ_by_a_known_amount(batch):
+    """Linear: X' = X - (t - s) e, so two steps miss one by (t - r) e (1 - gain of r -> s), gain the ratio of spreads."""
+    x, cond, noise = batch
+    found = semigroup_error(shifted(Linear(), 0.25), x, cond, noise, 5)
+    r = (found.t + found.s) / 2
+
+    def spread(time):
+        return np.sqrt(np.square((1 - time)[:, None] * STD.numpy()) + np.square(time)[:, None])
+
+    miss = 0.25 * (found.t - r)[:, None] * (1 - spread(found.s) / spread(r))
+    np.testing.assert_allclose(found.error, np.sqrt(np.square(miss).mean(axis=1)), rtol=1e-10)
+    data = (x - x.mean(dim=0)).square().mean().sqrt().item()
+    np.testing.assert_allclose(found.scale, data, rtol=1e-12)
+    assert found.overall == pytest.approx(np.sqrt(np.square(miss).mean()) / data)
+
+
+# Gradients.
+
+
+def test_gradient_norms_of_known_losses():
+    a, b, frozen = torch.tensor([3.0, 4.0], requires_grad=True), torch.zeros(1, requires_grad=True), torch.ones(1)
+    shared = a.square().sum()
+    found = gradient_norms({"square": shared, "half": shared / 2 + 12 * b.sum(), "b": 2 * b.sum()}, [a, b, frozen])
+    assert found == pytest.approx({"square": 10.0, "half": 13.0, "b": 2.0})
+    assert a.grad is None
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 2, dtype=torch.float64)
+
+    def forward(self, x, t, s, cond):
+        times = torch.stack([t, s, cond[:, 0]], -1)[:, None].expand(*x.shape[:2], 3)
+        return torch.tanh(self.layer(torch.cat([x, times], -1)))
+
+
+@pytest.mark.parametrize("name", [n for n, cls in OBJECTIVES.items() if hasattr(cls(), "off_diagonal_weight")])
+def test_terms_are_those_of_the_objective_and_add_up(name, batch):
+    x, cond, _ = batch
+    torch.manual_seed(0)
+    network = Small()
+    flow_map = FlowMap(network, Linear())
+    objective = OBJECTIVES[name](off_diagonal_weight=0.5, weight_power=0.0)
+    found = loss_terms(objective, flow_map, x, cond, ONE, seed=3)
+    logged = objective(flow_map, x, cond, ONE, torch.Generator().manual_seed(3))
+    assert list(found) == ["diagonal", "off_diagonal", "loss"]
+    diagonal, off_diagonal = (logged.terms[k].item() for k in ("diagonal", "off_diagonal"))
+    # MeanFlow's rows are on the diagonal or off it, and its log averages each over its own rows.
+    share = round(50 * found["diagonal"].item() / diagonal, 6) / 50 if name == "meanflow" else 1.0
+    assert found["diagonal"].item() == pytest.approx(share * diagonal)
+    assert found["off_diagonal"].item() == pytest.approx(0.5 * (1 - share if share < 1 else 1.0) * off_diagonal)
+    assert (50 * share) % 1 == 0
+    assert found["loss"].item() == pytest.approx(logged.total.item())
+    parts = [torch.autograd.grad(found[k], network.layer.weight, retain_graph=True)[0] for k in found]
+    torch.testing.assert_close(parts[0] + parts[1], parts[2])
+    assert parts[1].abs().max() > 1e-3
+
+
+def test_the_loss_is_taken_as_trained_and_a_single_term_stands_alone(batch):
+    x, cond, _ = batch
+    flow_map = FlowMap(Small(), Linear())
+    weighted = loss_terms(ISD(weight_power=1.0), flow_map, x, cond, ONE, seed=3)
+    plain = loss_terms(ISD(weight_power=0.0), flow_map, x, cond, ONE, seed=3)
+    assert weighted["diagonal"].item() == pytest.approx(plain["diagonal"].item())
+    assert weighted["loss"].item() != pytest.approx(plain["loss"].item(), rel=0.01)
+    assert list(loss_terms(ISD(off_diagonal_weight=0.0), flow_map, x, cond, ONE, seed=3)) == ["diagonal", "loss"]
+    assert list(loss_terms(OBJECTIVES["regression"](), flow_map, x, cond, ONE, seed=3)) == ["loss"]
+
+
+def test_the_tail_is_the_99_percent_quantile_over_the_median():
+    found = gradient_summary([1.0] * 50 + [2.0] * 1 + [9.0] * 50)
+    assert found == {"median": 2.0, "p99": 9.0, "max": 9.0, "tail": 4.5}
+
+
+# Samples.
+
+
+def test_diversity_of_a_gaussian(path):
+    """One exact step has the data's spread; Euler's is a product of known gains; the data lie as far out as they are spread."""
+    generator = torch.Generator().manual_seed(1)
+    n = 400
+    x = MEAN + STD * torch.randn(n, 3, 2, generator=generator, dtype=torch.float64)
+    cond = torch.zeros(n, 1, dtype=torch.float64)
+    found = diversity(shifted(path, 0.0), x, cond, generator, draws=16, euler_steps=3)
+    assert found.one_step.shape == found.euler.shape == found.data.shape == found.from_euler.shape == (n, 3)
+    exact = STD.square().mean().sqrt().item()
+    assert np.sqrt(np.square(found.one_step).mean()) == pytest.approx(exact, rel=0.02)
+
+    gain = torch.ones(2, dtype=torch.float64)
+    velocity = closed_forms.gaussian_velocity(path, torch.zeros(2, dtype=torch.float64), STD)
+    for i in range(3):
+        a, b = path.map_coefficients(torch.tensor(path.phase_rate / 3, dtype=torch.float64))
+        gain = gain * (a - b * velocity(torch.ones(1, 2, dtype=torch.float64), ONE * (1 - i / 3))[0])
+    expected = gain.square().mean().sqrt().item()
+    assert np.sqrt(np.square(found.euler).mean()) == pytest.approx(expected, rel=0.02)
+    assert found.against_euler == pytest.approx(exact / expected, rel=0.01)  # the same noise, so nearly without error
+    apart = (gain - STD).square().mean().sqrt().item()
+    assert np.sqrt(np.square(found.from_euler).mean()) >= 0.98 * apart > 0.02
+
+
+def test_the_data_are_as_far_from_the_mean_as_samples_are_spread():
+    """Euler of a point-mass-free, straight flow is exact: data N(0, 1) on the linear path in many steps. Few draws, so that
+    the correction for their mean's own error, 1 / draws of the variance, would be seen."""
+    path, generator = Linear(), torch.Generator().manual_seed(2)
+    one, zero = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    x = torch.randn(2000, 1, 2, generator=generator, dtype=torch.float64)
+    flow_map = FlowMap(closed_forms.gaussian(path, zero, one), path)
+    found = diversity(flow_map, x, x.new_zeros(2000, 1), generator, draws=2, euler_steps=20, rows=4000)
+    spread = np.sqrt(np.square(found.euler).mean())
+    assert np.sqrt(np.square(found.data).mean()) == pytest.approx(
+        math.sqrt((1 + spread**2 / 2) / 1.5), rel=0.03
+    )  # a data point of variance 1 less the mean of two samples, times 2 / 3
+    assert found.against_data == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_collapsed_map_has_no_diversity_and_no_residual(batch):
+    """A constant map is consistent with itself on every pair and only its samples give it away."""
+    x, cond, noise = batch
+    flow_map = FlowMap(lambda x, t, s, c: torch.where(expand(t == s, x), -MEAN.expand_as(x), (x - MEAN) / expand(
+        torch.where(t == s, 1.0, t - s), x)), Linear())  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    assert consistency_residual(flow_map, x, cond, noise, 5).error.max() < 1e-12
+    assert diversity(flow_map, x, cond, generator, draws=4).against_euler < 1e-12
+
+
+# The null branch.
+
+
+def test_null_drift_is_the_distance_of_the_means(path, batch):
+    x, _, noise = batch
+    exact = closed_forms.gaussian(path, MEAN, STD)
+    cond = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(25)[:, None]  # on average nothing
+    flow_map = FlowMap(lambda x, t, s, c: exact(x, t, s, c) + 0.5 * expand(c[:, 0], x), path)
+    right = null_drift(flow_map, x, cond, 0 * ONE, noise, 5)
+    np.testing.assert_allclose(right.drift, 0.0, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(right.effect, 0.5, rtol=1e-12)
+    np.testing.assert_allclose(right.noise, 0.5 / 7, rtol=1e-12)  # unbiased deviation of +-0.5 over sqrt(50)
+    assert right.overall == 0.0
+
+    wrong = null_drift(flow_map, x, cond, 0.4 * ONE, noise, 5)
+    np.testing.assert_allclose(wrong.drift, 0.2, rtol=1e-12)
+    beyond = math.sqrt(0.2**2 - 0.25 / 49)
+    assert wrong.overall == pytest.approx(beyond / np.sqrt(np.square(wrong.velocity).mean()))
+
+
+# The reading.
+
+
+def numbers(**changes):
+    triangle = {"overall": 0.1, "one_step": 0.02, "t": [1.0], "s": [0.0], "error": [0.02], "scale": [1.0]}
+    info = {
+        "consistency": triangle,
+        "semigroup": dict(triangle),
+        "diversity": {"against_euler": 1.0, "against_data": 1.0, "euler_steps": 10},
+        "null_drift": {"overall": 0.01, "effect": [0.5], "velocity": [1.0]},
+        "gradient_norms": {"loss": {**gradient_summary([1.0, 2.0]), "values": [1.0, 2.0]}},
+    }
+    for key, value in changes.items():
+        info[key] = {**info[key], **value}
+    return info
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "says"),
+    [
+        ({"gradient_norms": {"loss": {**gradient_summary([1.0] * 9 + [99.0]), "values": [1.0]}}}, "gradients", "heavy tail:"),
+        ({"consistency": {"overall": 0.9}}, "consistency", "off its own velocity"),
+        ({"consistency": {"one_step": 0.9}}, "consistency", "rarely draws that pair"),
+        ({"diversity": {"against_data": 0.3}}, "diversity", "lie further out"),
+        ({"semigroup": {"one_step": 0.3}}, "semigroup", "gives another action"),
+        ({"diversity": {"against_euler": 0.1}}, "diversity", "collapsed"),
+        ({"diversity": {"against_euler": 0.6}}, "diversity", "narrower"),
+        ({"diversity": {"against_euler": 1.6}}, "diversity", "wider"),
+        ({"null_drift": {"overall": 0.4}}, "null", "never trained"),
+    ],
+)  # fmt: skip
+def test_the_reading_names_what_is_wrong_and_nothing_else(changes, key, says):
+    healthy = {line["key"]: line for line in read_numbers(numbers())}
+    assert all(line["good"] for line in healthy.values())
+    assert says not in healthy[key]["text"]
+    ill = {line["key"]: line for line in read_numbers(numbers(**changes))}
+    assert says in ill[key]["text"]
+    assert [k for k, line in ill.items() if not line["good"]] == [key]
+
+
+def test_the_reading_counts_clipped_batches():
+    text = read_numbers(numbers(), grad_clip=1.5)[0]["text"]
+    assert "the clip at 1.5 bites in 50% of batches" in text
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tiny_store, tmp_path_factory):
+    """A run of three steps."""
+    from isdt_policy.training.command import train
+    from isdt_policy.training.config import compose_config
+
+    return train(compose_config([
+        f"data.path={tiny_store}", f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}", "training.steps=3",
+        "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
+        "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.tensorboard=false",
+        "training.compile=false", "data.val_ratio=0.2", "training.amp=off",
+    ]))  # fmt: skip
+
+
+QUICK = ("batches=3", "windows=9", "draws=3", "grid=3")
+
+
+def test_the_command_runs_end_to_end(run, capsys):
+    pytest.importorskip("matplotlib")
+    assert main([f"checkpoint={run}", *QUICK]) == 0
+    out = capsys.readouterr().out
+    info = json.loads((run / "diagnostics" / "diagnostics.json").read_text())
+    assert info["schema"] == "isdt-diagnose/1"
+    assert info["command"] == f"isdt diagnose checkpoint={run} batches=3 windows=9 draws=3 grid=3"
+    assert info["data"].startswith("held-out episodes of")
+    assert info["n_windows"] == 9
+    assert {k: v["n"] for k, v in info["gradient_norms"].items()} == {"diagonal": 3, "off_diagonal": 3, "loss": 3}
+    assert len(info["consistency"]["error"]) == 6
+    assert np.shape(info["diversity"]["one_step"]) == (9, 16)
+    assert all(line["text"] in out for line in info["reading"])
+    page = (run / "diagnostics" / "diagnostics.png").read_bytes()
+    assert page[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(page) > 50_000
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_path):
+    quick = {"batches": 1, "windows": 4, "draws": 2, "grid": 2}
+    first, again, other = (diagnose(str(run), out=str(tmp_path / str(i)), seed=seed, **quick)
+                           for i, seed in enumerate((0, 0, 1)))  # fmt: skip
+    for key in ("consistency", "semigroup", "diversity", "null_drift", "gradient_norms"):
+        assert first[key] == again[key]
+        assert first[key] != other[key]
+
+
+def test_a_bare_policy_needs_data_and_gives_no_gradients(run, tiny_store, tmp_path):
+    bare = tmp_path / "bare"
+    Policy.from_pretrained(run).save_pretrained(bare)
+    with pytest.raises(InputError, match=r"not the run that trained it.*give data=PATH"):
+        diagnose(str(bare))
+    info = diagnose(str(bare), data=str(tiny_store), windows=4, draws=2, grid=2)
+    assert info["data"] == f"all 12 episodes of {tiny_store}"
+    assert info["gradient_norms"] == {}
+    assert info["reading"][0]["good"] is None
+
+
+def test_policies_that_are_no_flow_maps_are_refused(tmp_path):
+    policy = Policy(PolicyConfig("pusht", {"state": 5}, 2, network={"name": "mlp"}, sampling={"kind": "velocity"}))
+    ones = {"min": -np.ones(5), "max": np.ones(5), "mean": np.zeros(5), "std": np.ones(5)}
+    policy.normalizer.fit({"state": ones, "action": {k: v[:2] for k, v in ones.items()}})
+    policy.save_pretrained(tmp_path / "velocity")
+    with pytest.raises(InputError, match=r"is no flow map \(sampling.kind='velocity'\): it was not trained to jump"):
+        diagnose(str(tmp_path / "velocity"))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["checkpoint=x", "batchs=3"], r"unknown key 'batchs'. Did you mean 'batches'\?"),
+        (["checkpoint=x", "windows=1"], "windows=1 is too small: at least 2"),
+        (["checkpoint=x", "draws=many"], "draws='many' is not a whole number"),
+        (["checkpoint=/nowhere/at/all"], "the path does not exist"),
+        (["data=x"], "checkpoint missing"),
+    ],
+)
+def test_wrong_arguments_are_explained(args, message):
+    with pytest.raises(InputError, match=message):
+        main(args)
+
+
+def test_help_shows_every_argument(capsys):
+    import inspect
+
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"{name}=" in text for name in inspect.signature(diagnose).parameters)
