@@ -68,8 +68,8 @@ def test_it_trains_two_steps_and_resumes_to_the_same_bits(tiny_store, tmp_path, 
 
 
 def test_an_experiments_warm_start_is_left_out_where_it_means_nothing():
-    assert compose_config(["experiment=pusht_demo"])["training"]["diagonal_steps"] == 4000
-    assert compose_config(["experiment=pusht_demo", "objective=meanflow"])["training"]["diagonal_steps"] == 4000
+    assert compose_config(["experiment=pusht_demo"])["training"]["diagonal_steps"] == 3000
+    assert compose_config(["experiment=pusht_demo", "objective=meanflow"])["training"]["diagonal_steps"] == 3000
     assert compose_config(["experiment=pusht_demo", "objective=mip"])["training"]["diagonal_steps"] == 0
     asked = compose_config(["objective=mip", "training.diagonal_steps=5"])
     assert asked["training"]["diagonal_steps"] == 5  # and the trainer says that it needs a diagonal term
