@@ -15,17 +15,24 @@ from numpy.typing import NDArray
 
 @runtime_checkable
 class Policy(Protocol):
-    """A policy that answers a batch of observation histories with a batch of action chunks.
+    """A policy that answers a batch of observation histories with a batch of action chunks."""
 
-    Attributes:
-        n_obs_steps: number of observations in a history, newest last.
-        n_action_steps: number of actions to execute from each answer.
-        obs_keys: observation keys the policy reads.
-    """
+    # Read-only here, so that plain attributes and properties both satisfy the protocol.
 
-    n_obs_steps: int
-    n_action_steps: int
-    obs_keys: tuple[str, ...]
+    @property
+    def n_obs_steps(self) -> int:
+        """Number of observations in a history, newest last."""
+        ...
+
+    @property
+    def n_action_steps(self) -> int:
+        """Number of actions to execute from each answer."""
+        ...
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        """Observation keys the policy reads."""
+        ...
 
     def reset(self) -> None:
         """Forget everything about earlier episodes."""

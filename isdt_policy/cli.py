@@ -27,6 +27,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "isdt_policy.diagnose_command:main",
         "say what a trained flow map got right and wrong: numbers and a page of figures",
     ),
+    "study": (
+        "isdt_policy.study.command:main",
+        "compare objectives on one network, data and budget, over seeds; tables and figures",
+    ),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
     "export": ("isdt_policy.deploy.command:export_main", "write a policy as ONNX, pt2 or a Hugging Face Hub folder"),
     "deploy": (

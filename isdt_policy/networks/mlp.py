@@ -9,14 +9,26 @@ from isdt_policy.networks.time_embedding import TimeEmbedding
 
 
 class MLP(nn.Module):
-    """network(x_t, t, s, cond) for x_t (batch, horizon, action_dim), flattened inside."""
+    """network(x_t, t, s, cond) for x_t (batch, horizon, action_dim), flattened inside.
+
+    Args:
+        width, depth: of the hidden layers.
+        time_dim, time_periods: number of time features and periods of the fastest one over [0, 1]; see `TimeEmbedding`.
+    """
 
     def __init__(
-        self, action_dim: int, cond_dim: int, horizon: int, width: int = 256, depth: int = 3, time_dim: int = 64
+        self,
+        action_dim: int,
+        cond_dim: int,
+        horizon: int,
+        width: int = 256,
+        depth: int = 3,
+        time_dim: int = 64,
+        time_periods: float = 8.0,
     ) -> None:
         super().__init__()
         size = horizon * action_dim
-        self.time_embedding = TimeEmbedding(time_dim)
+        self.time_embedding = TimeEmbedding(time_dim, time_periods)
         widths = [size + time_dim + cond_dim] + [width] * depth
         layers: list[nn.Module] = []
         for a, b in zip(widths, widths[1:]):

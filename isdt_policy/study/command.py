@@ -1,0 +1,199 @@
+"""`isdt study`: every objective on the same network, data and budget, over seeds; a table and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from isdt_policy.datasets.arguments import bind
+from isdt_policy.errors import InputError, nearest
+
+OUT = "eval/results/method_study"
+
+HELP = """usage: isdt study toys|pusht|report [key=value ...]
+
+Compare objectives on the same network, data, optimiser and number of steps, over training seeds: quality at 1, 2, 4 and 10
+network evaluations, gradient norms, diverged runs. Every training run is a cell with a JSON file of its own: a killed study
+goes on where it stopped, and cells can be added later with the same command.
+
+  toys      8 Gaussians, checkerboard, two moons: sliced Wasserstein distance over its sampling floor
+  pusht     PushT from states: score and success; cells call the ordinary training and evaluation
+  report    rewrite tables and figures from the cells that are there (toys and pusht do so at their end)
+
+examples
+  isdt study toys rows=[isd_t,meanflow] densities=[two_moons] seeds=1 steps=2000 out=/tmp/study
+  isdt study toys                                          every row, three densities, three seeds
+  isdt study pusht rows=[isd_t,weight_none,weight_one] seeds=3 steps=3000 threads=2
+  isdt study report
+
+keys
+  rows=[...]         default all: {rows}
+  densities=[...]    toys: {densities}
+  seeds=3            training seeds 0 ... seeds - 1
+  out={out}
+  threads=1          CPU threads
+  report=true        write tables and figures at the end
+
+  toys: {toy_settings}
+  pusht: {pusht_settings}
+  work=outputs/study pusht: where runs live until their cell is done
+"""
+
+
+def main(args: list[str]) -> int:
+    """Entry of the verb."""
+    if not args or any(a in ("-h", "--help", "help") for a in args):
+        from isdt_policy.study.densities import DENSITIES
+        from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings
+        from isdt_policy.study.toys import ToySettings
+
+        def defaults(settings: Any) -> str:
+            return ", ".join(f"{key}={value}" for key, value in asdict(settings).items())
+
+        print(
+            HELP.format(
+                rows=", ".join(PUSHT_ROWS), densities=", ".join(DENSITIES), out=OUT,
+                toy_settings=defaults(ToySettings()), pusht_settings=defaults(PushtSettings()),
+            ).strip()
+        )  # fmt: skip
+        return 0
+    studies = {"toys": toys, "pusht": pusht, "report": report}
+    if args[0] not in studies:
+        raise InputError(f"unknown study '{args[0]}'.{nearest(args[0], studies)} Allowed: {', '.join(studies)}.")
+    studies[args[0]](args[1:])
+    return 0
+
+
+def toys(args: Sequence[str]) -> None:
+    """Run toy cells and write their tables and figures."""
+    import torch
+
+    from isdt_policy.study.cells import Cell, run_cells
+    from isdt_policy.study.densities import DENSITIES
+    from isdt_policy.study.rows import ROWS, chosen, describe
+    from isdt_policy.study.toys import ToySettings, run_toy
+
+    study, settings = _read(ToySettings, args)
+    torch.set_num_threads(study.threads)
+    out = Path(study.out)
+
+    def cell(row: str, density: str, seed: int) -> Cell:
+        picture = out / "toys" / "samples" / density / f"{row}.npy" if seed == 0 else None
+        what = {"row": row, "title": ROWS[row].title, "density": density, "seed": seed}
+        return Cell(
+            f"{density}/{row}_{seed}",
+            {**what, **asdict(settings), "of_row": describe(ROWS[row])},
+            lambda: run_toy(ROWS[row], density, seed, settings, picture),
+        )
+
+    rows, densities = chosen("row", study.rows, list(ROWS)), chosen("density", study.densities, list(DENSITIES))
+    # Seeds outermost: a study that is cut short has every row, with fewer seeds.
+    cells = [cell(row, density, seed) for seed in range(study.seeds) for density in densities for row in rows]
+    run_cells(cells, out / "toys" / "cells", "study toys")
+    if study.report:
+        report([f"out={out}"])
+
+
+def pusht(args: Sequence[str]) -> None:
+    """Run PushT cells and write their table."""
+    from isdt_policy.study.cells import Cell, run_cells
+    from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings, pusht_config, run_pusht
+    from isdt_policy.study.rows import chosen, describe
+
+    study, settings = _read(PushtSettings, args)
+    if study.densities:
+        raise InputError("densities= belongs to isdt study toys.")
+    out, work = Path(study.out), Path(study.work)
+    rows = chosen("row", study.rows, list(PUSHT_ROWS))
+    for row in rows:  # refuses what does not fit, before hours of work
+        pusht_config(PUSHT_ROWS[row], 0, settings, work / row, study.threads)
+
+    def cell(row: str, seed: int) -> Cell:
+        what = {"row": row, "title": PUSHT_ROWS[row].title, "seed": seed}
+        return Cell(
+            f"{row}_{seed}",
+            {**what, **asdict(settings), "of_row": describe(PUSHT_ROWS[row])},
+            lambda: run_pusht(PUSHT_ROWS[row], seed, settings, work / f"{row}_{seed}", study.threads),
+        )
+
+    cells = [cell(row, seed) for seed in range(study.seeds) for row in rows]
+    run_cells(cells, out / "pusht" / "cells", "study pusht")
+    if study.report:
+        report([f"out={out}"])
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which cells to run, beside the settings of a cell; see `HELP`."""
+
+    rows: tuple[str, ...] = ()
+    densities: tuple[str, ...] = ()
+    seeds: int = 3
+    threads: int = 1
+    out: str = OUT
+    work: str = "outputs/study"
+    report: bool = True
+
+
+def _read(settings: type, args: Sequence[str]) -> tuple[Study, Any]:
+    """Split key=value arguments between `Study` and the settings of a cell."""
+    mine = {f.name for f in fields(Study)}
+    both = make_dataclass("Arguments", [], bases=(Study, settings), frozen=True)
+    values = bind(both, args)
+    for key, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise InputError(f"{key}={value} must be at least 1.")
+    study = Study(**{key: value for key, value in values.items() if key in mine})
+    return study, settings(**{key: value for key, value in values.items() if key not in mine})
+
+
+def report(args: Sequence[str]) -> None:
+    """Write tables and figures from the cells below out=."""
+    from isdt_policy.study.cells import read_json
+    from isdt_policy.study.figures import draw_toys
+    from isdt_policy.study.pusht import PUSHT_ROWS
+    from isdt_policy.study.rows import ROWS
+    from isdt_policy.study.table import pusht_table, toy_tables
+
+    out = Path(bind(_only_out, args).get("out", OUT))
+    order = [*ROWS, *PUSHT_ROWS]
+    found = False
+    for study, table in (("toys", toy_tables), ("pusht", pusht_table)):
+        cells = [read_json(path) for path in sorted((out / study / "cells").rglob("*.json"))]
+        cells = [cell for cell in cells if cell["settings"]["row"] in order]
+        cells.sort(key=lambda cell: order.index(cell["settings"]["row"]))
+        if not cells:
+            continue
+        found = True
+        if study == "toys":
+            from isdt_policy.study.densities import DENSITIES
+
+            cells.sort(key=lambda cell: list(DENSITIES).index(cell["settings"]["density"]))
+            draw_toys(cells, out, out / "toys" / "samples")
+        text = table(cells)
+        (out / f"{study}.md").write_text(_conditions(cells) + "\n" + text)
+        print(text)
+        print(f"written: {out / f'{study}.md'}")
+    if not found:
+        raise InputError(f"no cells below '{out}'. Run some: isdt study toys out={out}")
+
+
+def _only_out(out: str = OUT) -> None:
+    """The arguments of `isdt study report`."""
+
+
+def _conditions(cells: Sequence[dict[str, Any]]) -> str:
+    """The settings that all cells share, as a line above the table."""
+    skip = ("row", "title", "density", "seed", "of_row")
+    shared = {key: value for key, value in cells[0]["settings"].items() if key not in skip}
+    for cell in cells:
+        for key, value in shared.items():
+            if cell["settings"][key] != value:
+                raise InputError(
+                    f"the cells were made with different settings: {key}={value} and {key}={cell['settings'][key]}; "
+                    "keep each in an out= of its own."
+                )
+    line = ", ".join(f"{key} {value}" for key, value in shared.items())
+    return f"Mean over training seeds [lowest to highest]. {line}.\n"

@@ -1,0 +1,155 @@
+"""Figures of the study, PNG, drawn from cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from isdt_policy.errors import InputError
+from isdt_policy.study.densities import DENSITIES
+from isdt_policy.study.rows import NFE
+from isdt_policy.study.table import by_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Cells = Sequence[Mapping[str, Any]]
+
+# Rows in the foreground; every other row is grey, or left out where there is no room.
+COLORS = {
+    "isd_t": "#0b5fa5",
+    "weight_none": "#12a0a8",
+    "weight_one": "#8a63d2",
+    "meanflow": "#e07b00",
+    "consistency": "#c2334d",
+    "naive_divided": "#7a4a21",
+    "flow_matching": "#3f8f3a",
+    "ddim": "#555555",
+}
+INK, MUTED = "#20262e", "#66707c"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of the study. InputError without Matplotlib."""
+    try:
+        from matplotlib.figure import Figure  # no pyplot: a figure of our own touches no global state
+    except ImportError as error:
+        raise InputError("figures need Matplotlib: pip install 'isdt-policy[report]'.") from error
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def tidy(axes: Any) -> None:
+    """No box, muted ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=MUTED, labelsize=8)
+
+
+def draw_toys(cells: Cells, folder: Path, pictures: Path) -> list[Path]:
+    """Samples at one evaluation, quality against evaluations, gradient norms.
+
+    Args:
+        pictures: folder of <density>/<row>.npy, points of one evaluation.
+    """
+    drawn = [
+        (_samples(cells, pictures), folder / "toys_samples.png"),
+        (_quality(cells), folder / "toys_quality.png"),
+        (_gradients(cells), folder / "toys_gradients.png"),
+    ]
+    for figure, path in drawn:
+        figure.savefig(path, dpi=110)
+    return [path for _, path in drawn]
+
+
+def _samples(cells: Cells, pictures: Path) -> Figure:
+    titles = {cell["settings"]["row"]: cell["settings"]["title"] for cell in cells}
+    densities = list(dict.fromkeys(cell["settings"]["density"] for cell in cells))
+    shown = [row for row in COLORS if row in titles] or list(titles)[:7]
+    figure = new_figure(1.75 * (1 + len(shown)), 1.85 * len(densities) + 0.4)
+    grid = figure.subplots(len(densities), 1 + len(shown), squeeze=False)
+    for line, density in zip(grid, densities):
+        data = DENSITIES[density](1500, torch.Generator().manual_seed(0)).numpy()
+        for axes, row in zip(line, ["", *shown]):
+            axes.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[], aspect="equal")
+            for spine in axes.spines.values():
+                spine.set_edgecolor("#d6dbe1")
+            path = pictures / density / f"{row}.npy"
+            if row and not path.exists():
+                continue
+            points = np.load(path, allow_pickle=False).astype(float) if row else data
+            axes.scatter(*points.T, s=1.3, lw=0, alpha=0.65, color=COLORS.get(row, INK) if row else INK)
+            outside = float((~(np.abs(points) < 2.6).all(axis=1)).mean())
+            if outside > 0.01:
+                axes.text(2.5, -2.5, f"{100 * outside:.0f} % outside", ha="right", size=7, color=MUTED)
+            if line is grid[0]:
+                axes.set_title(_short_title(titles[row]) if row else "data", size=8.5, color=INK)
+    figure.suptitle("Samples at one network evaluation, first seed", size=10, color=INK)
+    return figure
+
+
+def _quality(cells: Cells) -> Figure:
+    densities = list(dict.fromkeys(cell["settings"]["density"] for cell in cells))
+    figure = new_figure(4.1 * len(densities), 3.9)
+    panels = figure.subplots(1, len(densities), squeeze=False, sharey=True)[0]
+    for axes, density in zip(panels, densities):
+        group = by_row([cell for cell in cells if cell["settings"]["density"] == density])
+        for row, runs in sorted(group.items(), key=lambda item: item[0] in COLORS):
+            ratios = np.array([run["result"]["ratio"] for run in runs], dtype=float)
+            if np.isnan(ratios).all():
+                continue
+            color, front = COLORS.get(row, "#c9ced5"), row in COLORS
+            label = _short_title(runs[0]["settings"]["title"]) if front else None
+            axes.plot(NFE, np.nanmean(ratios, axis=0), "o-", color=color, ms=3.5, lw=1.8 if front else 0.9, label=label)
+            if front:
+                axes.fill_between(NFE, np.nanmin(ratios, 0), np.nanmax(ratios, 0), color=color, alpha=0.15, lw=0)
+        axes.axhline(1, color=INK, lw=0.8, ls=":")
+        axes.set(xscale="log", yscale="log", xticks=NFE, xlabel="network evaluations")
+        axes.set_xticklabels([str(n) for n in NFE])
+        axes.minorticks_off()
+        ticks = [1, 1.5, 2, 3, 5, 10, 20, 40]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_ylim(0.9, 60)
+        axes.set_title(density.replace("_", " "), size=10, color=INK)
+        tidy(axes)
+    panels[0].set_ylabel("sliced Wasserstein / sampling floor", size=9)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def _gradients(cells: Cells) -> Figure:
+    figure = new_figure(12, 4.6)
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    first = cells[0]["settings"]["density"]
+    for row, runs in by_row([cell for cell in cells if cell["settings"]["density"] == first]).items():
+        trace = np.array(runs[0]["result"]["trace"], dtype=float)
+        if row in COLORS and len(trace):
+            left.plot(
+                trace[:, 0], trace[:, 1], color=COLORS[row], lw=1.5, label=_short_title(runs[0]["settings"]["title"])
+            )
+            left.fill_between(trace[:, 0], trace[:, 1], trace[:, 2], color=COLORS[row], alpha=0.18, lw=0)
+    left.set(yscale="log", xlabel="training step", ylabel="gradient norm before clipping")
+    left.set_title(f"median and maximum along a run ({first.replace('_', ' ')}, first seed)", size=9, color=INK)
+    left.legend(frameon=False, fontsize=8, ncols=2)
+    rows = by_row(cells)
+    for y, (row, runs) in enumerate(rows.items()):
+        known = [run["result"]["gradient"] for run in runs if run["result"]["gradient"]]
+        values = [g["p99_over_median"] for g in known]
+        right.plot(values, [y] * len(values), "o", ms=4, alpha=0.7, color=COLORS.get(row, "#9aa3ad"))
+        if values and any(run["result"]["diverged"] for run in runs):
+            right.plot([max(values)], [y], "x", ms=9, color="#c2334d")
+    right.axvline(5, color=INK, lw=0.8, ls=":")
+    right.set(xscale="log", xlabel="99 % / median of the gradient norm, every run (cross: a run diverged)")
+    right.set_yticks(range(len(rows)), [_short_title(runs[0]["settings"]["title"]) for runs in rows.values()])
+    right.invert_yaxis()
+    for axes in (left, right):
+        tidy(axes)
+    return figure
+
+
+def _short_title(title: str) -> str:
+    return title.split(" (")[0]

@@ -1,0 +1,106 @@
+"""The rows of the study: one objective each, on the same network, data, optimiser and number of steps.
+
+`isd_t` is the base. A row that removes or replaces one part differs from it in that part alone, so what the part buys can
+be read off as a difference of two rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from isdt_policy.errors import InputError, nearest
+from isdt_policy.objectives import OBJECTIVES
+from isdt_policy.study.candidates import STUDY_OBJECTIVES
+
+NFE = (1, 2, 4, 10)  # each run by the sampler of the objective's own kind
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training.
+
+    Attributes:
+        title: as the table shows it.
+        objective: key of `OBJECTIVES` or `STUDY_OBJECTIVES`.
+        settings: what differs from the objective's own defaults.
+        interpolant, precondition: of the policy.
+        network: options of the network that differ from the cell's.
+        warm_start: share of the steps that train the diagonal alone.
+    """
+
+    title: str
+    objective: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    interpolant: str = "linear"
+    precondition: bool = True
+    network: dict[str, Any] = field(default_factory=dict)
+    warm_start: float = 0.0
+
+
+def _isd(title: str, **changes: Any) -> Row:
+    """A row that differs from the base in `changes` alone."""
+    of_row = ("interpolant", "precondition", "network", "warm_start")
+    outside = {key: changes.pop(key) for key in of_row if key in changes}
+    return Row(title, "isd_bounded", changes, **outside)
+
+
+def _unbounded(title: str, power: float, interpolant: str = "linear") -> Row:
+    return Row(title, "isd", {"weight_power": power}, interpolant=interpolant)
+
+
+ROWS: dict[str, Row] = {
+    "isd_t": _isd("iSD-T, bounded residual (base: linear, w = 1)"),
+    "weight_none": _unbounded("no bound, p = 0", 0.0),
+    "weight_half": _unbounded("adaptive weight p = 0.5", 0.5),
+    "weight_one": _unbounded("adaptive weight p = 1", 1.0),
+    "trigonometric": _isd("trigonometric path", interpolant="trigonometric"),
+    "trigonometric_none": _unbounded("trigonometric, no bound, p = 0", 0.0, "trigonometric"),
+    "trigonometric_one": _unbounded("trigonometric, p = 1 (the paper's)", 1.0, "trigonometric"),
+    "guidance_2": _isd("training guidance w = 2", guidance_scale=2.0),
+    "unpreconditioned": _isd("preconditioning off", precondition=False),
+    "warm_start": _isd("half of the steps on the diagonal alone", warm_start=0.5),
+    "jvp": _isd("exact JVP", derivative="jvp"),
+    "sample_velocity": _isd("single-sample velocity", velocity="sample"),
+    "uniform_times": _isd("uniform times", times="uniform"),
+    "one_step_times": _isd("a quarter of the pairs at (1, 0)", times="one_step_mix"),
+    "fast_times": _isd("time features of 8 periods", network={"time_periods": 8.0}),
+    "meanflow": Row("MeanFlow", "meanflow"),
+    "meanflow_plain": Row("MeanFlow, p = 0", "meanflow", {"weight_power": 0.0}),
+    "consistency": Row("consistency training, continuous", "consistency"),
+    "consistency_discrete": Row("consistency training, discrete", "consistency_discrete"),
+    "lagrangian": Row("Lagrangian self-distillation", "lagrangian"),
+    "progressive": Row("progressive self-distillation", "progressive"),
+    "shortcut": Row("shortcut", "progressive", {"levels": 7}),
+    "naive_derivative": Row("naive: through the derivative", "eulerian", {"through_derivative": True}),
+    "naive_divided": Row(
+        "naive: divided by the step", "eulerian", {"through_derivative": False, "divide_by_step": True}
+    ),
+    "flow_matching": Row("flow matching, Euler", "flow_matching"),
+    # Predicting the sample: with epsilon, diffusers' few-step spacing starts from a level that pure noise does not have.
+    "ddim": Row("diffusion, DDIM", "diffusion", {"prediction": "sample"}, interpolant="trigonometric"),
+}
+
+
+def chosen_rows(names: Sequence[str]) -> dict[str, Row]:
+    """Rows by name; none means all. InputError for an unknown one."""
+    return {name: ROWS[name] for name in chosen("row", names, list(ROWS))}
+
+
+def chosen(kind: str, names: Sequence[str], allowed: Sequence[str]) -> list[str]:
+    """`names`, or all that are allowed if none is given. InputError for an unknown one."""
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"unknown {kind} '{name}'.{nearest(name, allowed)} Allowed: {', '.join(allowed)}.")
+    return list(dict.fromkeys(names)) or list(allowed)
+
+
+def build_objective(row: Row) -> Any:
+    """The objective of a row."""
+    return {**OBJECTIVES, **STUDY_OBJECTIVES}[row.objective](**row.settings)
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """Every setting of a row, as the record of its cells: a changed default is a changed cell."""
+    return {**asdict(row), "settings": asdict(build_objective(row))}

@@ -1,0 +1,100 @@
+"""From cells to Markdown tables. A cell is {"settings": {"row", "seed", ...}, "result": {...}}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from isdt_policy.study.rows import NFE
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def by_row(cells: Cells) -> dict[str, list[Mapping[str, Any]]]:
+    """{row: its cells, by seed}, in the order of first appearance."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        rows.setdefault(cell["settings"]["row"], []).append(cell)
+    return {name: sorted(group, key=lambda cell: cell["settings"]["seed"]) for name, group in rows.items()}
+
+
+def toy_tables(cells: Cells) -> str:
+    """One table per density: sliced Wasserstein over its sampling floor, gradient norms, diverged runs."""
+    parts = []
+    for density in dict.fromkeys(cell["settings"]["density"] for cell in cells):
+        group = [cell for cell in cells if cell["settings"]["density"] == density]
+        floor = sum(cell["result"]["floor"] for cell in group) / len(group)
+        noise = sum(cell["result"]["noise"] for cell in group) / len(group)
+        parts += [
+            f"### {density.replace('_', ' ')}",
+            "",
+            f"Sampling floor {floor:.4f}, plain noise {noise / floor:.1f} floors.",
+            "",
+            "| row | 1 | 2 | 4 | 10 | gradient median | 99 % / median | max / median | diverged |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for runs in by_row(group).values():
+            results = [cell["result"] for cell in runs]
+            quality = [spread([r["ratio"][i] for r in results]) for i in range(len(NFE))]
+            parts.append(
+                f"| {runs[0]['settings']['title']} | {' | '.join(quality)} | {_gradients(results)} | {_diverged(results)} |"
+            )
+        parts.append("")
+    return "\n".join(parts)
+
+
+def pusht_table(cells: Cells) -> str:
+    """Score and success over training seeds at each number of evaluations, gradient norms, diverged runs."""
+    lines = [
+        "| row | score 1 | score 2 | score 4 | score 10 | success 1 | success 10 | gradient median | 99 % / median | "
+        "max / median | diverged |",
+        "|" + "---|" * 11,
+    ]
+    for runs in by_row(cells).values():
+        results = [cell["result"] for cell in runs]
+        done = [r for r in results if r["score"] is not None]
+        score = [spread([r["score"][i]["value"] for r in done]) for i in range(len(NFE))]
+        success = [spread([100 * r["success"][i]["value"] for r in done], "{:.0f}", " %") for i in (0, len(NFE) - 1)]
+        lines.append(
+            f"| {runs[0]['settings']['title']} | {' | '.join(score + success)} | {_gradients(results)} | {_diverged(results)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: Sequence[float | None], form: str = "{:.2f}", unit: str = "") -> str:
+    """Mean over seeds, and lowest to highest if there are several.
+
+    >>> spread([1.0, 2.0, 1.5])
+    '1.50 [1.00 to 2.00]'
+    >>> spread([None, None])
+    'no value'
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return "no value"
+    mean = form.format(sum(known) / len(known)) + unit
+    return f"{mean} [{form.format(min(known))} to {form.format(max(known))}]" if len(known) > 1 else mean
+
+
+def _gradients(results: Sequence[Mapping[str, Any]]) -> str:
+    """Median, and the worst seed's 99 % and maximum over it."""
+    known = [r["gradient"] for r in results if r["gradient"]]
+    if not known:
+        return " | ".join(["no value"] * 3)
+    middle = sum(g["median"] for g in known) / len(known)
+    high = max(g["p99_over_median"] for g in known)
+    top = max(g["max"] / max(g["median"], 1e-12) for g in known)
+    return f"{middle:.2f} | {high:.1f} | {short(top)}"
+
+
+def short(value: float) -> str:
+    """Three digits, powers of ten beyond ten thousand.
+
+    >>> short(12.34), short(1.5e9)
+    ('12', '1.5e+09')
+    """
+    return f"{value:.1e}" if value >= 1e4 else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def _diverged(results: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(r['diverged'] for r in results)} of {len(results)}"
