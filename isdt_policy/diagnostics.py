@@ -242,7 +242,8 @@ def diversity(
             _per_step(one.var(dim=1)), _per_step(many.var(dim=1)), _per_step(miss.square()),
             _per_step((one - many).square().mean(dim=1)),
         ))  # fmt: skip
-    return Diversity(*(np.concatenate(parts) for parts in zip(*columns)), draws, euler_steps)
+    one_step, ten, data, from_euler = (np.concatenate(parts) for parts in zip(*columns))
+    return Diversity(one_step, ten, data, from_euler, draws, euler_steps)
 
 
 def _per_step(square: Tensor) -> Array:

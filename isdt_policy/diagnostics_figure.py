@@ -43,7 +43,7 @@ def draw_page(info: Mapping[str, Any], path: Path, title: str) -> None:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(15.5, 10.6), facecolor="white")
         grid = figure.add_gridspec(2, 3, left=0.06, right=0.98, top=0.80, bottom=0.06, hspace=0.58, wspace=0.24)
-        axes = [figure.add_subplot(cell) for cell in grid]
+        axes = [figure.add_subplot(grid[row, column]) for row in range(2) for column in range(3)]
         figure.text(0.06, 0.966, title, fontsize=21, weight="bold", va="center")
         figure.text(0.06, 0.934, f"{info['n_windows']} windows, {info['data']}", fontsize=11, color=MUTED, va="center")
         panels = (
@@ -104,6 +104,8 @@ def _diversity(ax: Axes, info: Mapping[str, Any]) -> None:
 
 
 def _chunk(ax: Axes, info: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     d = info["diversity"]
     rows = (
         ("data", "data's distance from the mean", LOOK, (0, (4, 3))),
@@ -118,7 +120,7 @@ def _chunk(ax: Axes, info: Mapping[str, Any]) -> None:
     ax.axvspan(first - 0.5, last - 0.5, color="#eef3f4", lw=0, zorder=0)
     ax.set(xlabel="step of the predicted chunk", ylabel="normalised action units")
     ax.set_ylim(0, 1.5 * max(float(np.max(_rms(d[name], axis=0))) for name, *_ in rows))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="y", color=LINE, lw=0.7)
     ax.legend(frameon=False, loc="upper left", fontsize=8.5)
 
