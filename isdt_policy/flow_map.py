@@ -15,6 +15,7 @@ from torch import Tensor
 from isdt_policy.interpolants import Interpolant, eulerian_residual, expand, flow_map_step
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+WithTangent = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,17 @@ class FlowMap:
     """Velocity, map and derivative of one network on one path.
 
     Times are in [0, 1], (batch,), s <= t; velocities and derivatives are per unit of phase (see interpolants.py).
+
+    Attributes:
+        network: (x_t, t, s, cond) -> F.
+        path: interpolant.
+        tangent: (x_t, t, s, cond, dx, dt) -> F and its derivative along (dx, dt, 0), where there is a faster way than
+            `with_tangent(network, ...)`: training puts the compiled form of it here.
     """
 
     network: Network
     path: Interpolant
+    tangent: WithTangent | None = None
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """The marginal velocity: the network on its diagonal, F(x_t, t, t)."""
@@ -82,19 +90,36 @@ def central_difference(
         return (ahead - behind) / (2 * eps * flow_map.path.phase_rate)
 
 
-def exact_derivative(flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
-    """The same derivative by forward-mode differentiation (`torch.func.jvp`), exact up to rounding.
+def with_tangent(
+    network: Network, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, dx: Tensor, dt: Tensor
+) -> tuple[Tensor, Tensor]:
+    """F(x_t, t, s), and without a graph its derivative along (dx, dt, 0), in one forward-mode evaluation."""
+    value, derivative = torch.func.jvp(lambda x, time: network(x, time, s, cond), (x_t, t), (dx, dt))
+    # Cut here, so that the compiled backward knows that no gradient comes in by this way.
+    return value, derivative.detach()
 
-    Works under autocast: the tangent is rounded like any activation, not divided by a small number. Hazards: layers
-    without a forward-mode formula (fused attention, some custom kernels) raise; dropout would draw a mask for primal and
-    tangent together, which is consistent; `DistributedDataParallel` must be unwrapped first.
+
+def value_and_derivative(
+    flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor
+) -> tuple[Tensor, Tensor]:
+    """F(x_t, t, s) with its graph, and its derivative D along (velocity, 1, 0) per unit of phase without one.
+
+    D is exact up to rounding, and the tangent rides on the evaluation that the loss needs anyway. Works under autocast:
+    the tangent is rounded like any activation, not divided by a small number. Hazards: layers without a forward-mode
+    formula (fused attention, some custom kernels) raise; dropout would draw a mask for primal and tangent together, which
+    is consistent; `DistributedDataParallel` must be unwrapped first.
     """
+    dx = velocity.detach().to(x_t.dtype)
+    dt = torch.full_like(t, 1 / flow_map.path.phase_rate)
+    if flow_map.tangent is not None:
+        return flow_map.tangent(x_t, t, s, cond, dx, dt)
+    return with_tangent(flow_map.network, x_t, t, s, cond, dx, dt)
+
+
+def exact_derivative(flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+    """The derivative of `value_and_derivative` alone."""
     with torch.no_grad():
-        tangents = (velocity.detach().to(x_t.dtype), torch.full_like(t, 1 / flow_map.path.phase_rate))
-        derivative = torch.func.jvp(
-            lambda x, time: flow_map.network(x, time, s, cond.detach()), (x_t.detach(), t), tangents
-        )[1]
-    return derivative
+        return value_and_derivative(flow_map, x_t.detach(), t, s, cond.detach(), velocity)[1]
 
 
 def null_like(condition: Tensor, null: Tensor, drop: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def train(
     _say(f"{count / 1e6:.2f} M parameters; compiling ours takes a minute or two" if compile else f"{count} parameters")
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(policy, ISD(guidance_scale=guidance_scale), windows, None, settings, Path(folder))
-        trainer._first_step()
+        trainer.train_step()
         plain = _ddpm_step(count, down_dims, windows, policy, batch, device)
         timings = interleaved({"iSD-T step": trainer.train_step, "DDPM step": plain}, rounds=rounds, calls=calls)
     steps = [trainer.indices(i) for i in range(200)]

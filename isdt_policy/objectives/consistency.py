@@ -11,7 +11,7 @@ from torch import Tensor
 from isdt_policy.flow_map import FlowMap
 from isdt_policy.interpolants import eulerian_residual
 from isdt_policy.objectives.base import Loss, mean_square
-from isdt_policy.objectives.parts import DERIVATIVES, check_choice, derivative_along, draw_points, weighted
+from isdt_policy.objectives.parts import DERIVATIVES, check_choice, draw_points, prediction_and_rate, weighted
 from isdt_policy.objectives.times import TIMES
 from isdt_policy.samplers import Sampling
 
@@ -31,7 +31,7 @@ class Consistency:
     sampling: ClassVar[Sampling] = Sampling("consistency")
 
     cond_drop: float = 0.0
-    derivative: Literal["central", "jvp"] = "central"
+    derivative: Literal["jvp", "central"] = "jvp"
     eps: float = 0.005
     times: str = "beta"
     weight_power: float = 0.5
@@ -58,8 +58,7 @@ class Consistency:
             flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
         )
         points = replace(points, s=torch.zeros_like(points.t))
-        prediction = flow_map.network(points.x_t, points.t, points.s, points.cond).to(action.dtype)
-        rate = derivative_along(flow_map, points, points.v_t, self.derivative, self.eps)
+        prediction, rate = prediction_and_rate(flow_map, points, points.v_t, self.derivative, self.eps)
         residual = eulerian_residual(
             flow_map.path, points.x_t, prediction.detach(), points.v_t, rate, points.t, points.s
         )

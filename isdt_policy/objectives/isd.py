@@ -17,10 +17,9 @@ from isdt_policy.objectives.base import Loss, mean_square
 from isdt_policy.objectives.parts import (
     DERIVATIVES,
     check_choice,
-    derivative_along,
-    diagonal_and_off_diagonal,
     draw_points,
     guided_velocity,
+    prediction_and_rate,
     weighted,
 )
 from isdt_policy.objectives.times import TIMES
@@ -34,7 +33,8 @@ class ISD:
     Attributes:
         guidance_scale: w of the training guidance; 1 is plain flow matching on the diagonal, and saves an evaluation.
         cond_drop: fraction of a batch trained without its condition, so that the null branch is learnt.
-        derivative: "central" (two evaluations in float32) or "jvp" (exact, forward mode).
+        derivative: "jvp" (exact, forward mode, rides on the evaluation of F) or "central" (a difference of two evaluations
+            more, in float32). On a trained UNet under bfloat16 both are 3 % from the float64 value.
         eps: half width of the central difference, in units of t.
         velocity: "self" distils the network's own marginal velocity; "sample" uses the velocity of the single sample, as
             MeanFlow does.
@@ -48,7 +48,7 @@ class ISD:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.1
-    derivative: Literal["central", "jvp"] = "central"
+    derivative: Literal["jvp", "central"] = "jvp"
     eps: float = 0.005
     velocity: Literal["self", "sample"] = "self"
     times: str = "beta"
@@ -76,21 +76,17 @@ class ISD:
         points = draw_points(
             flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
         )
-        distil = self.off_diagonal_weight > 0
-        if distil:
-            diagonal, off_diagonal = diagonal_and_off_diagonal(flow_map, points)
-        else:
-            diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
 
         # 1. Flow matching with training guidance.
+        diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         diagonal_loss = mean_square(diagonal - v_g, keep)
-        if not distil:
+        if self.off_diagonal_weight <= 0:
             return weighted(diagonal_loss, self.weight_power, diagonal=diagonal_loss)
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
         v_hat = diagonal.detach() if self.velocity == "self" else v_g
-        rate = derivative_along(flow_map, points, v_hat, self.derivative, self.eps)
+        off_diagonal, rate = prediction_and_rate(flow_map, points, v_hat, self.derivative, self.eps)
         prediction = off_diagonal.detach()
         residual = eulerian_residual(flow_map.path, points.x_t, prediction, v_hat, rate, points.t, points.s)
         off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep)

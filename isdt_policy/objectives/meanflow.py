@@ -14,9 +14,9 @@ from isdt_policy.objectives.base import Loss, mean_square
 from isdt_policy.objectives.parts import (
     DERIVATIVES,
     check_choice,
-    derivative_along,
     draw_points,
     guided_velocity,
+    prediction_and_rate,
     weighted,
 )
 from isdt_policy.objectives.times import TIMES
@@ -43,7 +43,7 @@ class MeanFlow:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.1
-    derivative: Literal["central", "jvp"] = "central"
+    derivative: Literal["jvp", "central"] = "jvp"
     eps: float = 0.005
     off_diagonal_fraction: float = 0.25
     times: str = "logit_normal"
@@ -80,8 +80,7 @@ class MeanFlow:
         if s is None:
             off = torch.rand(action.shape[0], generator=generator).to(action.device) < self.off_diagonal_fraction
             points = replace(points, s=torch.where(off, points.s, points.t))
-        prediction = flow_map.network(points.x_t, points.t, points.s, points.cond).to(action.dtype)
-        rate = derivative_along(flow_map, points, v_g, self.derivative, self.eps)
+        prediction, rate = prediction_and_rate(flow_map, points, v_g, self.derivative, self.eps)
         residual = eulerian_residual(flow_map.path, points.x_t, prediction.detach(), v_g, rate, points.t, points.s)
         loss = mean_square(prediction - (prediction.detach() + residual), keep)
 

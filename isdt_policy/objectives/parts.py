@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.errors import InputError, nearest
-from isdt_policy.flow_map import FlowMap, central_difference, exact_derivative, null_like
+from isdt_policy.flow_map import FlowMap, central_difference, exact_derivative, null_like, value_and_derivative
 from isdt_policy.interpolants import Interpolant, conditional_velocity, interpolate
 from isdt_policy.objectives.base import Loss, mean_square
 from isdt_policy.objectives.times import TIMES
@@ -98,14 +98,29 @@ def diagonal_and_off_diagonal(
     return diagonal, off_diagonal
 
 
-def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:
-    """D, the total derivative of F(x_t, t, s) along (velocity, 1, 0), by "central" difference or exact "jvp"."""
+def prediction_and_rate(
+    flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """F(x_t, t, s), and without a graph D, its total derivative along (velocity, 1, 0).
+
+    Args:
+        derivative: "jvp", exact and one evaluation for both, or "central" difference of half width eps, two more.
+    """
     x_t, t, s, cond = points.x_t, points.t, points.s, points.cond
-    if derivative == "central":
-        rate = central_difference(flow_map, x_t, t, s, cond, velocity, eps)
+    if derivative == "jvp":
+        prediction, rate = value_and_derivative(flow_map, x_t, t, s, cond, velocity)
     else:
-        rate = exact_derivative(flow_map, x_t, t, s, cond, velocity)
-    return rate.to(x_t.dtype)
+        prediction = flow_map.network(x_t, t, s, cond)
+        rate = central_difference(flow_map, x_t, t, s, cond, velocity, eps)
+    return prediction.to(x_t.dtype), rate.to(x_t.dtype)
+
+
+def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:
+    """D alone, by the same two routes."""
+    x_t, t, s, cond = points.x_t, points.t, points.s, points.cond
+    if derivative == "jvp":
+        return exact_derivative(flow_map, x_t, t, s, cond, velocity).to(x_t.dtype)
+    return central_difference(flow_map, x_t, t, s, cond, velocity, eps).to(x_t.dtype)
 
 
 def distil(
@@ -156,4 +171,4 @@ def check_choice(objective: object, **allowed: Iterable[str]) -> None:
             )
 
 
-DERIVATIVES = ("central", "jvp")
+DERIVATIVES = ("jvp", "central")

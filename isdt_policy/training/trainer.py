@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from isdt_policy.datasets.windows import epoch_order
 from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
+from isdt_policy.flow_map import FlowMap, with_tangent
 from isdt_policy.objectives.base import Loss, Objective
 from isdt_policy.policy import Policy
 from isdt_policy.progress import Progress
@@ -143,8 +144,7 @@ class Trainer:
             if not hasattr(objective, "off_diagonal_weight"):
                 raise InputError("training.diagonal_steps needs an objective with a self-distillation term.")
             self.warm_start = dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
-        network, self.compile_note = _compiled(self.policy.network) if config.compile else (self.policy.network, "off")
-        self.flow_map = FlowMap(network, self.policy.flow_map.path)
+        self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
         self.step = 0
         self.best = math.inf
         self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
@@ -175,7 +175,24 @@ class Trainer:
         return obs, torch.as_tensor(batch["action"]).to(self.device)
 
     def train_step(self) -> dict[str, float]:
-        """Do step `self.step` and return its numbers."""
+        """Do step `self.step` and return its numbers.
+
+        A step in which torch.compile fails (the first one, or the first of the second phase) is done again without it.
+        """
+        if self.compile_note != "on":
+            return self._train_step()
+        from torch._dynamo.exc import TorchDynamoException
+
+        try:
+            return self._train_step()
+        except TorchDynamoException as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            self.compile_note = f"failed: {reason}"
+            print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
+            self.flow_map = self.policy.flow_map
+            return self._train_step()
+
+    def _train_step(self) -> dict[str, float]:
         c = self.config
         batch = self.train.batch(self.indices(self.step))
         obs, action = self._to_device(batch)
@@ -207,21 +224,6 @@ class Trainer:
         self.ema.update(self.step)
         self.step += 1
         return {**values, "grad_norm": norm.item(), "lr": rate}
-
-    def _first_step(self) -> dict[str, float]:
-        """The step in which compilation happens; where it fails, the same step again without it."""
-        if self.compile_note != "on":
-            return self.train_step()
-        from torch._dynamo.exc import TorchDynamoException
-
-        try:
-            return self.train_step()
-        except TorchDynamoException as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.compile_note = f"failed: {reason}"
-            print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
-            self.flow_map = self.policy.flow_map
-            return self.train_step()
 
     @torch.no_grad()
     def validate(self, limit: int = 1024) -> float:
@@ -270,7 +272,7 @@ class Trainer:
         started, started_step = time.monotonic(), self.step
         try:
             while self.step < c.steps:
-                values = self.train_step() if self.step > started_step else self._first_step()
+                values = self.train_step()
                 window.append(values)
                 # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
                 terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
@@ -300,15 +302,16 @@ _NON_FINITE_ADVICE = (
 )
 
 
-def _compiled(network: torch.nn.Module) -> tuple[Any, str]:
-    """torch.compile, or the network itself and the reason why not."""
+def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:
+    """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not."""
     import shutil
 
     if not (shutil.which("g++") or shutil.which("clang++")):
         note = "no C++ compiler (g++ or clang++) on the PATH, so training runs uncompiled"
         print(f"isdt train: {note}", file=sys.stderr)
-        return network, note
-    return torch.compile(network), "on"
+        return flow_map, note
+    tangent = torch.compile(partial(with_tangent, flow_map.network))
+    return FlowMap(torch.compile(flow_map.network), flow_map.path, tangent), "on"
 
 
 def _peak_rss_mb() -> float:
