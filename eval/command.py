@@ -436,15 +436,15 @@ def read_info(path: str | Path) -> dict[str, Any]:
 def table(info: Mapping[str, Any]) -> str:
     """Return the summary as lines of text."""
     lines = [
-        f"{'steps':>8}  {'success (95 %)':<24}{'score (95 %)':<22}{'steps to success':<18}{'latency p50, 1 row':<18}"
+        f"{'steps':>8}  {'success (95 %)':<26}{'score (95 %)':<24}{'steps to success':<18}{'latency p50, 1 row':<18}"
     ]
     for arm, summary in info["arms"].items():
         rate, score, latency = summary["success_rate"], summary["score"], summary["latency"]
         to_success = summary["mean_steps_to_success"]
         lines.append(
             f"{arm:>8}  "
-            + f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})".ljust(24)
-            + f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})".ljust(22)
+            + f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})".ljust(26)
+            + f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})".ljust(24)
             + ("-" if to_success is None else f"{to_success:.0f}").ljust(18)
             + ("-" if latency is None else f"{latency['single_row_ms']['p50']:.1f} ms")
             + (f"  {summary['n_error']} errors, counted as failures" if summary["n_error"] else "")

@@ -25,6 +25,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
 
   train    one complete training step (iSD-T with guidance and central difference) against one plain DDPM step
   infer    one network evaluation, and predict_action at one step against DDIM-10 and DDPM-100; one row, as a robot asks
+  eval     an evaluation, against one environment at a time with one row per call; the results must be the same
   data     windows per second (the same as isdt data bench)
   env      control steps per second of our PushT against gym-pusht's
 
@@ -36,6 +37,10 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   device=cpu         or cuda (timed by events; network evaluations also as CUDA graphs)
   compile=true       training and CUDA inference: torch.compile ours, as training.compile does
   guidance_scale=2   training: anything but 1 costs its evaluation
+  task=pusht         eval: or lift, whose simulator takes all the time; its expert acts
+  checkpoint=PATH    eval: a trained policy; without one, an untrained network of that size
+  episodes=32        eval: episodes per turn
+  n_workers=0        eval: processes of the evaluator
   data=PATH          data, train: default bundled:pusht_expert
   out=FILE.json      also write the numbers as JSON, and the table beside it as .md
 
@@ -43,6 +48,8 @@ examples
   isdt bench train size=4m
   isdt bench train size=16m rounds=3
   isdt bench infer size=63m threads=2 out=eval/results/bench_infer_63m.json
+  isdt bench eval checkpoint=outputs/pusht_human episodes=200 rounds=1
+  isdt bench eval task=lift episodes=20 rounds=3 n_workers=2
   isdt bench env
 """
 
@@ -189,6 +196,58 @@ def infer(
     return _report(f"infer size={size}", timings, facts, out)
 
 
+def evaluation(
+    size: str = "4m",
+    task: str = "pusht",
+    checkpoint: str = "",
+    episodes: int = 32,
+    rounds: int = 3,
+    n_workers: int = 0,
+    threads: int = 0,
+    out: str = "",
+) -> dict[str, Any]:
+    """Seconds per evaluation: ours, and one environment at a time, with the same record for every seed or an error."""
+    from functools import partial
+
+    from isdt_policy.bench.measure import interleaved, ratio
+    from isdt_policy.datasets.store import DemoStore
+    from isdt_policy.datasets.windows import WindowDataset
+    from isdt_policy.envs import make, task_spec
+    from isdt_policy.envs.experts import expert
+    from isdt_policy.eval.rollout import Protocol, evaluate
+    from isdt_policy.policy import Policy
+
+    down_dims = _check(size, threads, "cpu")
+    policy: Any
+    if checkpoint:
+        policy = Policy.from_pretrained(checkpoint)
+    elif task != "pusht":
+        policy = expert(task)
+        policy.inference_rows = 1
+    else:
+        spec = task_spec(task)
+        windows = WindowDataset(DemoStore.open(BUNDLED), list(spec.default_obs_keys), "action", task=spec)
+        policy = _policy(down_dims, windows.statistics()).eval()
+    seeds, records = list(range(100_000, 100_000 + episodes)), {}
+    make_env = partial(make, task, obs_keys=list(policy.obs_keys))
+    ours = partial(evaluate, policy, Protocol(task=task), seeds, (1,), n_envs=16, n_workers=n_workers)
+    ways = {"evaluator": _keep(records, ours), "one at a time": _keep(records, partial(_loop, policy, make_env, seeds))}
+    if policy.inference_rows != 1:
+        ways["one at a time, rows not padded"] = partial(_loop, policy, make_env, seeds, rows=1)
+    _say(f"{episodes} episodes in {len(ways)} ways, {rounds} times; nothing is printed meanwhile")
+    timings = interleaved(ways, rounds=rounds, calls=1, warmup=0)
+    ours_records, loop_records = records.values()
+    if ours_records != loop_records:
+        raise InputError("the evaluator and the plain loop disagree on a seed; please report this.")
+    facts = {
+        "policy": checkpoint or f"{type(policy).__name__}, {'scripted' if task != 'pusht' else 'untrained'}",
+        "episodes": episodes, "seeds": f"{seeds[0]} to {seeds[-1]}", "n_workers": n_workers,
+        "success, length and reward of every seed equal": True,
+        "ratios": {f"{name} / evaluator": ratio(timings[name], timings["evaluator"]) for name in ways if name != "evaluator"},
+    }  # fmt: skip
+    return _report(f"eval task={task}", timings, facts, out)
+
+
 def data(data: str = BUNDLED, batch: int = 256, out: str = "") -> dict[str, Any]:
     """Windows per second; see `isdt data bench`."""
     from isdt_policy.datasets.bench import measure
@@ -216,7 +275,13 @@ def env(rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:
     return _report("env task=pusht", timings, facts, out)
 
 
-BENCHES: dict[str, Callable[..., dict[str, Any]]] = {"train": train, "infer": infer, "data": data, "env": env}
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": train,
+    "infer": infer,
+    "eval": evaluation,
+    "data": data,
+    "env": env,
+}
 
 
 # Parts.
@@ -363,6 +428,54 @@ def _graph(function: Callable[[], Any]) -> Callable[[], object]:
     with torch.cuda.graph(graph):
         function()
     return graph.replay
+
+
+def _keep(records: dict[Any, Any], run: Callable[[], Any]) -> Callable[[], object]:
+    """Run, and keep (seed, success, length, sum of rewards) of every episode."""
+
+    def call() -> None:
+        result = run()
+        rows = result if isinstance(result, list) else result.records
+        records[run] = [(r["seed"], r["success"], r["length"], r["sum_reward"]) for r in rows]
+
+    return call
+
+
+def _loop(policy: Any, make_env: Callable[[], Any], seeds: list[int], rows: int = 0) -> list[dict[str, Any]]:
+    """Evaluate as a script does: one environment, one row per call.
+
+    Args:
+        rows: what a call is padded to; 0 leaves what the evaluator has, whereby results are the same to the last bit.
+    """
+    import numpy as np
+
+    env, before = make_env(), policy.inference_rows
+    policy.inference_rows = rows or before
+    records = []
+    try:
+        for seed in seeds:
+            obs, _ = env.reset(seed=seed)
+            history, rewards, decisions = [obs] * policy.n_obs_steps, [], 0
+            over = success = False
+            while not over:
+                stacked = {k: np.stack([o[k] for o in history])[None].astype(np.float32) for k in policy.obs_keys}
+                answer = policy.predict_action(stacked, steps=1, noise_seeds=np.array([(seed, decisions)]))
+                decisions += 1
+                for action in answer["action"][0]:
+                    obs, reward, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
+                    history = [*history[1:], obs]
+                    rewards.append(float(reward))
+                    success = success or bool(info["is_success"])
+                    over = terminated or truncated
+                    if over:
+                        break
+            records.append(
+                {"seed": seed, "success": success, "length": len(rewards), "sum_reward": float(np.sum(rewards))}
+            )
+    finally:
+        env.close()
+        policy.inference_rows = before
+    return records
 
 
 def _stepper(environment: Any) -> Callable[[], object]:

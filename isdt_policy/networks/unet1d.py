@@ -104,7 +104,7 @@ class UNet1d(nn.Module):
         down_dims: channels at each resolution, fine to coarse.
         kernel_size: odd width of the convolutions.
         groups: groups of the normalisation; divides every entry of down_dims.
-        time_dim: number of time features.
+        time_dim, time_periods: number of time features and periods of the fastest one over [0, 1]; see `TimeEmbedding`.
         embed_dim: width of the conditioning MLP.
     """
 
@@ -118,6 +118,7 @@ class UNet1d(nn.Module):
         groups: int = 8,
         time_dim: int = 64,
         embed_dim: int = 256,
+        time_periods: float = 8.0,
     ) -> None:
         super().__init__()
         levels = len(down_dims)
@@ -135,7 +136,7 @@ class UNet1d(nn.Module):
         def block(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embed_dim, kernel_size, groups)
 
-        self.time_embedding = TimeEmbedding(time_dim)
+        self.time_embedding = TimeEmbedding(time_dim, time_periods)
         self.embed = nn.Sequential(
             nn.Linear(time_dim + cond_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim), nn.SiLU()
         )
