@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from isdt_policy.networks.linear import Linear
 from isdt_policy.networks.time_embedding import TimeEmbedding
 
 
@@ -32,9 +33,9 @@ class MLP(nn.Module):
         widths = [size + time_dim + cond_dim] + [width] * depth
         layers: list[nn.Module] = []
         for a, b in zip(widths, widths[1:]):
-            layers += [nn.Linear(a, b), nn.SiLU()]
+            layers += [Linear(a, b), nn.SiLU()]
         self.hidden = nn.Sequential(*layers)
-        self.out = nn.Linear(width, size)
+        self.out = Linear(width, size)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 

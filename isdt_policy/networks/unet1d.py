@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isdt_policy.networks.linear import Linear
 from isdt_policy.networks.time_embedding import TimeEmbedding
 
 
@@ -26,7 +27,7 @@ class TimeConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1) -> None:
         super().__init__()
         self.kernel_size, self.stride = kernel_size, stride
-        self.linear = nn.Linear(kernel_size * c_in, c_out)
+        self.linear = Linear(kernel_size * c_in, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         pad = self.kernel_size // 2
@@ -76,10 +77,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = TimeConv(c_in, c_out, kernel_size)
         self.norm1 = TimeGroupNorm(groups, c_out)
-        self.film = nn.Linear(embed_dim, 2 * c_out)
+        self.film = Linear(embed_dim, 2 * c_out)
         self.conv2 = TimeConv(c_out, c_out, kernel_size)
         self.norm2 = TimeGroupNorm(groups, c_out)
-        self.skip = nn.Linear(c_in, c_out) if c_in != c_out else nn.Identity()
+        self.skip = Linear(c_in, c_out) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, embed: Tensor) -> Tensor:
         scale, shift = self.film(embed)[:, None].chunk(2, dim=-1)  # (batch, 1, c_out) each
@@ -138,7 +139,7 @@ class UNet1d(nn.Module):
 
         self.time_embedding = TimeEmbedding(time_dim, time_periods)
         self.embed = nn.Sequential(
-            nn.Linear(time_dim + cond_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim), nn.SiLU()
+            Linear(time_dim + cond_dim, embed_dim), nn.SiLU(), Linear(embed_dim, embed_dim), nn.SiLU()
         )
         pairs = list(zip([action_dim, *down_dims[:-1]], down_dims))
         self.down = nn.ModuleList(nn.ModuleList([block(a, b), block(b, b)]) for a, b in pairs)
@@ -150,7 +151,7 @@ class UNet1d(nn.Module):
         )
         self.final = TimeConv(down_dims[0], down_dims[0], kernel_size)
         self.final_norm = TimeGroupNorm(groups, down_dims[0])
-        self.out = nn.Linear(down_dims[0], action_dim)
+        self.out = Linear(down_dims[0], action_dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
