@@ -40,6 +40,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   task=pusht         eval: or lift, whose simulator takes all the time; its expert acts
   checkpoint=PATH    eval: a trained policy; without one, an untrained network of that size
   episodes=32        eval: episodes per turn
+  n_envs=16          eval: environments of the evaluator at a time
   n_workers=0        eval: processes of the evaluator
   data=PATH          data, train: default bundled:pusht_expert
   out=FILE.json      also write the numbers as JSON, and the table beside it as .md
@@ -48,8 +49,8 @@ examples
   isdt bench train size=4m
   isdt bench train size=16m rounds=3
   isdt bench infer size=63m threads=2 out=eval/results/bench_infer_63m.json
-  isdt bench eval checkpoint=outputs/pusht_human episodes=200 rounds=1
-  isdt bench eval task=lift episodes=20 rounds=3 n_workers=2
+  isdt bench eval episodes=200 rounds=1 n_envs=32 n_workers=2 threads=1
+  isdt bench eval task=lift episodes=60 rounds=1 n_envs=4 n_workers=2
   isdt bench env
 """
 
@@ -202,6 +203,7 @@ def evaluation(
     checkpoint: str = "",
     episodes: int = 32,
     rounds: int = 3,
+    n_envs: int = 16,
     n_workers: int = 0,
     threads: int = 0,
     out: str = "",
@@ -230,7 +232,7 @@ def evaluation(
         policy = _policy(down_dims, windows.statistics()).eval()
     seeds, records = list(range(100_000, 100_000 + episodes)), {}
     make_env = partial(make, task, obs_keys=list(policy.obs_keys))
-    ours = partial(evaluate, policy, Protocol(task=task), seeds, (1,), n_envs=16, n_workers=n_workers)
+    ours = partial(evaluate, policy, Protocol(task=task), seeds, (1,), n_envs=n_envs, n_workers=n_workers)
     ways = {"evaluator": _keep(records, ours), "one at a time": _keep(records, partial(_loop, policy, make_env, seeds))}
     if policy.inference_rows != 1:
         ways["one at a time, rows not padded"] = partial(_loop, policy, make_env, seeds, rows=1)
@@ -241,7 +243,7 @@ def evaluation(
         raise InputError("the evaluator and the plain loop disagree on a seed; please report this.")
     facts = {
         "policy": checkpoint or f"{type(policy).__name__}, {'scripted' if task != 'pusht' else 'untrained'}",
-        "episodes": episodes, "seeds": f"{seeds[0]} to {seeds[-1]}", "n_workers": n_workers,
+        "episodes": episodes, "seeds": f"{seeds[0]} to {seeds[-1]}", "n_envs": n_envs, "n_workers": n_workers,
         "success, length and reward of every seed equal": True,
         "ratios": {f"{name} / evaluator": ratio(timings[name], timings["evaluator"]) for name in ways if name != "evaluator"},
     }  # fmt: skip
