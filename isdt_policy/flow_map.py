@@ -58,7 +58,7 @@ class FlowMap:
         return eulerian_residual(self.path, x_t, self.network(x_t, t, s, cond), v, derivative, t, s)
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> torch.autocast:
     """Switch autocast off on x's device.
 
     A difference of two bfloat16 outputs divided by 2 eps is mostly rounding: 77 % relative error measured on a trained
@@ -80,7 +80,7 @@ def central_difference(
         velocity: d x_t per unit of phase, (batch, ...).
         eps: half width in units of t.
     """
-    with torch.no_grad(), _full_precision(x_t):
+    with torch.no_grad(), full_precision(x_t):
         x_t, velocity, cond = x_t.detach(), velocity.detach().to(x_t.dtype), cond.detach().to(x_t.dtype)
         dx = (eps * flow_map.path.phase_rate) * velocity
         out = flow_map.network(
@@ -94,7 +94,8 @@ def with_tangent(
     network: Network, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, dx: Tensor, dt: Tensor
 ) -> tuple[Tensor, Tensor]:
     """F(x_t, t, s), and without a graph its derivative along (dx, dt, 0), in one forward-mode evaluation."""
-    value, derivative = torch.func.jvp(lambda x, time: network(x, time, s, cond), (x_t, t), (dx, dt))
+    # (output, tangent): without has_aux there is no third.
+    value, derivative = torch.func.jvp(lambda x, time: network(x, time, s, cond), (x_t, t), (dx, dt))[:2]
     # Cut here, so that the compiled backward knows that no gradient comes in by this way.
     return value, derivative.detach()
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
+from isdt_policy.flow_map import FlowMap, full_precision
 from isdt_policy.interpolants import flow_map_step
 from isdt_policy.objectives.base import Loss, mean_square
 from isdt_policy.objectives.parts import Points, at_times, check_choice, draw_points, weighted
@@ -69,8 +69,11 @@ class DiscreteConsistency:
         def jump(p: Points) -> Tensor:
             return flow_map_step(path, p.x_t, flow_map.network(p.x_t, p.t, p.s, p.cond).to(action.dtype), p.t, p.s)
 
-        with torch.no_grad():
-            target = jump(below)
+        # The difference of two jumps that are nearly the same: under bfloat16 its gradient was off by 61 %.
+        with full_precision(action):
+            with torch.no_grad():
+                target = jump(below)
+            error = jump(here) - target
         step = path.phase_rate / self.intervals
-        loss = mean_square(jump(here) - target, keep) / step
+        loss = mean_square(error, keep) / step
         return weighted(loss, self.weight_power, consistency=loss)
