@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from isdt_policy.errors import InputError
 from isdt_policy.flow_map import FlowMap
 from isdt_policy.interpolants import eulerian_residual
 from isdt_policy.objectives.base import Loss, mean_square
@@ -23,6 +24,7 @@ from isdt_policy.objectives.parts import (
     weighted,
 )
 from isdt_policy.objectives.times import TIMES
+from isdt_policy.objectives.weighting import bounded
 from isdt_policy.samplers import Sampling
 
 
@@ -40,6 +42,8 @@ class ISD:
             MeanFlow does.
         times: name of the time draw, a key of `TIMES`.
         weight_power: p of the adaptive weighting; 0 switches it off.
+        bound: root mean square of a sample's residual beyond which it is shortened to it, per unit of phase (data and
+            velocities have about unit variance); 0 leaves it as it is. See `bounded`.
         off_diagonal_weight: factor of the self-distillation term. At 0 the term is not evaluated at all: plain flow
             matching, at less than half the cost of a step.
     """
@@ -53,10 +57,13 @@ class ISD:
     velocity: Literal["self", "sample"] = "self"
     times: str = "beta"
     weight_power: float = 1.0
+    bound: float = 0.0
     off_diagonal_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice(self, derivative=DERIVATIVES, velocity=("self", "sample"), times=TIMES)
+        if self.bound < 0:
+            raise InputError(f"objective.bound must be at least 0 (0: no bound), got {self.bound}.")
 
     def __call__(
         self,
@@ -91,6 +98,7 @@ class ISD:
         residual = eulerian_residual(flow_map.path, points.x_t, prediction, v_hat, rate, points.t, points.s)
         off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep)
 
-        # 3. Adaptive weighting of the per-sample sum.
-        per_sample = diagonal_loss + self.off_diagonal_weight * off_diagonal_loss
+        # 3. Weights of the residual, and of the per-sample sum.
+        weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
+        per_sample = diagonal_loss + weight * off_diagonal_loss
         return weighted(per_sample, self.weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)

@@ -17,17 +17,17 @@ SCHEMA = "isdt-study/1"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run with its measurements.
+    """One piece of work: a training run, or several side by side, with measurements.
 
     Attributes:
-        name: path of its JSON file below the folder of cells, without suffix.
+        name: of its JSON file in the folder of cells, without suffix.
         settings: everything that decides the result; JSON values only.
         run: does the work and returns the result; JSON values only.
     """
 
     name: str
     settings: dict[str, Any]
-    run: Callable[[], dict[str, Any]]
+    run: Callable[[], Any]
 
 
 def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ OUT = "eval/results/method_study"
 HELP = """usage: isdt study toys|pusht|report [key=value ...]
 
 Compare objectives on the same network, data, optimiser and number of steps, over training seeds: quality at 1, 2, 4 and 10
-network evaluations, gradient norms, diverged runs. Every training run is a cell with a JSON file of its own: a killed study
-goes on where it stopped, and cells can be added later with the same command.
+network evaluations, gradient norms, diverged runs. Every toy row, and every PushT run, is a cell with a JSON file of its own: a
+killed study goes on where it stopped, and rows can be added later with the same command.
 
   toys      8 Gaussians, checkerboard, two moons: sliced Wasserstein distance over its sampling floor
   pusht     PushT from states: score and success; cells call the ordinary training and evaluation
@@ -73,24 +73,27 @@ def toys(args: Sequence[str]) -> None:
     from isdt_policy.study.cells import Cell, run_cells
     from isdt_policy.study.densities import DENSITIES
     from isdt_policy.study.rows import ROWS, chosen, describe
-    from isdt_policy.study.toys import ToySettings, run_toy
+    from isdt_policy.study.toys import ToySettings, run_toys
 
     study, settings = _read(ToySettings, args)
     torch.set_num_threads(study.threads)
     out = Path(study.out)
 
-    def cell(row: str, density: str, seed: int) -> Cell:
-        picture = out / "toys" / "samples" / density / f"{row}.npy" if seed == 0 else None
-        what = {"row": row, "title": ROWS[row].title, "density": density, "seed": seed}
+    rows, densities = chosen("row", study.rows, list(ROWS)), chosen("density", study.densities, list(DENSITIES))
+
+    seeds = list(range(study.seeds))
+
+    def cell(row: str) -> Cell:
+        pictures = {density: out / "toys" / "samples" / density / f"{row}.npy" for density in densities}
+        # What is trained side by side shares random numbers, so all of it is part of what decides a result.
+        what = {"row": row, "title": ROWS[row].title, "densities": densities, "seeds": seeds}
         return Cell(
-            f"{density}/{row}_{seed}",
+            row,
             {**what, **asdict(settings), "of_row": describe(ROWS[row])},
-            lambda: run_toy(ROWS[row], density, seed, settings, picture),
+            lambda: run_toys(ROWS[row], densities, seeds, settings, pictures),
         )
 
-    rows, densities = chosen("row", study.rows, list(ROWS)), chosen("density", study.densities, list(DENSITIES))
-    # Seeds outermost: a study that is cut short has every row, with fewer seeds.
-    cells = [cell(row, density, seed) for seed in range(study.seeds) for density in densities for row in rows]
+    cells = [cell(row) for row in rows]
     run_cells(cells, out / "toys" / "cells", "study toys")
     if study.report:
         report([f"out={out}"])
@@ -155,24 +158,25 @@ def report(args: Sequence[str]) -> None:
     from isdt_policy.study.figures import draw_toys
     from isdt_policy.study.pusht import PUSHT_ROWS
     from isdt_policy.study.rows import ROWS
-    from isdt_policy.study.table import pusht_table, toy_tables
+    from isdt_policy.study.table import pusht_table, single_runs, toy_tables
+    from isdt_policy.study.toys import stray_shares
 
     out = Path(bind(_only_out, args).get("out", OUT))
     order = [*ROWS, *PUSHT_ROWS]
     found = False
-    for study, table in (("toys", toy_tables), ("pusht", pusht_table)):
-        cells = [read_json(path) for path in sorted((out / study / "cells").rglob("*.json"))]
+    for study in ("toys", "pusht"):
+        cells: list[Any] = [read_json(path) for path in sorted((out / study / "cells").rglob("*.json"))]
         cells = [cell for cell in cells if cell["settings"]["row"] in order]
         cells.sort(key=lambda cell: order.index(cell["settings"]["row"]))
         if not cells:
             continue
         found = True
         if study == "toys":
-            from isdt_policy.study.densities import DENSITIES
-
-            cells.sort(key=lambda cell: list(DENSITIES).index(cell["settings"]["density"]))
+            cells = single_runs(cells)
             draw_toys(cells, out, out / "toys" / "samples")
-        text = table(cells)
+            text = toy_tables(cells, stray_shares(out / "toys" / "samples"))
+        else:
+            text = pusht_table(cells)
         (out / f"{study}.md").write_text(_conditions(cells) + "\n" + text)
         print(text)
         print(f"written: {out / f'{study}.md'}")
@@ -184,9 +188,9 @@ def _only_out(out: str = OUT) -> None:
     """The arguments of `isdt study report`."""
 
 
-def _conditions(cells: Sequence[dict[str, Any]]) -> str:
+def _conditions(cells: Sequence[Mapping[str, Any]]) -> str:
     """The settings that all cells share, as a line above the table."""
-    skip = ("row", "title", "density", "seed", "of_row")
+    skip = ("row", "title", "density", "densities", "seed", "seeds", "of_row")
     shared = {key: value for key, value in cells[0]["settings"].items() if key not in skip}
     for cell in cells:
         for key, value in shared.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,9 @@ COLORS = {
     "flow_matching": "#3f8f3a",
     "ddim": "#555555",
 }
-INK, MUTED = "#20262e", "#66707c"
+INK, MUTED, FAILED = "#20262e", "#66707c", "#c2334d"
+TOP = 60  # of the quality panels, in floors
+FAR = 1000  # gradient ratios beyond it are drawn there
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -70,7 +73,7 @@ def _samples(cells: Cells, pictures: Path) -> Figure:
     shown = [row for row in COLORS if row in titles] or list(titles)[:7]
     figure = new_figure(1.75 * (1 + len(shown)), 1.85 * len(densities) + 0.4)
     grid = figure.subplots(len(densities), 1 + len(shown), squeeze=False)
-    for line, density in zip(grid, densities):
+    for i, (line, density) in enumerate(zip(grid, densities)):
         data = DENSITIES[density](1500, torch.Generator().manual_seed(0)).numpy()
         for axes, row in zip(line, ["", *shown]):
             axes.set(xlim=(-2.6, 2.6), ylim=(-2.6, 2.6), xticks=[], yticks=[], aspect="equal")
@@ -84,8 +87,8 @@ def _samples(cells: Cells, pictures: Path) -> Figure:
             outside = float((~(np.abs(points) < 2.6).all(axis=1)).mean())
             if outside > 0.01:
                 axes.text(2.5, -2.5, f"{100 * outside:.0f} % outside", ha="right", size=7, color=MUTED)
-            if line is grid[0]:
-                axes.set_title(_short_title(titles[row]) if row else "data", size=8.5, color=INK)
+            if i == 0:
+                axes.set_title(textwrap.fill(_short_title(titles[row]), 22) if row else "data", size=8, color=INK)
     figure.suptitle("Samples at one network evaluation, first seed", size=10, color=INK)
     return figure
 
@@ -98,31 +101,43 @@ def _quality(cells: Cells) -> Figure:
         group = by_row([cell for cell in cells if cell["settings"]["density"] == density])
         for row, runs in sorted(group.items(), key=lambda item: item[0] in COLORS):
             ratios = np.array([run["result"]["ratio"] for run in runs], dtype=float)
-            if np.isnan(ratios).all():
+            known = ~np.isnan(ratios).all(axis=0)  # where every run of a row diverged there is nothing to draw
+            if not known.any():
                 continue
+            steps, ratios = np.array(NFE)[known], ratios[:, known]
             color, front = COLORS.get(row, "#c9ced5"), row in COLORS
             label = _short_title(runs[0]["settings"]["title"]) if front else None
-            axes.plot(NFE, np.nanmean(ratios, axis=0), "o-", color=color, ms=3.5, lw=1.8 if front else 0.9, label=label)
+            axes.plot(
+                steps, np.nanmean(ratios, axis=0), "o-", color=color, ms=3.5, lw=1.8 if front else 0.9, label=label
+            )
             if front:
-                axes.fill_between(NFE, np.nanmin(ratios, 0), np.nanmax(ratios, 0), color=color, alpha=0.15, lw=0)
+                axes.fill_between(steps, np.nanmin(ratios, 0), np.nanmax(ratios, 0), color=color, alpha=0.15, lw=0)
         axes.axhline(1, color=INK, lw=0.8, ls=":")
         axes.set(xscale="log", yscale="log", xticks=NFE, xlabel="network evaluations")
         axes.set_xticklabels([str(n) for n in NFE])
         axes.minorticks_off()
         ticks = [1, 1.5, 2, 3, 5, 10, 20, 40]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_ylim(0.9, 60)
+        axes.set_ylim(0.9, TOP)
         axes.set_title(density.replace("_", " "), size=10, color=INK)
         tidy(axes)
     panels[0].set_ylabel("sliced Wasserstein / sampling floor", size=9)
+    # A row that is missing in one panel may stand in another.
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=8, frameon=False, fontsize=8
+        lines.values(),
+        lines.keys(),
+        loc="outside lower center",
+        ncols=min(4, len(lines) or 1),
+        frameon=False,
+        fontsize=8,
     )
     return figure
 
 
 def _gradients(cells: Cells) -> Figure:
-    figure = new_figure(12, 4.6)
+    rows = by_row(cells)
+    figure = new_figure(12, max(4.6, 1 + 0.19 * len(rows)))
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     first = cells[0]["settings"]["density"]
     for row, runs in by_row([cell for cell in cells if cell["settings"]["density"] == first]).items():
@@ -135,19 +150,26 @@ def _gradients(cells: Cells) -> Figure:
     left.set(yscale="log", xlabel="training step", ylabel="gradient norm before clipping")
     left.set_title(f"median and maximum along a run ({first.replace('_', ' ')}, first seed)", size=9, color=INK)
     left.legend(frameon=False, fontsize=8, ncols=2)
-    rows = by_row(cells)
     for y, (row, runs) in enumerate(rows.items()):
-        known = [run["result"]["gradient"] for run in runs if run["result"]["gradient"]]
-        values = [g["p99_over_median"] for g in known]
-        right.plot(values, [y] * len(values), "o", ms=4, alpha=0.7, color=COLORS.get(row, "#9aa3ad"))
-        if values and any(run["result"]["diverged"] for run in runs):
-            right.plot([max(values)], [y], "x", ms=9, color="#c2334d")
+        known = [run["result"] for run in runs if run["result"]["gradient"]]
+        for failed, marker in ((False, "o"), (True, "x")):
+            values = [min(r["gradient"]["p99_over_median"], FAR) for r in known if r["diverged"] == failed]
+            color = FAILED if failed else COLORS.get(row, "#9aa3ad")
+            right.plot(values, [y] * len(values), marker, ms=6 if failed else 4, alpha=0.7, color=color)
     right.axvline(5, color=INK, lw=0.8, ls=":")
-    right.set(xscale="log", xlabel="99 % / median of the gradient norm, every run (cross: a run diverged)")
+    right.set(xscale="log", xlim=(1, 1.3 * FAR))
+    right.set_xlabel("99 % / median of the gradient norm (dotted: 5)")
+    right.set_title(f"every run; cross: diverged; {FAR} and beyond at the edge", size=9, color=INK)
     right.set_yticks(range(len(rows)), [_short_title(runs[0]["settings"]["title"]) for runs in rows.values()])
     right.invert_yaxis()
-    for axes in (left, right):
+    left.set_ylim(top=min(left.get_ylim()[1], 1e4))
+    for axes, axis in ((left, left.yaxis), (right, right.xaxis)):
         tidy(axes)
+        low, high = axis.get_view_interval()
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        wide = high / low > 100
+        axis.set_minor_formatter(lambda v, _, wide=wide: "" if wide or f"{v:.0e}"[0] not in "25" else f"{v:g}")
+        axis.set_tick_params(which="minor", labelsize=8, labelcolor=MUTED)
     return figure
 
 

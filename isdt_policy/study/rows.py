@@ -12,7 +12,6 @@ from typing import Any
 
 from isdt_policy.errors import InputError, nearest
 from isdt_policy.objectives import OBJECTIVES
-from isdt_policy.study.candidates import STUDY_OBJECTIVES
 
 NFE = (1, 2, 4, 10)  # each run by the sampler of the objective's own kind
 
@@ -23,7 +22,7 @@ class Row:
 
     Attributes:
         title: as the table shows it.
-        objective: key of `OBJECTIVES` or `STUDY_OBJECTIVES`.
+        objective: key of `OBJECTIVES`.
         settings: what differs from the objective's own defaults.
         interpolant, precondition: of the policy.
         network: options of the network that differ from the cell's.
@@ -39,15 +38,18 @@ class Row:
     warm_start: float = 0.0
 
 
+BASE = {"weight_power": 0.0, "bound": 1.0, "derivative": "jvp"}
+
+
 def _isd(title: str, **changes: Any) -> Row:
     """A row that differs from the base in `changes` alone."""
     of_row = ("interpolant", "precondition", "network", "warm_start")
     outside = {key: changes.pop(key) for key in of_row if key in changes}
-    return Row(title, "isd_bounded", changes, **outside)
+    return Row(title, "isd", {**BASE, **changes}, **outside)
 
 
 def _unbounded(title: str, power: float, interpolant: str = "linear") -> Row:
-    return Row(title, "isd", {"weight_power": power}, interpolant=interpolant)
+    return Row(title, "isd", {"weight_power": power, "bound": 0.0}, interpolant=interpolant)
 
 
 ROWS: dict[str, Row] = {
@@ -55,17 +57,25 @@ ROWS: dict[str, Row] = {
     "weight_none": _unbounded("no bound, p = 0", 0.0),
     "weight_half": _unbounded("adaptive weight p = 0.5", 0.5),
     "weight_one": _unbounded("adaptive weight p = 1", 1.0),
+    "bound_third": _isd("bound 0.3 in place of 1", bound=0.3),
     "trigonometric": _isd("trigonometric path", interpolant="trigonometric"),
     "trigonometric_none": _unbounded("trigonometric, no bound, p = 0", 0.0, "trigonometric"),
     "trigonometric_one": _unbounded("trigonometric, p = 1 (the paper's)", 1.0, "trigonometric"),
     "guidance_2": _isd("training guidance w = 2", guidance_scale=2.0),
     "unpreconditioned": _isd("preconditioning off", precondition=False),
     "warm_start": _isd("half of the steps on the diagonal alone", warm_start=0.5),
-    "jvp": _isd("exact JVP", derivative="jvp"),
-    "sample_velocity": _isd("single-sample velocity", velocity="sample"),
+    "central": _isd("central difference for the exact JVP", derivative="central"),
+    # The residual along the sample's velocity holds its noise, and a bound would bias it: compare with "no bound, p = 0".
+    "sample_velocity": Row(
+        "single-sample velocity, no bound, p = 0", "isd", {"weight_power": 0.0, "bound": 0.0, "velocity": "sample"}
+    ),
     "uniform_times": _isd("uniform times", times="uniform"),
     "one_step_times": _isd("a quarter of the pairs at (1, 0)", times="one_step_mix"),
     "fast_times": _isd("time features of 8 periods", network={"time_periods": 8.0}),
+    "fast_times_none": Row(
+        "time features of 8 periods, no bound, p = 0", "isd", {"weight_power": 0.0, "bound": 0.0},
+        network={"time_periods": 8.0},
+    ),
     "meanflow": Row("MeanFlow", "meanflow"),
     "meanflow_plain": Row("MeanFlow, p = 0", "meanflow", {"weight_power": 0.0}),
     "consistency": Row("consistency training, continuous", "consistency"),
@@ -80,7 +90,7 @@ ROWS: dict[str, Row] = {
     "flow_matching": Row("flow matching, Euler", "flow_matching"),
     # Predicting the sample: with epsilon, diffusers' few-step spacing starts from a level that pure noise does not have.
     "ddim": Row("diffusion, DDIM", "diffusion", {"prediction": "sample"}, interpolant="trigonometric"),
-}
+}  # fmt: skip
 
 
 def chosen_rows(names: Sequence[str]) -> dict[str, Row]:
@@ -98,7 +108,7 @@ def chosen(kind: str, names: Sequence[str], allowed: Sequence[str]) -> list[str]
 
 def build_objective(row: Row) -> Any:
     """The objective of a row."""
-    return {**OBJECTIVES, **STUDY_OBJECTIVES}[row.objective](**row.settings)
+    return OBJECTIVES[row.objective](**row.settings)
 
 
 def describe(row: Row) -> dict[str, Any]:

@@ -18,8 +18,23 @@ def by_row(cells: Cells) -> dict[str, list[Mapping[str, Any]]]:
     return {name: sorted(group, key=lambda cell: cell["settings"]["seed"]) for name, group in rows.items()}
 
 
-def toy_tables(cells: Cells) -> str:
-    """One table per density: sliced Wasserstein over its sampling floor, gradient norms, diverged runs."""
+def single_runs(cells: Cells) -> list[Mapping[str, Any]]:
+    """Toy cells, each of which holds every density and seed of a row, as one cell per training run; densities outermost."""
+    runs = [
+        {"settings": {**cell["settings"], "density": run["density"], "seed": run["seed"]}, "result": run}
+        for cell in cells
+        for run in cell["result"]
+    ]
+    densities = list(dict.fromkeys(run["result"]["density"] for run in runs))
+    return sorted(runs, key=lambda run: densities.index(run["result"]["density"]))
+
+
+def toy_tables(cells: Cells, strays: Mapping[tuple[str, str], float] | None = None) -> str:
+    """One table per density: sliced Wasserstein over its sampling floor, gradient norms, diverged runs.
+
+    Args:
+        strays: (density, row) -> share of points of one evaluation where there is no data; see `stray_share`.
+    """
     parts = []
     for density in dict.fromkeys(cell["settings"]["density"] for cell in cells):
         group = [cell for cell in cells if cell["settings"]["density"] == density]
@@ -30,12 +45,14 @@ def toy_tables(cells: Cells) -> str:
             "",
             f"Sampling floor {floor:.4f}, plain noise {noise / floor:.1f} floors.",
             "",
-            "| row | 1 | 2 | 4 | 10 | gradient median | 99 % / median | max / median | diverged |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| row | 1 | 2 | 4 | 10 | no data there | gradient median | 99 % / median | max / median | diverged |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for runs in by_row(group).values():
+        for row, runs in by_row(group).items():
             results = [cell["result"] for cell in runs]
             quality = [spread([r["ratio"][i] for r in results]) for i in range(len(NFE))]
+            stray = (strays or {}).get((density, row))
+            quality.append("no value" if stray is None else f"{100 * stray:.0f} %")
             parts.append(
                 f"| {runs[0]['settings']['title']} | {' | '.join(quality)} | {_gradients(results)} | {_diverged(results)} |"
             )
@@ -66,14 +83,20 @@ def spread(values: Sequence[float | None], form: str = "{:.2f}", unit: str = "")
 
     >>> spread([1.0, 2.0, 1.5])
     '1.50 [1.00 to 2.00]'
+    >>> spread([2e7, 3e7])
+    '2.5e+07 [2.0e+07 to 3.0e+07]'
     >>> spread([None, None])
     'no value'
     """
     known = [value for value in values if value is not None]
     if not known:
         return "no value"
-    mean = form.format(sum(known) / len(known)) + unit
-    return f"{mean} [{form.format(min(known))} to {form.format(max(known))}]" if len(known) > 1 else mean
+
+    def written(value: float) -> str:
+        return form.format(value) if value < 1e4 else f"{value:.1e}"
+
+    mean = written(sum(known) / len(known)) + unit
+    return f"{mean} [{written(min(known))} to {written(max(known))}]" if len(known) > 1 else mean
 
 
 def _gradients(results: Sequence[Mapping[str, Any]]) -> str:
@@ -84,7 +107,7 @@ def _gradients(results: Sequence[Mapping[str, Any]]) -> str:
     middle = sum(g["median"] for g in known) / len(known)
     high = max(g["p99_over_median"] for g in known)
     top = max(g["max"] / max(g["median"], 1e-12) for g in known)
-    return f"{middle:.2f} | {high:.1f} | {short(top)}"
+    return f"{spread([middle])} | {spread([high], '{:.1f}')} | {short(top)}"
 
 
 def short(value: float) -> str:

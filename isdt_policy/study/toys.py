@@ -1,30 +1,30 @@
-"""Toy densities: points in the plane as chunks of one action, learnt by the ordinary trainer, compared with the data.
+"""Toy densities: points in the plane as chunks of one action, learnt and compared with the data.
 
-The condition is a constant, so there is nothing to guide towards: the null branch and the conditional one learn the same
+The condition is a constant zero, so there is nothing to guide towards: the null branch and the conditional one learn the same
 velocity, and training guidance of scale w leaves the mean of the target where it is and multiplies its noise by w.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from isdt_policy.policy import Policy, PolicyConfig
 from isdt_policy.study.densities import DENSITIES
-from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein
+from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
 from isdt_policy.study.rows import NFE, Row, build_objective
-from isdt_policy.training.trainer import NonFiniteLoss, Trainer, TrainingConfig
+from isdt_policy.study.side_by_side import Progress, train_side_by_side
+from isdt_policy.training.trainer import TrainingConfig
 
-TRAINING_POINTS = 2**20
 SHOWN = 1500  # points of one cell that are kept for the figure
 
 
@@ -39,7 +39,7 @@ class ToySettings:
         repeats: independent measurements that are averaged.
     """
 
-    steps: int = 10000
+    steps: int = 4000
     batch_size: int = 256
     lr: float = 3e-3
     ema_decay: float = 0.999
@@ -48,25 +48,7 @@ class ToySettings:
     time_dim: int = 16
     time_periods: float = 1.0
     samples: int = 4096
-    repeats: int = 24
-
-
-class Points:
-    """A density as the trainer reads demonstrations: windows of one action beside an observation that is always zero."""
-
-    n_windows = TRAINING_POINTS
-
-    def __init__(self, density: str, seed: int) -> None:
-        generator = torch.Generator().manual_seed(1_000_000 + seed)
-        self._points = DENSITIES[density](self.n_windows, generator)[:, None].numpy()
-
-    def batch(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
-        n = len(indices)
-        return {
-            "obs": {"none": np.zeros((n, 1, 1), np.float32)},
-            "action": self._points[indices],
-            "is_pad": np.zeros((n, 1), bool),
-        }
+    repeats: int = 12
 
 
 def toy_policy(row: Row, settings: ToySettings) -> Policy:
@@ -94,14 +76,17 @@ def toy_policy(row: Row, settings: ToySettings) -> Policy:
     one = {key: np.full(1, value) for key, value in (("min", -1.0), ("max", 1.0), ("mean", 0.0), ("std", 1.0))}
     two = {key: np.repeat(value, 2) for key, value in one.items()}  # the densities have mean 0 and variance 1
     policy.normalizer.fit({"none": one, "action": two}, "gaussian", "gaussian")
+    for parameter in (*policy.encoder.parameters(), policy.null):  # the condition is a constant zero
+        torch.nn.init.zeros_(parameter.requires_grad_(False))
     return policy
 
 
-def train_toy(row: Row, density: str, seed: int, settings: ToySettings) -> tuple[Policy, list[float], str]:
-    """Train one cell; returns the averaged policy, the gradient norm of every step, and why it stopped early or ""."""
-    torch.manual_seed(seed)
+def train_toys(
+    row: Row, densities: Sequence[str], seeds: Sequence[int], settings: ToySettings
+) -> list[tuple[str, int, Policy, Progress]]:
+    """Train a network per density and seed on fresh points; returns each with averaged weights, and how training went."""
     config = TrainingConfig(
-        seed=seed,
+        seed=seeds[0],
         steps=settings.steps,
         batch_size=settings.batch_size,
         lr=settings.lr,
@@ -109,17 +94,16 @@ def train_toy(row: Row, density: str, seed: int, settings: ToySettings) -> tuple
         diagonal_steps=int(row.warm_start * settings.steps),
         weight_decay=0.0,
         warmup_steps=100,
-        amp="off",
-        tensorboard=False,
     )
-    trainer = Trainer(toy_policy(row, settings), build_objective(row), Points(density, seed), None, config, Path("."))
-    norms: list[float] = []
-    try:
-        for _ in range(settings.steps):
-            norms.append(trainer.train_step()["grad_norm"])
-    except NonFiniteLoss as error:
-        return trainer.ema.module, norms, str(error).split(". ")[0]
-    return trainer.ema.module, norms, ""
+    runs = [(density, seed) for seed in seeds for density in densities]
+    policies, points = [], []
+    for density, seed in runs:
+        torch.manual_seed(seed)
+        policies.append(toy_policy(row, settings))
+        generator = torch.Generator().manual_seed(1_000_000 + seed)
+        points.append(DENSITIES[density](settings.steps * settings.batch_size, generator))
+    progress = train_side_by_side(policies, build_objective(row), points, config)
+    return [(*run, policy, went) for run, policy, went in zip(runs, policies, progress)]
 
 
 @torch.inference_mode()
@@ -129,27 +113,52 @@ def sample(policy: Policy, steps: int | str, n: int, generator: torch.Generator)
     return policy.sample(noise, policy.encode({"none": torch.zeros(n, 1, 1)}), steps)[:, 0]
 
 
-def run_toy(row: Row, density: str, seed: int, settings: ToySettings, picture: Path | None = None) -> dict[str, Any]:
-    """Train and measure one cell.
+def run_toys(
+    row: Row,
+    densities: Sequence[str],
+    seeds: Sequence[int],
+    settings: ToySettings,
+    pictures: Mapping[str, Path] | None = None,
+) -> list[dict[str, Any]]:
+    """Train and measure one row: every density and seed, side by side.
 
     Args:
-        picture: where to keep points of one evaluation for the figure, a float16 .npy; None keeps none.
+        pictures: per density, where to keep points of the first seed at one evaluation for the figure, a float16 .npy; None
+            keeps none.
 
     Returns:
-        "floor" and "noise": distance to the data of other data and of plain noise; "distance" and "ratio" to the floor per
-        entry of `NFE` (null where samples are not finite); "gradient" (see `gradient_norms`), "trace"; "diverged" with its
-        reason; "steps_done" and "cpu_seconds".
+        Per density and seed "floor" and "noise": distance to the data of other data and of plain noise; "distance" and
+        "ratio" to the floor per entry of `NFE` (null where samples are not finite); "gradient" (see `gradient_norms`),
+        "trace"; "diverged" with its reason; "steps_done"; "cpu_seconds" of the training of all, divided by their number.
     """
     started = time.process_time()
-    policy, norms, reason = train_toy(row, density, seed, settings)
-    seconds = time.process_time() - started
-    n = settings.samples
+    runs = train_toys(row, densities, seeds, settings)
+    seconds = (time.process_time() - started) / len(runs)
+    results = []
+    for density, seed, policy, progress in runs:
+        picture = pictures[density] if pictures and seed == seeds[0] else None
+        measured = _measured(policy, progress, density, seed, settings, picture)
+        results.append({"density": density, "seed": seed, **measured, "cpu_seconds": round(seconds, 1)})
+    return results
+
+
+@functools.cache
+def _floor(density: str, n: int) -> float:
+    """The same for every run, so that ratios differ by their distances alone."""
+    generator = torch.Generator().manual_seed(2_000_000)
+    return sampling_floor(lambda: DENSITIES[density](n, generator))
+
+
+def _measured(
+    policy: Policy, run: Progress, density: str, seed: int, settings: ToySettings, picture: Path | None
+) -> dict[str, Any]:
+    n, reason = settings.samples, run.reason
     generator = torch.Generator().manual_seed(2_000_000 + seed)
 
     def data() -> Tensor:
         return DENSITIES[density](n, generator)
 
-    floor = sampling_floor(data)
+    floor = _floor(density, n)
     noise = sliced_wasserstein(torch.randn(n, 2, generator=generator), data())
     distance: list[float | None] = []
     for steps in NFE:
@@ -169,10 +178,25 @@ def run_toy(row: Row, density: str, seed: int, settings: ToySettings, picture: P
         "noise": noise,
         "distance": distance,
         "ratio": [None if d is None else d / floor for d in distance],
-        "gradient": gradient_norms(norms),
-        "trace": gradient_trace(norms),
+        "gradient": gradient_norms(run.norms),
+        "trace": gradient_trace(run.norms),
         "diverged": bool(reason),
         "reason": reason,
-        "steps_done": len(norms),
-        "cpu_seconds": round(seconds, 1),
+        "steps_done": len(run.norms),
     }
+
+
+def stray_shares(pictures: Path) -> dict[tuple[str, str], float]:
+    """(density, row) -> share of the kept points of one evaluation that lie where there is no data; see `stray_share`.
+
+    Args:
+        pictures: folder of <density>/<row>.npy.
+    """
+    shares = {}
+    for density in DENSITIES:
+        generator = torch.Generator().manual_seed(3_000_000)
+        reference, fresh = (DENSITIES[density](n, generator) for n in (8192, 4096))
+        for path in sorted((pictures / density).glob("*.npy")):
+            points = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+            shares[density, path.stem] = stray_share(points, reference, fresh)
+    return shares

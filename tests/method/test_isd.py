@@ -105,6 +105,35 @@ def test_gradients_reach_the_parameters_only_through_the_prediction(path, batch,
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def test_a_bounded_residual_changes_nothing_below_its_bound_and_caps_each_sample_above(path, batch):
+    """The gradient is that of a regression onto F + r min(1, bound / |r|), written out by hand."""
+    flow_map = FlowMap(mlp(path), path)
+    t, s, cond = batch["t"], batch["s"], batch["cond"]
+    x_t = interpolate(path, batch["x"], batch["z"], t)
+    residual = flow_map.residual(x_t, t, s, cond).detach()
+    size = residual.square().mean(dim=(1, 2)).sqrt()
+    bound = size.median().item()  # so that it binds for some samples and not for others
+    short = residual * (bound / size).clamp(max=1).reshape(-1, 1, 1)
+
+    def gradient(total):
+        return torch.cat([g.flatten() for g in torch.autograd.grad(total, list(flow_map.network.parameters()))])
+
+    def off_diagonal(bound):
+        objective = dataclasses.replace(PLAIN, derivative="jvp", bound=bound)
+        diagonal = dataclasses.replace(objective, off_diagonal_weight=0.0)
+        return gradient(evaluate(objective, flow_map, batch).total - evaluate(diagonal, flow_map, batch).total)
+
+    def onto(residual):
+        prediction = flow_map.network(x_t, t, s, cond)
+        return gradient((prediction - (prediction + residual).detach()).square().mean())
+
+    # Pulled equally far: the gradient with respect to F is twice the shortened residual, sample by sample.
+    torch.testing.assert_close(off_diagonal(bound), onto(short), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(off_diagonal(2 * size.max().item()), onto(residual), rtol=1e-9, atol=1e-12)
+    assert torch.equal(off_diagonal(2 * size.max().item()), off_diagonal(0.0))
+    assert (onto(short) - onto(residual)).norm() > 0.05 * onto(residual).norm()
+
+
 def test_guidance_of_scale_one_is_flow_matching_and_the_null_branch_keeps_its_mean(path, batch):
     """v_g = u + w (v_t - u) has mean E[v] exactly where u = E[v]: the null branch's fixed point does not move with w."""
     mean, std = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 1.2]).double()

@@ -8,21 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from isdt_policy import closed_forms
 from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS
-from isdt_policy.networks.mlp import MLP
-from isdt_policy.objectives import ISD
 from isdt_policy.study import command
-from isdt_policy.study.candidates import BoundedISD
 from isdt_policy.study.cells import Cell, read_json, run_cells
 from isdt_policy.study.densities import DENSITIES
-from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein
+from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
 from isdt_policy.study.pusht import PushtSettings, pusht_config, run_pusht
-from isdt_policy.study.rows import ROWS, Row, chosen_rows
-from isdt_policy.study.table import toy_tables
-from isdt_policy.study.toys import ToySettings, run_toy
+from isdt_policy.study.rows import ROWS, Row, build_objective, chosen_rows
+from isdt_policy.study.side_by_side import train_side_by_side
+from isdt_policy.study.table import single_runs, toy_tables
+from isdt_policy.study.toys import ToySettings, run_toys, toy_policy
+from isdt_policy.training.trainer import Trainer, TrainingConfig
 
 TINY = ToySettings(steps=4, batch_size=16, width=16, depth=1, samples=64, repeats=1)
 
@@ -78,6 +74,17 @@ def test_the_sampling_floor_halves_when_the_sample_is_four_times_as_large():
     assert floors[0] / floors[1] == pytest.approx(2, rel=0.2)
 
 
+def test_strays_are_the_points_where_there_is_no_data():
+    g = generator()
+    reference, fresh, more = (DENSITIES["checkerboard"](n, g) for n in (4000, 2000, 2000))
+    assert stray_share(more, reference, fresh) == pytest.approx(0.01, abs=0.008)
+    side = math.sqrt(3) / 2
+    light = torch.cat(
+        [more[:500], more[500:1000] + torch.tensor([side, 0.0])]
+    )  # shifted by one square: all in the gaps
+    assert stray_share(light, reference, fresh) == pytest.approx(0.5, abs=0.06)  # but for those within reach of an edge
+
+
 def test_a_single_spike_moves_the_maximum_and_not_the_99_percent():
     norms = [1.0 + i / 1000 for i in range(1000)]
     calm, spiked = gradient_norms(norms), gradient_norms([*norms[:-1], 1e6])
@@ -87,42 +94,6 @@ def test_a_single_spike_moves_the_maximum_and_not_the_99_percent():
     assert gradient_norms([]) is None
     trace = gradient_trace([1.0] * 50 + [3.0] * 50, bins=2)
     assert trace == [[50, 1.0, 1.0], [100, 3.0, 3.0]]
-
-
-# The bounded residual.
-
-
-@pytest.mark.parametrize("interpolant", INTERPOLANTS)
-def test_a_bounded_residual_changes_nothing_below_its_bound_and_caps_the_gradient_above(interpolant):
-    path = INTERPOLANTS[interpolant]()
-    torch.manual_seed(0)
-    network = MLP(action_dim=2, cond_dim=1, horizon=1, width=32, depth=2, time_dim=16).double()
-    torch.nn.init.normal_(network.out.weight, std=0.3)
-    flow_map = FlowMap(network, path)
-    x, cond, null = torch.randn(64, 1, 2).double(), torch.zeros(64, 1).double(), torch.zeros(1).double()
-
-    def gradient(objective):
-        network.zero_grad()
-        objective(flow_map, x, cond, null, generator()).total.backward()
-        return torch.cat([p.grad.flatten() for p in network.parameters()])
-
-    plain = gradient(ISD(weight_power=0.0))
-    diagonal = gradient(ISD(weight_power=0.0, off_diagonal_weight=0.0))
-    assert torch.allclose(gradient(BoundedISD(bound=1e9)), plain)
-    assert torch.allclose(gradient(BoundedISD(off_diagonal_weight=0.0)), diagonal)
-    # All residuals are far above a tiny bound, so the term is proportional to it.
-    small, half = (gradient(BoundedISD(bound=b)) - diagonal for b in (1e-4, 5e-5))
-    assert torch.allclose(small, 2 * half, rtol=1e-3, atol=1e-12)
-    assert small.norm() < (plain - diagonal).norm() / 100
-
-
-def test_the_exact_map_is_a_fixed_point_of_the_bounded_residual():
-    path = INTERPOLANTS["linear"]()
-    mean, std = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 1.2]).double()
-    x = mean + std * torch.randn(64, 1, 2).double()
-    flow_map = FlowMap(closed_forms.gaussian(path, mean, std), path)
-    loss = BoundedISD(eps=1e-4)(flow_map, x, torch.zeros(64, 1).double(), torch.zeros(1).double(), generator())
-    assert loss.terms["off_diagonal"] < 1e-6
 
 
 # Cells.
@@ -169,29 +140,91 @@ def test_a_cell_of_other_settings_or_of_another_program_is_refused_before_anythi
 # Toys.
 
 
+class Fixed:
+    """Points as the trainer reads demonstrations: windows of one action beside an observation that is always zero."""
+
+    def __init__(self, points):
+        self.points, self.n_windows = points[:, None].numpy(), len(points)
+
+    def batch(self, indices):
+        n = len(indices)
+        obs = {"none": np.zeros((n, 1, 1), np.float32)}
+        return {"obs": obs, "action": self.points[indices], "is_pad": np.zeros((n, 1), bool)}
+
+
+@pytest.mark.parametrize("name", ["isd_t", "trigonometric", "warm_start", "central"])
+def test_training_side_by_side_is_the_ordinary_trainer(name, tmp_path):
+    """One density: the same points and draws lead to the same weights, up to the order of summation."""
+    row = ROWS[name]
+    config = TrainingConfig(
+        seed=3, steps=6, batch_size=16, lr=1e-2, diagonal_steps=int(6 * row.warm_start), weight_decay=0.0,
+        warmup_steps=2, grad_clip=0.55, amp="off", tensorboard=False,
+    )  # fmt: skip
+    data = Fixed(DENSITIES["two_moons"](1000, generator()))
+
+    def policy():
+        torch.manual_seed(0)
+        return toy_policy(row, TINY)
+
+    trainer = Trainer(policy(), build_objective(row), data, None, config, tmp_path)
+    order = np.concatenate([trainer.indices(step) for step in range(6)])
+    norms = [trainer.train_step()["grad_norm"] for _ in range(6)]
+    mine = policy()
+    (progress,) = train_side_by_side([mine], build_objective(row), [torch.from_numpy(data.points[order, 0])], config)
+    assert progress.norms == pytest.approx(norms, rel=1e-4)
+    assert min(norms) < config.grad_clip < max(norms)  # the clip has bitten at some steps
+    before = dict(policy().named_parameters())
+    for key, expected in trainer.ema.module.named_parameters():
+        torch.testing.assert_close(dict(mine.named_parameters())[key], expected, rtol=1e-4, atol=1e-6)
+    assert any(not torch.equal(p, before[key]) for key, p in mine.named_parameters())
+
+
+def test_networks_side_by_side_do_not_touch_each_other():
+    """Each trains as it would beside others of any data: with draws of its own, and past a neighbour that overflows."""
+    row, config = ROWS["isd_t"], TrainingConfig(seed=0, steps=4, batch_size=16, weight_decay=0.0, warmup_steps=1)
+    points = DENSITIES["two_moons"](64, generator())
+
+    def first(neighbour):
+        torch.manual_seed(0)
+        policies = [toy_policy(row, TINY), toy_policy(row, TINY)]
+        progress = train_side_by_side(policies, build_objective(row), [points, neighbour], config)
+        return [policy.state_dict() for policy in policies], progress
+
+    (expected, _), calm = first(torch.zeros(64, 2))
+    (actual, stopped), progress = first(torch.full((64, 2), float("inf")))
+    assert all(torch.equal(actual[key], value) for key, value in expected.items())
+    assert all(value.isfinite().all() for value in stopped.values())
+    assert [len(p.norms) for p in calm] == [4, 4]
+    assert [len(p.norms) for p in progress] == [4, 0]
+    assert not progress[0].reason
+    assert "step 0" in progress[1].reason
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_trains_and_samples(name):
-    result = run_toy(ROWS[name], "two_moons", 0, TINY)
-    assert result["steps_done"] == 4
-    assert [math.isfinite(d) for d in result["distance"]] == [True] * 4
-    json.dumps(result, allow_nan=False)
+    results = run_toys(ROWS[name], ["two_moons", "checkerboard"], [4, 5], TINY)
+    runs = [("two_moons", 4), ("checkerboard", 4), ("two_moons", 5), ("checkerboard", 5)]
+    assert [(r["density"], r["seed"]) for r in results] == runs
+    assert [r["steps_done"] for r in results] == [4] * 4
+    assert [math.isfinite(d) for r in results for d in r["distance"]] == [True] * 16
+    json.dumps(results, allow_nan=False)
 
 
 def test_a_cell_is_a_function_of_its_settings_and_of_nothing_else():
     def run(**changes):
         torch.manual_seed(int(np.random.default_rng().integers(1000)))
-        settings = {"seed": 0, "settings": TINY, **changes}
-        result = run_toy(ROWS["isd_t"], "checkerboard", **settings)
+        settings = {"seeds": [0], "settings": TINY, **changes}
+        (result,) = run_toys(ROWS["isd_t"], ["checkerboard"], **settings)
         return result["distance"], result["gradient"]
 
     assert run() == run()
-    assert run() != run(seed=1)
+    assert run() != run(seeds=[1])
     assert run() != run(settings=dataclasses.replace(TINY, lr=1e-4))
 
 
 def test_a_run_that_overflows_is_counted_as_diverged_with_its_step():
     row = Row("p = 0 on the edge", "isd", {"weight_power": 0.0})
-    result = run_toy(row, "two_moons", 0, dataclasses.replace(TINY, lr=1e25, steps=50))
+    (result,) = run_toys(row, ["two_moons"], [0], dataclasses.replace(TINY, lr=1e25, steps=50))
     assert result["diverged"]
     assert f"step {result['steps_done']}" in result["reason"]
     json.dumps(result, allow_nan=False)
@@ -200,10 +233,11 @@ def test_a_run_that_overflows_is_counted_as_diverged_with_its_step():
 def test_self_distillation_learns_a_one_step_map_that_flow_matching_does_not():
     settings = ToySettings(steps=300, batch_size=128, width=48, depth=2, samples=512, repeats=1)
     distilled, velocity = (
-        run_toy(ROWS[name], "eight_gaussians", 0, settings)["distance"] for name in ("isd_t", "flow_matching")
+        run_toys(ROWS[name], ["eight_gaussians"], [0], settings)[0]["distance"] for name in ("isd_t", "flow_matching")
     )
     assert distilled[0] < 0.6 * velocity[0]
     assert velocity[3] < 0.5 * velocity[0]
+    assert distilled[0] < 2 * distilled[3]  # ten steps are not a different model, even this early
 
 
 # PushT.
@@ -251,19 +285,20 @@ def test_the_command_writes_table_and_figures_and_adds_cells_to_what_is_there(tm
     common = [
         "densities=[two_moons]",
         f"out={tmp_path}",
+        "seeds=2",
         "steps=3",
         "batch_size=16",
         "width=8",
         "samples=64",
         "repeats=1",
     ]
-    assert command.main(["toys", "rows=[isd_t,meanflow]", "seeds=1", "report=false", *common]) == 0
+    assert command.main(["toys", "rows=[isd_t]", "report=false", *common]) == 0
     assert not (tmp_path / "toys.md").exists()
-    cells = tmp_path / "toys" / "cells" / "two_moons"
-    before = (cells / "isd_t_0.json").stat().st_mtime_ns
-    assert command.main(["toys", "rows=[isd_t,meanflow]", "seeds=2", *common]) == 0
-    assert (cells / "isd_t_0.json").stat().st_mtime_ns == before
-    assert sorted(p.stem for p in cells.iterdir()) == ["isd_t_0", "isd_t_1", "meanflow_0", "meanflow_1"]
+    cells = tmp_path / "toys" / "cells"
+    before = (cells / "isd_t.json").stat().st_mtime_ns
+    assert command.main(["toys", "rows=[isd_t,meanflow]", *common]) == 0
+    assert (cells / "isd_t.json").stat().st_mtime_ns == before
+    assert sorted(p.stem for p in cells.iterdir()) == ["isd_t", "meanflow"]
     assert "| MeanFlow |" in capsys.readouterr().out
     table = (tmp_path / "toys.md").read_text()
     assert "of 2 |" in table
@@ -271,7 +306,7 @@ def test_the_command_writes_table_and_figures_and_adds_cells_to_what_is_there(tm
     for name in ("toys_samples.png", "toys_quality.png", "toys_gradients.png"):
         assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(InputError, match="steps=3, now steps=4"):
-        command.main(["toys", "rows=[isd_t]", *common[:2], "steps=4", *common[3:]])
+        command.main(["toys", "rows=[isd_t]", *common[:3], "steps=4", *common[4:]])
 
 
 @pytest.mark.parametrize(
@@ -292,14 +327,16 @@ def test_wrong_arguments_get_one_line(args, message):
 
 
 def test_a_table_gives_mean_and_range_over_seeds_and_counts_divergence():
-    def cell(seed, ratio, diverged):
+    def run(seed, ratio, diverged):
         gradient = {"median": 1.0, "p99": 2.0 + seed, "max": 8.0, "p99_over_median": 2.0 + seed}
         result = {"ratio": ratio, "floor": 0.02, "noise": 0.2, "gradient": gradient, "diverged": diverged}
-        settings = {"row": "isd_t", "title": "iSD-T", "density": "two_moons", "seed": seed}
-        return {"settings": settings, "result": result}
+        return {"density": "two_moons", "seed": seed, **result}
 
-    table = toy_tables([cell(1, [2.0, 1.5, None, 1.0], True), cell(0, [1.0, 1.5, None, 2.0], False)])
-    assert "| iSD-T | 1.50 [1.00 to 2.00] | 1.50 [1.50 to 1.50] | no value | 1.50 [1.00 to 2.00] |" in table
+    runs = [run(1, [2.0, 1.5, None, 1.0], True), run(0, [1.0, 1.5, None, 2.0], False)]
+    cells = single_runs([{"settings": {"row": "isd_t", "title": "iSD-T"}, "result": runs}])
+    table = toy_tables(cells, {("two_moons", "isd_t"): 0.057})
+    assert "| iSD-T | 1.50 [1.00 to 2.00] | 1.50 [1.50 to 1.50] | no value | 1.50 [1.00 to 2.00] | 6 % |" in table
+    assert "| 1.50 [1.00 to 2.00] | no value |" in toy_tables(cells)
     assert "| 1.00 | 3.0 | 8.0 | 1 of 2 |" in table
     assert "plain noise 10.0 floors" in table
 
