@@ -14,6 +14,7 @@ from isdt_policy.errors import InputError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "convert": ("isdt_policy.datasets.convert:convert", "from one format to another; finds the source's by itself"),
     "generate": ("isdt_policy.datasets.generate:generate", "let a task's scripted expert make demonstrations"),
+    "record": ("isdt_policy.datasets.record:record", "keep what a policy or an expert does"),
     "inspect": ("isdt_policy.datasets.summary:show", "what a store holds: a table, or JSON"),
     "doctor": ("isdt_policy.datasets.doctor:report", "find what is wrong with demonstrations before training does"),
     "view": ("isdt_policy.datasets.view:view", "plots and frames of every episode in one HTML file"),
@@ -33,6 +34,7 @@ verbs
 examples
   isdt data convert lift_ph_low_dim.hdf5 lift.zarr
   isdt data generate task=pusht episodes=200 out=demos.zarr
+  isdt data record out=rollouts.zarr checkpoint=outputs/pusht_demo
   isdt data inspect demos.zarr
   isdt data doctor demos.zarr
   isdt data view demos.zarr out=demos.html

@@ -1,9 +1,10 @@
-"""Images of a store, held in memory or mapped from a file of decoded frames."""
+"""Images of a store: held in memory, mapped from a file of decoded frames, or left on disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from isdt_policy.errors import InputError, nearest
 
 # Keys with more numbers a step than this are images: kept as stored, read in groups of frames, no range computed.
 LOW_DIM = 256
-MODES = ("auto", "ram", "mmap")
+MODES = ("auto", "ram", "mmap", "disk")
 _BLOCK_BYTES = 8 * 2**20
 
 
@@ -32,13 +33,31 @@ def is_image(store: Store, key: str) -> bool:
     return int(np.prod(store.read(key, 0, 1).shape[1:])) > LOW_DIM
 
 
-def frames(store: Store, keys: Sequence[str], mode: str = "auto") -> dict[str, NDArray[Any]]:
-    """Image keys as (n_steps, numbers per frame) arrays in the stored dtype.
+class OnDisk:
+    """Frames that stay in the store and are decoded when asked for."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.store, self.key = store, key
+
+    def take(self, steps: NDArray[np.int64]) -> NDArray[Any]:
+        """Frames of any steps, (*steps.shape, numbers per frame); neighbours are decoded together, and each step once."""
+        wanted, place = np.unique(steps, return_inverse=True)
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
+        read = [self.store.read(self.key, int(run[0]), int(run[-1]) + 1) for run in runs]
+        distinct = np.concatenate(read).reshape(len(wanted), -1)
+        return np.asarray(distinct[place.reshape(steps.shape)])
+
+
+def frames(
+    store: Store, keys: Sequence[str], mode: str = "auto", memory_limit: int | None = None
+) -> dict[str, NDArray[Any] | OnDisk]:
+    """Image keys as (n_steps, numbers per frame) arrays in the stored dtype, or what gives their rows.
 
     Args:
         store: demonstrations.
         keys: image keys.
-        mode: "ram", "mmap" or "auto"; see `WindowDataset`.
+        mode: "ram", "mmap", "disk" or "auto"; see `WindowDataset`.
+        memory_limit: bytes allowed in RAM under "auto"; None takes half of what is free.
     """
     if mode not in MODES:
         raise InputError(f"mode '{mode}' is not one of {', '.join(MODES)}.{nearest(mode, MODES)}")
@@ -46,19 +65,40 @@ def frames(store: Store, keys: Sequence[str], mode: str = "auto") -> dict[str, N
         return {}
     size = sum(store.read(key, 0, 1).nbytes for key in keys) * int(store.episode_ends[-1])
     if mode == "auto":
-        mode = "ram" if size < free_memory() / 2 else "mmap"
-        if size > 2**28:
-            print(f"images {', '.join(keys)}: {size / 2**30:.1f} GiB decoded, held in mode {mode}", file=sys.stderr)
+        limit = free_memory() // 2 if memory_limit is None else memory_limit
+        mode = "ram" if size <= limit else "mmap" if size < _free_cache() else "disk"
+        print(
+            f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}",
+            file=sys.stderr,
+        )
+    if mode == "disk":
+        return {key: OnDisk(store, key) for key in keys}
     return {key: _in_memory(store, key) if mode == "ram" else _mapped(store, key) for key in keys}
 
 
 def free_memory() -> int:
-    """Bytes that can be taken without swapping; without /proc, half of all there is."""
+    """Bytes that can be taken without swapping, under the limit of a container if there is one."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return free
+
+
+def _free_cache() -> int:
+    """Bytes free where decoded frames are kept, less a tenth of the disk's room that others will want."""
+    from isdt_policy.datasets.fetch import cache
+
+    folder = cache()
+    while not folder.exists():
+        folder = folder.parent
+    usage = shutil.disk_usage(folder)
+    return usage.free - usage.total // 10
 
 
 def _in_memory(store: Store, key: str) -> NDArray[Any]:

@@ -115,6 +115,10 @@ def _write_robomimic(directory: Path, target: Path, task: str, overwrite: bool) 
     shutil.rmtree(directory)
 
 
+# Raised whenever a scripted expert does something else for the same seed, so that no store mixes the two.
+EXPERTS = "2"
+
+
 def _provenance(task: str, seed: int) -> dict[str, Any]:
     from isdt_policy import __version__
 
@@ -124,7 +128,7 @@ def _provenance(task: str, seed: int) -> dict[str, Any]:
         "task": task,
         "seed": seed,
         "versions": {
-            "isdt-policy": __version__, "numpy": np.__version__, "python": platform.python_version(),
+            "isdt-policy": __version__, "experts": EXPERTS, "numpy": np.__version__, "python": platform.python_version(),
             **task_spec(task).versions(),
         },
         "license": "MIT",

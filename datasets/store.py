@@ -300,8 +300,35 @@ class DemoWriter:
                 "before it are safe. Free some space and go on appending."
             ) from error
 
-    def _write(self, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> int:
+    def extend(self, episodes: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        """Add several episodes in one write, all visible at once: quicker than one by one, as a shard is then written once.
+
+        Raises:
+            InputError: as `append`; none of them is then in the store.
+        """
+        several = [{key: np.asarray(value) for key, value in episode.items()} for episode in episodes]
+        if not several:
+            return
+        for arrays in several:
+            self._check(arrays)
+            given = {key: (value.shape[1:], value.dtype) for key, value in arrays.items()}
+            first = {key: (value.shape[1:], value.dtype) for key, value in several[0].items()}
+            if given != first:
+                raise InputError(f"episodes of a store must be alike: first {first}, given {given}.")
+        joined = {key: np.concatenate([arrays[key] for arrays in several]) for key in several[0]}
+        try:
+            self._write(joined, {}, [len(next(iter(arrays.values()))) for arrays in several])
+        except OSError as error:
+            raise InputError(
+                f"'{self.path}': {len(several)} episodes could not be written ({_brief(error)}); the {self.n_episodes} "
+                "before them are safe. Free some space and go on appending."
+            ) from error
+
+    def _write(
+        self, arrays: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any], lengths: Sequence[int] | None = None
+    ) -> int:
         steps = len(next(iter(arrays.values())))
+        lengths = lengths or [steps]
         end = self.n_steps + steps
         for key, value in arrays.items():
             if key not in self._data:
@@ -310,10 +337,11 @@ class DemoWriter:
             array.resize((end, *value.shape[1:]))
             array[self.n_steps : end] = value
         ends = self._meta["episode_ends"]
-        ends.resize((self.n_episodes + 1,))
-        ends[self.n_episodes] = end
-        self._group.attrs.update({**attributes, "n_episodes": self.n_episodes + 1})  # the commit: one file replaced
-        self.n_episodes, self.n_steps = self.n_episodes + 1, end
+        count = self.n_episodes + len(lengths)
+        ends.resize((count,))
+        ends[self.n_episodes : count] = self.n_steps + np.cumsum(lengths)
+        self._group.attrs.update({**attributes, "n_episodes": count})  # the commit: one file replaced
+        self.n_episodes, self.n_steps = count, end
         return self.n_episodes - 1
 
     def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -7,6 +7,7 @@ step, as in Diffusion Policy.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.frames import frames, is_image
+from isdt_policy.datasets.frames import OnDisk, frames, is_image
 from isdt_policy.errors import InputError
 
 
@@ -87,24 +88,45 @@ def window_indices(
 
 
 @numba.njit(cache=True, nogil=True)
-def _gather(source, rows, steps, out):  # type: ignore[no-untyped-def]
-    """out[i, k] = source[clip(first + k, low, high)] for rows (first, low, high)."""
-    size = source.shape[1]
-    for i in range(len(rows)):
-        first, low, high = rows[i, 0], rows[i, 1], rows[i, 2]
-        for k in range(steps):
-            step = min(max(first + k, low), high)
-            # Entry by entry: assigning slices builds array views, which cost more than these few numbers.
+def _copy(source, size, steps, rows, indices, out, at):  # type: ignore[no-untyped-def]
+    """Windows of one key to out[at:], one after another; returns where they end."""
+    for i in range(len(indices)):
+        first, low, high = rows[indices[i], 0], rows[indices[i], 1], rows[indices[i], 2]
+        before = min(max(low - first, 0), steps)
+        inside = max(min(high + 1 - first, steps), before)
+        for k in range(before):
             for j in range(size):
-                out[i, k, j] = source[step, j]
+                out[at + k * size + j] = source[low * size + j]
+        # The steps inside the episode are one block. Unsigned indices, because a signed one may count from the end, and
+        # that question keeps the loop from being compiled to vectors.
+        begin, to = np.uint64((first + before) * size), np.uint64(at + before * size)
+        for n in range(np.uint64((inside - before) * size)):
+            out[to + np.uint64(n)] = source[begin + np.uint64(n)]
+        for k in range(inside, steps):
+            for j in range(size):
+                out[at + k * size + j] = source[high * size + j]
+        at += steps * size
+    return at
 
 
 @numba.njit(cache=True, nogil=True)
-def _mark_padding(rows, out):  # type: ignore[no-untyped-def]
-    for i in range(len(rows)):
-        for k in range(out.shape[1]):
-            step = rows[i, 0] + k
-            out[i, k] = step < rows[i, 1] or step > rows[i, 2]
+def _gather(sources, sizes, steps, rows, indices, out, is_pad):  # type: ignore[no-untyped-def]
+    """Windows `indices` of every source in turn, one after another in `out`; False if there is no such window.
+
+    sources: flat arrays of sizes[s] numbers a step; rows: (first, low, high) of every window, whose k-th step is
+    clip(first + k, low, high).
+    """
+    for i in range(len(indices)):
+        if indices[i] < 0 or indices[i] >= len(rows):
+            return False
+    at = 0
+    for s in range(len(sources)):
+        at = _copy(sources[s], sizes[s], steps[s], rows, indices, out, at)
+    for i in range(len(indices)):
+        first, low, high = rows[indices[i], 0], rows[indices[i], 1], rows[indices[i], 2]
+        for k in range(is_pad.shape[1]):
+            is_pad[i, k] = first + k < low or first + k > high
+    return True
 
 
 class WindowDataset:
@@ -117,8 +139,10 @@ class WindowDataset:
         horizon, n_obs_steps, n_action_steps: see the top of this file.
         episodes: indices of the episodes to use; None takes all.
         task: derives keys the store does not hold.
-        mode: where images are held: "ram", or "mmap" in a file of decoded frames beside other downloads, mapped into memory
-            and paged in by the system as windows are read; "auto" takes RAM while they fit into half of what is free.
+        mode: where images are held: "ram"; "mmap", a file of decoded frames beside other downloads, mapped into memory and
+            paged in by the system as windows are read; "disk", left in the store and decoded anew for every batch. "auto"
+            takes the first of these for which there is room.
+        memory_limit: bytes that images may take in RAM under "auto"; None takes half of what is free.
 
     Raises:
         InputError: an unknown key or mode, NaN or infinity in what is read, or no episodes.
@@ -135,6 +159,7 @@ class WindowDataset:
         episodes: NDArray[np.int64] | Sequence[int] | None = None,
         task: Deriver | None = None,
         mode: str = "auto",
+        memory_limit: int | None = None,
     ) -> None:
         self.obs_keys, self.horizon, self.n_obs_steps = tuple(obs_keys), horizon, n_obs_steps
         chosen = np.arange(store.n_episodes) if episodes is None else np.asarray(episodes, np.int64)
@@ -152,7 +177,13 @@ class WindowDataset:
         low_dim = [key for key in self.obs_keys if key not in images]
         self._arrays = {**_observations(store, low_dim, task), "action": _read(store, action_key)}
         self._shapes = {key: store.read(key, 0, 1).shape[1:] for key in images}
-        self._arrays |= frames(store, images, mode)
+        self._frames = frames(store, images, mode, memory_limit)
+        # Flat, in the order in which one call writes them.
+        self._flat_keys = (*low_dim, "action")
+        self._flat = tuple(np.require(self._arrays[key].reshape(-1), np.float32, ["C", "W"]) for key in self._flat_keys)
+        self._sizes = np.array([self._arrays[key].shape[1] for key in self._flat_keys])
+        self._n_steps = np.array([*[n_obs_steps] * len(low_dim), horizon])
+        self._row_size = int((self._sizes * self._n_steps).sum())
         self._steps = np.concatenate([np.arange(*bounds) for bounds in zip([0, *ends[:-1]], ends)])[
             np.repeat(mask, np.diff(ends, prepend=0))
         ]
@@ -169,30 +200,40 @@ class WindowDataset:
             the action is edge padding}, float32 in the store's units; images (B, n_obs_steps, height, width, channels) in
             the stored dtype.
         """
-        rows = self._rows[np.asarray(indices, np.int64)]
-        obs = {key: self._windows(key, rows, self.n_obs_steps) for key in self.obs_keys}
-        is_pad = np.empty((len(rows), self.horizon), np.bool_)
-        _mark_padding(rows, is_pad)
-        return {"obs": obs, "action": self._windows("action", rows, self.horizon), "is_pad": is_pad}
+        indices = np.ascontiguousarray(indices, np.int64)
+        count, at = len(indices), 0
+        # One buffer and one call for all low-dimensional keys: allocations and calls cost as much as copying.
+        buffer = np.empty(count * self._row_size, np.float32)
+        is_pad = np.empty((count, self.horizon), np.bool_)
+        if not _gather(self._flat, self._sizes, self._n_steps, self._rows, indices, buffer, is_pad):
+            raise IndexError(
+                f"windows are numbered 0 to {self.n_windows - 1}, asked for {indices.min()} to {indices.max()}."
+            )
+        blocks = []
+        for steps, size in zip(self._n_steps.tolist(), self._sizes.tolist()):
+            end = at + count * steps * size
+            blocks.append(buffer[at:end].reshape(count, steps, size))
+            at = end
+        low_dim = dict(zip(self._flat_keys[:-1], blocks))
+        obs = {key: low_dim[key] if key in low_dim else self._images(key, indices) for key in self.obs_keys}
+        return {"obs": obs, "action": blocks[-1], "is_pad": is_pad}
 
-    def _windows(self, key: str, rows: NDArray[np.int64], steps: int) -> NDArray[Any]:
-        source = self._arrays[key]
-        out = np.empty((len(rows), steps, source.shape[1]), source.dtype)
-        if key in self._shapes:
-            # Whole frames: copied as rows, which for a mapped file also reads each page once.
-            # mode="clip": in NumPy's default mode `out` is filled by way of a second array of its size.
-            chosen = np.clip(rows[:, :1] + np.arange(steps), rows[:, 1:2], rows[:, 2:3])
-            np.take(source, chosen, axis=0, out=out, mode="clip")
-            return out.reshape(len(rows), steps, *self._shapes[key])
-        _gather(source, rows, steps, out)
-        return out
+    def _images(self, key: str, indices: NDArray[np.int64]) -> NDArray[Any]:
+        rows, source = self._rows[indices], self._frames[key]
+        chosen = np.clip(rows[:, :1] + np.arange(self.n_obs_steps), rows[:, 1:2], rows[:, 2:3])
+        shape = (*chosen.shape, *self._shapes[key])
+        if isinstance(source, OnDisk):
+            return source.take(chosen).reshape(shape)
+        # Whole frames: copied as rows, which for a mapped file also reads each page once.
+        # mode="clip": in NumPy's default mode `out` is filled by way of a second array of its size.
+        out = np.empty((*chosen.shape, source.shape[1]), source.dtype)
+        np.take(source, chosen, axis=0, out=out, mode="clip")
+        return out.reshape(shape)
 
     def statistics(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """Per low-dimensional key min, max, mean and std over the steps of the chosen episodes, each (d,)."""
         result = {}
         for key, array in self._arrays.items():
-            if key in self._shapes:
-                continue
             used = array[self._steps]
             result[key] = {
                 "min": used.min(axis=0), "max": used.max(axis=0),
@@ -243,3 +284,82 @@ def train_val_split(n_episodes: int, val_ratio: float, seed: int) -> tuple[NDArr
 def epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The shuffled order of n windows in an epoch: a function of its arguments, so any position can be resumed."""
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def batch_indices(
+    n: int, batch_size: int, seed: int, step: int, rank: int = 0, world_size: int = 1
+) -> NDArray[np.int64]:
+    """Windows of one rank's batch at a step: a function of its arguments alone, so training resumes at any batch.
+
+    The orders of the epochs stand one after another and are dealt out in batches, rank after rank, step after step. So
+    every window comes once an epoch whatever the number of ranks; all batches are full, and one may reach over the end of
+    an epoch.
+
+    Args:
+        n: number of windows.
+        batch_size: of one rank.
+        seed: of the orders.
+        step: number of the step, from 0.
+        rank, world_size: which of how many processes.
+
+    Returns:
+        (batch_size,) window numbers.
+
+    Raises:
+        InputError: no windows, or a number out of range.
+    """
+    if n < 1 or batch_size < 1 or step < 0 or not 0 <= rank < world_size:
+        raise InputError(
+            "batches need n >= 1 windows, batch_size >= 1, step >= 0 and 0 <= rank < world_size; "
+            f"got n={n}, batch_size={batch_size}, step={step}, rank={rank}, world_size={world_size}."
+        )
+    first = (step * world_size + rank) * batch_size
+    positions = np.arange(first, first + batch_size)
+    parts = [_order(n, seed, int(e))[positions[positions // n == e] % n] for e in np.unique(positions // n)]
+    return np.concatenate(parts)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return epoch_order(n, seed, epoch)
+
+
+class WindowBatches:
+    """Batches by number, for `torch.utils.data.DataLoader(batches, batch_size=None, num_workers=k)`.
+
+    Item i is the batch of step first_step + i (see `batch_indices`); a DataLoader deals the numbers out to its workers and
+    gives the batches back in order, so their number changes nothing.
+
+    Args:
+        windows: where batches are cut from.
+        batch_size: of one rank.
+        n_steps: batches from first_step on.
+        seed: of the orders.
+        first_step: where to resume.
+        rank, world_size: which of how many processes.
+    """
+
+    def __init__(
+        self,
+        windows: WindowDataset,
+        batch_size: int,
+        n_steps: int,
+        seed: int = 0,
+        first_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        batch_indices(windows.n_windows, batch_size, seed, first_step, rank, world_size)  # refuses impossible numbers
+        self.windows, self.batch_size, self.n_steps, self.seed = windows, batch_size, n_steps, seed
+        self.first_step, self.rank, self.world_size = first_step, rank, world_size
+
+    def __len__(self) -> int:
+        return self.n_steps
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < self.n_steps:
+            raise IndexError(index)
+        step = self.first_step + index
+        return self.windows.batch(
+            batch_indices(self.windows.n_windows, self.batch_size, self.seed, step, self.rank, self.world_size)
+        )

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip
 
+# Written at once: several shards of frames, and little memory.
+_BLOCK_BYTES = 64 * 2**20
 _OWN = ("isdt_schema", "n_episodes", "task")
 
 
@@ -33,8 +35,15 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write our layout: a .zarr directory, or one .zarr.zip file. `path` must not exist."""
     directory = path.with_suffix("") if path.suffix == ".zip" else path
     with DemoWriter(directory, recording.task, provenance, attributes=recording.attributes) as writer:
+        waiting: list[dict[str, NDArray[Any]]] = []
+        size = 0
         for episode in recording.episodes():
-            writer.append(episode)
+            waiting.append(episode)
+            size += sum(value.nbytes for value in episode.values())
+            if size > _BLOCK_BYTES:
+                writer.extend(waiting)
+                waiting, size = [], 0
+        writer.extend(waiting)
         writer.set_episode_info(recording.info)
     if directory != path:
         pack_zip(directory, path)

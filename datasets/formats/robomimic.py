@@ -10,6 +10,9 @@ meta/episode_info, masks to the attribute `masks`, `env_args` to the attribute `
 step later, and is written as such (the last row repeated). Released files lack some of this (v0.1 samples have no
 env_args, masks that name demos of a larger file): what is missing is left out and noted. Raw files, which hold states and
 no observations, are replayed in robosuite.
+
+Absolute actions have their rotation as axis-angle there, 7 numbers per arm, and as 6D in our tasks, 10 per arm; they are
+converted on the way in and out.
 """
 
 from __future__ import annotations
@@ -58,6 +61,11 @@ def read(path: str | Path) -> Recording:
         masks, missing = _masks(file, names)
         if missing:
             notes.append(f"the masks name {missing} demos that are not in this file; those entries are left out")
+        ours = str(attributes.get("task"))
+        convert = _rotation(ours, 7, data[names[0]]["actions"].shape[-1])
+        if convert is not None:
+            attributes["action_space"] = {**attributes.get("action_space", {}), "rotation": "6d"}
+            notes.append(f"rotations of the actions written as 6D, as task '{ours}' takes them")
         info = [{"name": name, **{k: _plain(v) for k, v in data[name].attrs.items()}} for name in names]
         filled = tuple(json.loads(data.attrs["isdt_filled"])) if "isdt_filled" in data.attrs else ()
     if masks:
@@ -67,7 +75,8 @@ def read(path: str | Path) -> Recording:
         observe = observer(task) if task is not None else None
         with _open(where) as file:
             for name in names:
-                yield _episode(where, file["data"][name], filled, observe)
+                episode = _episode(where, file["data"][name], filled, observe)
+                yield episode if convert is None else {**episode, "action": convert(episode["action"])}
 
     return Recording(
         "robomimic",
@@ -98,6 +107,9 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
         with h5py.File(path, "w") as file:
             data = file.create_group("data")
             for index, episode in enumerate(recording.episodes()):
+                convert = _rotation(str(recording.task), 10, episode["action"].shape[-1])
+                if convert is not None:
+                    episode = {**episode, "action": convert(episode["action"])}
                 total += _write_demo(data.create_group(names[index]), episode, filled)
                 if index < len(recording.info):
                     for key, value in recording.info[index].items():
@@ -120,6 +132,28 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
                 file.create_dataset(f"mask/{name}", data=np.array([names[i] for i in chosen], "S"))
     except OSError as error:
         raise InputError(f"'{path}' cannot be written ({error}).") from error
+
+
+def _rotation(task: str, per_arm: int, width: int) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+    """Return what rewrites absolute actions of `per_arm` numbers per arm, 7 as 10 or 10 as 7; None where nothing is to do."""
+    from isdt_policy.envs import rotations
+    from isdt_policy.envs.robomimic import SCENES, SPECS
+
+    if task not in SPECS or SPECS[task].action_space["type"] != "absolute":
+        return None
+    if width != per_arm * SCENES[task.removesuffix("_abs")].n_arms:
+        return None
+
+    def rewritten(actions: NDArray[Any]) -> NDArray[Any]:
+        parts = actions.reshape(len(actions), -1, per_arm)
+        if per_arm == 10:
+            turned = rotations.matrix_to_axis_angle(rotations.six_to_matrix(parts[..., 3:9]))
+        else:
+            turned = rotations.matrix_to_six(rotations.axis_angle_to_matrix(parts[..., 3:6]))
+        joined = np.concatenate([parts[..., :3], turned, parts[..., -1:]], axis=-1)
+        return joined.reshape(len(actions), -1).astype(actions.dtype)
+
+    return rewritten
 
 
 def _write_demo(demo: Any, episode: dict[str, NDArray[Any]], filled: set[str]) -> int:

@@ -29,14 +29,15 @@ def image_store(path, steps, side, dtype=np.uint8):
 def test_mapped_images_are_those_in_memory(dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
     store = DemoStore.open(image_store(tmp_path / "a.zarr", 150, 12, dtype))
-    ram, mapped, again = (WindowDataset(store, ["image"], mode=mode) for mode in ("ram", "mmap", "mmap"))
+    modes = ("ram", "mmap", "mmap", "disk")
+    ram, mapped, again, disk = (WindowDataset(store, ["image"], mode=mode) for mode in modes)
     order = np.random.default_rng(0).permutation(ram.n_windows)
     expected = ram.batch(order)
     assert expected["obs"]["image"].shape == (len(order), 2, 12, 12, 3)
     assert expected["obs"]["image"].dtype == dtype
     # The newest of two observations is that of the action it stands beside.
     np.testing.assert_array_equal(expected["obs"]["image"][:, 1, 0, 0, 0], expected["action"][:, 1, 0])
-    for other in (mapped, again):
+    for other in (mapped, again, disk):
         np.testing.assert_array_equal(other.batch(order)["obs"]["image"], expected["obs"]["image"])
     assert len(list((tmp_path / "cache" / "frames").iterdir())) == 1  # decoded once
 
@@ -48,6 +49,16 @@ def test_a_store_that_changed_is_decoded_again(tmp_path, monkeypatch):
     assert frames(store, ["image"], "mmap")["image"].shape == (60, 432)
     with pytest.raises(InputError, match="Did you mean 'mmap'"):
         frames(store, ["image"], "map")
+
+
+def test_the_mode_follows_from_the_room_there_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
+    store = DemoStore.open(image_store(tmp_path / "a.zarr", 30, 12))
+    size = 30 * 12 * 12 * 3
+    for limit, room, mode in ((size, 0, "ram"), (size - 1, 10 * size, "mmap"), (size - 1, size, "disk")):
+        monkeypatch.setattr("isdt_policy.datasets.frames._free_cache", lambda room=room: room)
+        frames(store, ["image"], memory_limit=limit)
+        assert f"mode {mode}" in capsys.readouterr().err
 
 
 # The limit counts what the process allocates, not pages of a mapped file, which the system takes back when it needs them.

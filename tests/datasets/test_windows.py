@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isdt_policy.datasets.augment import MemoryStore
-from isdt_policy.datasets.windows import WindowDataset, epoch_order, train_val_split, window_indices
+from isdt_policy.datasets.windows import (
+    WindowBatches,
+    WindowDataset,
+    batch_indices,
+    epoch_order,
+    train_val_split,
+    window_indices,
+)
 from isdt_policy.errors import InputError
 
 
@@ -127,3 +134,36 @@ def test_the_sampler_that_speed_is_compared_with_gives_the_same_batches():
     batch, other = ours.batch(order), plain.batch(order)
     np.testing.assert_array_equal(batch["obs"]["state"], other["state"])
     np.testing.assert_array_equal(batch["action"], other["action"])
+
+
+@given(n=st.integers(1, 60), size=st.integers(1, 9), world=st.integers(1, 4), seed=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_ranks_share_every_epoch_without_repeating_or_dropping_a_window(n, size, world, seed):
+    steps = -(-3 * n // (size * world))
+    dealt = [batch_indices(n, size, seed, step, rank, world) for step in range(steps) for rank in range(world)]
+    assert all(len(part) == size for part in dealt)
+    stream = np.concatenate(dealt)
+    for epoch in range(3):
+        np.testing.assert_array_equal(stream[epoch * n : (epoch + 1) * n], epoch_order(n, seed, epoch))
+
+
+def test_workers_and_an_interruption_change_no_batch():
+    from torch.utils.data import DataLoader
+
+    windows = WindowDataset(memory_store([9, 14]), ["state"], horizon=4, n_obs_steps=2, n_action_steps=2)
+    plain = [windows.batch(batch_indices(windows.n_windows, 3, 5, step))["action"] for step in range(12)]
+    for workers, first in ((0, 0), (2, 0), (2, 7)):
+        batches = WindowBatches(windows, 3, 12 - first, seed=5, first_step=first)
+        loaded = list(DataLoader(batches, batch_size=None, num_workers=workers))
+        assert len(loaded) == 12 - first
+        for batch, expected in zip(loaded, plain[first:]):
+            np.testing.assert_array_equal(batch["action"], expected)
+
+
+def test_a_window_or_rank_that_does_not_exist_is_refused():
+    windows = WindowDataset(memory_store([9]), ["state"], horizon=4)
+    for number in (-1, windows.n_windows):
+        with pytest.raises(IndexError, match="windows are numbered"):
+            windows.batch(np.array([0, number]))
+    with pytest.raises(InputError, match="rank=2, world_size=2"):
+        WindowBatches(windows, 3, 1, rank=2, world_size=2)

@@ -1,0 +1,39 @@
+"""Recording: interrupted and continued is as in one go; the recorder keeps copies and refuses what does not fit."""
+
+import numpy as np
+import pytest
+
+from isdt_policy.datasets.record import Recorder, record
+from isdt_policy.datasets.store import DemoStore, DemoWriter
+from isdt_policy.errors import InputError
+
+
+def test_recording_goes_on_where_it_stopped(tmp_path):
+    how = {"policy": "expert", "task": "pusht", "max_steps": 6}
+    record(str(tmp_path / "a.zarr"), episodes=1, **how)
+    record(str(tmp_path / "a.zarr"), episodes=3, **how)
+    record(str(tmp_path / "b.zarr"), episodes=3, **how)
+    a, b = DemoStore.open(tmp_path / "a.zarr"), DemoStore.open(tmp_path / "b.zarr")
+    assert a.episode_ends.tolist() == b.episode_ends.tolist() == [6, 12, 18]
+    assert [info["seed"] for info in a.episode_info()] == [0, 1, 2]
+    for key in a.keys:
+        np.testing.assert_array_equal(a.read(key), b.read(key))
+    with pytest.raises(InputError, match="was begun with seed_start=0, now it is 7"):
+        record(str(tmp_path / "a.zarr"), seed_start=7, **how)
+
+
+def test_a_recorder_keeps_copies_and_refuses_other_keys(tmp_path):
+    position = np.zeros(2, np.float32)
+    with DemoWriter(tmp_path / "a.zarr") as writer:
+        recorder = Recorder(writer)
+        for step in range(3):
+            position[:] = step
+            recorder.step({"position": position}, np.float32([step]))
+        with pytest.raises(InputError, match="step 3 has keys other, action"):
+            recorder.step({"other": position}, np.float32([0]))
+        assert recorder.end() == 0
+        recorder.step({"position": position}, np.float32([0]))
+        recorder.discard()
+        with pytest.raises(InputError, match="no step to record"):
+            recorder.end()
+    assert DemoStore.open(tmp_path / "a.zarr").read("position").tolist() == [[0, 0], [1, 1], [2, 2]]
