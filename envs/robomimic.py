@@ -36,8 +36,9 @@ Array = NDArray[np.float64]
 IMAGE_SIZE = 84
 CONTROLS = ("delta", "absolute")
 ROTATIONS = ("axis-angle", "6d")
-# Recordings of these robosuite versions replay and observe alike in 1.4.1 (checked on robomimic's v0.1 files).
-COMPATIBLE = ("1.2", "1.3", "1.4")
+# Recordings of these robosuite versions replay and observe alike in 1.4.1 (checked on robomimic's v0.1 files); those of 1.5
+# belong to 1.5 alone.
+COMPATIBLE = {"1.4": ("1.2", "1.3", "1.4"), "1.5": ("1.5",)}
 # Far enough for every scene, near enough that no target throws the arm about: x, y, z in m.
 WORKSPACE = ((-1.0, -1.2, 0.6), (1.0, 1.2, 1.8))
 
@@ -260,6 +261,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         model_file = options.get("model_file")
         state = options.get("reset_to_state")
         with self._compat.global_seed(drawn % 2**32):
+            self._compat.reseed(self.sim, drawn % 2**32)
             if model_file is not None:
                 self._compat.reset_with_geometry(self.sim, self._compat.geometry_of(self.sim, model_file))
             else:
@@ -394,19 +396,23 @@ def task_of(env_args: Mapping[str, Any] | str) -> str:
     kwargs = given.get("env_kwargs", {})
     scene = SCENES[names[name]]
     version = str(given.get("env_version") or "")
-    if version and ".".join(version.split(".")[:2]) not in COMPATIBLE:
+    from isdt_policy.envs import robosuite_compat
+
+    installed = robosuite_compat.version()
+    compatible = COMPATIBLE["1.5" if robosuite_compat.is_composite() else "1.4"]
+    if version and ".".join(version.split(".")[:2]) not in compatible:
         raise InputError(
-            f"the dataset was recorded with robosuite {version}, the environment is robosuite 1.4.1; compatible are "
-            f"{', '.join(COMPATIBLE)}. Record it again, or evaluate with its own version."
+            f"the dataset was recorded with robosuite {version}, the environment is robosuite {installed}; compatible are "
+            f"{', '.join(compatible)}. Record it again, or evaluate with its own version."
         )
     config = kwargs.get("controller_configs") or {}
     if isinstance(config, list):
         config = config[0]
-    # robosuite 1.5 nests the arm's controller.
-    config = config.get("body_parts", {}).get("right", config)
-    from isdt_policy.envs.robosuite_compat import OSC_POSE
-
-    for key, ours in {"type": "OSC_POSE", **{k: OSC_POSE[k] for k in ("output_max", "output_min", "kp")}}.items():
+    # robosuite 1.5 nests the arm's controller, in its own files once more.
+    parts = config.get("body_parts", {})
+    config = parts.get("arms", parts).get(robosuite_compat.ARM, config)
+    limits = {key: robosuite_compat.OSC_POSE[key] for key in ("output_max", "output_min", "kp")}
+    for key, ours in {"type": "OSC_POSE", **limits}.items():
         theirs = config.get(key, ours)
         if np.shape(theirs) != np.shape(ours) or np.any(np.asarray(theirs) != np.asarray(ours)):
             raise InputError(f"the dataset's controller has {key}={theirs}, the environment's has {key}={ours}.")
@@ -419,22 +425,26 @@ def task_of(env_args: Mapping[str, Any] | str) -> str:
     rate = kwargs.get("control_freq", 20)
     if rate != 20:
         raise InputError(f"the dataset was recorded at {rate} Hz, the environment runs at 20 Hz.")
-    absolute = config.get("control_delta", True) is False
+    absolute = config.get("control_delta", True) is False or config.get("input_type") == "absolute"
+    # The base of a single Panda stands straight: a change is the same in its frame, a place is not.
+    frame = config.get("input_ref_frame", "world")
+    if frame != "world" and (absolute or scene.n_arms > 1):
+        raise InputError(f"the dataset's controller has input_ref_frame={frame}, the environment's has world.")
     return names[name] + (ABSOLUTE if absolute else "")
 
 
 def env_args(task: str) -> dict[str, Any]:
     """Return robomimic's `env_args` of a task, for files that robomimic's own scripts read."""
-    from isdt_policy.envs.robosuite_compat import OSC_POSE, ROBOSUITE
+    from isdt_policy.envs import robosuite_compat
 
     scene = SCENES[task.removesuffix(ABSOLUTE)]
     delta = SPECS[task].action_space["type"] == "delta"
     kwargs = {
-        **scene.arguments, "controller_configs": {**OSC_POSE, "control_delta": delta}, "control_freq": 20,
+        **scene.arguments, "controller_configs": robosuite_compat.controller_configs(delta), "control_freq": 20,
         "has_renderer": False, "has_offscreen_renderer": False, "use_camera_obs": False, "use_object_obs": True,
         "ignore_done": True, "reward_shaping": False, "camera_depths": False,
     }  # fmt: skip
-    return {"env_name": scene.name, "env_version": ROBOSUITE, "type": 1, "env_kwargs": kwargs}
+    return {"env_name": scene.name, "env_version": robosuite_compat.version(), "type": 1, "env_kwargs": kwargs}
 
 
 def make_from_env_args(env_args: Mapping[str, Any] | str, **options: Any) -> RobosuiteEnv:

@@ -1,7 +1,10 @@
 """Everything that depends on which robosuite and which MuJoCo are installed.
 
-Tested: robosuite 1.4.1 with MuJoCo 3.1.6 to 3.8. robosuite 1.5 names controllers, observables and grippers differently and is
-refused by name rather than half supported.
+Tested: robosuite 1.4.1 with MuJoCo 3.1.6 to 3.8; 1.5.1 with MuJoCo 3.8.1 (Lift, Can) and
+1.5.2 (Lift), by rollouts of the experts; other tasks are refused there. robosuite 1.5 puts an
+arm's controller into a composite one, names the kind and the frame of its input, and from 1.5.2 on draws from a generator
+of its own. Here both versions take the same actions, in the world frame, and observe the same keys; scenes, grippers and
+what a seed draws still differ, so that recordings of one are refused in the other.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ from numpy.typing import NDArray
 from isdt_policy.envs.registry import installed_version
 from isdt_policy.errors import InputError
 
-ROBOSUITE = "1.4.1"
+ROBOSUITE = "1.4.1"  # the version that the package installs
+TESTED = (ROBOSUITE, "1.5.1", "1.5.2")
+TESTED_15 = ("Lift", "PickPlaceCan")
+ARM = "right"  # robosuite 1.5 calls the only arm of a robot so
 MUJOCO_FROM, MUJOCO_BELOW = (3, 1, 6), (3, 9)
 
 # robosuite's own default for OSC_POSE (controllers/config/osc_pose.json), and robomimic's.
@@ -42,17 +48,37 @@ def check_versions() -> None:
     for name, version in found.items():
         if version is None:
             raise InputError(f"robomimic's tasks need the package '{name}', which is not installed. {hint}")
-    if found["robosuite"] != ROBOSUITE:
+    if found["robosuite"] not in TESTED:
         raise InputError(
-            f"robosuite {found['robosuite']} is installed, but only {ROBOSUITE} is tested: scenes, controllers and seeds "
+            f"robosuite {found['robosuite']} is installed, but only {', '.join(TESTED)} are tested: scenes, controllers and seeds "
             f"differ between versions. {hint}"
         )
     numbers = tuple(int(n) for n in re.findall(r"\d+", str(found["mujoco"]))[:3])
     if not MUJOCO_FROM <= numbers < MUJOCO_BELOW:
         raise InputError(
-            f"mujoco {found['mujoco']} is installed, but robosuite {ROBOSUITE} is tested with 3.1.6 to 3.8 and breaks outside. "
+            f"mujoco {found['mujoco']} is installed, but robosuite {found['robosuite']} is tested "
+            "with 3.1.6 to 3.8 and breaks outside. "
             "Install it with: pip install 'mujoco>=3.1.6,<3.9'"
         )
+
+
+def version() -> str:
+    """Return the installed robosuite's version; without one, the version that the package installs."""
+    return installed_version("robosuite") or ROBOSUITE
+
+
+def is_composite() -> bool:
+    """Say whether the installed robosuite is 1.5, whose robots have composite controllers."""
+    return version().startswith("1.5")
+
+
+def controller_configs(delta: bool) -> dict[str, Any]:
+    """Return the controller, as the installed robosuite wants it described."""
+    if not is_composite():
+        return {**OSC_POSE, "control_delta": delta}
+    arm = {key: value for key, value in OSC_POSE.items() if key != "control_delta"}
+    frame = {"input_type": "delta" if delta else "absolute", "input_ref_frame": "world", "gripper": {"type": "GRIP"}}
+    return {"type": "BASIC", "body_parts": {ARM: {**arm, **frame}}}
 
 
 def load(rendering: bool) -> Any:
@@ -72,7 +98,7 @@ def load(rendering: bool) -> Any:
         # robosuite insists on EGL unless told otherwise, and then cannot even be imported without it; "glx" asks for
         # glfw, whose wheel brings its library along.
         os.environ["MUJOCO_GL"] = usable[0] if usable else "glx"
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    logging.getLogger("robosuite_logs").addFilter(_is_error)  # a level would be set anew by robosuite's import
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import robosuite
@@ -80,13 +106,22 @@ def load(rendering: bool) -> Any:
     return robosuite
 
 
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def build(name: str, arguments: Mapping[str, Any], delta: bool, rendering: bool) -> Any:
     """Build a robosuite environment as robomimic does: OSC_POSE, 20 Hz, sparse reward, no time limit of its own."""
     robosuite = load(rendering)
+    if is_composite() and name not in TESTED_15:
+        raise InputError(
+            f"robosuite's {name} is tested with robosuite {ROBOSUITE} only, and {version()} is installed; with 1.5 there are: "
+            f"{', '.join(TESTED_15)}. Install it with: pip install 'isdt-policy[robosuite]'"
+        )
     env = robosuite.make(
         name,
         **arguments,
-        controller_configs={**OSC_POSE, "control_delta": delta},
+        controller_configs=controller_configs(delta),
         control_freq=20,
         has_renderer=False,
         has_offscreen_renderer=rendering,
@@ -115,6 +150,18 @@ def global_seed(seed: int) -> Iterator[None]:
         random.setstate(python_state)
 
 
+def reseed(env: Any, seed: int) -> None:
+    """Give an environment of robosuite 1.5 a fresh generator; 1.4 has none of its own."""
+    if not hasattr(env, "rng"):
+        return
+    env.seed, env.rng = seed, np.random.default_rng(seed)
+    holders = [*env.robots, getattr(env, "placement_initializer", None)]
+    holders += getattr(holders[-1], "samplers", {}).values()
+    for holder in holders:
+        if hasattr(holder, "rng"):
+            holder.rng = env.rng
+
+
 def step(env: Any, action: NDArray[np.float64]) -> None:
     """Advance by one control step, leaving the derived quantities in agreement with the new state.
 
@@ -135,7 +182,17 @@ def _nothing(force: bool = False) -> None:
 
 def observations(env: Any) -> dict[str, NDArray[np.float64]]:
     """Return every active observable of the present state; "object-state" is robomimic's "object"."""
-    return env._get_observations(force_update=True)  # type: ignore[no-any-return]
+    values: dict[str, NDArray[np.float64]] = env._get_observations(force_update=True)
+    if is_composite():  # robosuite 1.5 observes no velocity of the hand; as 1.4 does it:
+        for index, robot in enumerate(env.robots):
+            name = _of_arm(robot.robot_model.eef_name)
+            values[f"robot{index}_eef_vel_lin"] = np.array(env.sim.data.get_body_xvelp(name))
+            values[f"robot{index}_eef_vel_ang"] = np.array(env.sim.data.get_body_xvelr(name))
+        for name in ("Can", "SquareNut"):  # 1.5 puts the relative pose first
+            if f"{name}_pos" in values:
+                order = ("pos", "quat", "to_robot0_eef_pos", "to_robot0_eef_quat")
+                values["object-state"] = np.concatenate([values[f"{name}_{part}"] for part in order])
+    return values
 
 
 def get_state(env: Any) -> NDArray[np.float64]:
@@ -154,22 +211,34 @@ def set_state(env: Any, state: NDArray[np.float64], restart: bool) -> None:
     if not restart:
         return
     for robot in env.robots:
-        robot.controller.update_initial_joints(env.sim.data.qpos[robot._ref_joint_pos_indexes])
-        fingers = env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes]
-        if np.allclose(fingers, robot.gripper.init_qpos, atol=1e-6):
-            robot.gripper.current_action = np.zeros(robot.gripper.dof)
+        controller, gripper = _controller(robot), _of_arm(robot.gripper)
+        controller.update_initial_joints(env.sim.data.qpos[robot._ref_joint_pos_indexes])
+        fingers = env.sim.data.qpos[_of_arm(robot._ref_gripper_joint_pos_indexes)]
+        if np.allclose(fingers, gripper.init_qpos, atol=1e-6):
+            gripper.current_action = np.zeros(gripper.dof)
         else:
             # Panda: fingers at +-0.04 m (open) are a command of -+1; see PandaGripper.format_action.
-            robot.gripper.current_action = np.clip((np.abs(fingers) - 0.02) / 0.02, -1, 1) * np.array([1.0, -1.0])
+            gripper.current_action = np.clip((np.abs(fingers) - 0.02) / 0.02, -1, 1) * np.array([1.0, -1.0])
+
+
+def _of_arm(value: Any) -> Any:
+    """robosuite 1.5 keeps what belongs to an arm in a dict over arms."""
+    return value[ARM] if isinstance(value, dict) else value
+
+
+def _controller(robot: Any) -> Any:
+    return robot.part_controllers[ARM] if is_composite() else robot.controller
 
 
 def arms(env: Any) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
     """Per arm: position and orientation of the controlled frame, position and orientation of the controller's goal."""
     result = []
     for robot in env.robots:
-        controller = robot.controller
+        controller = _controller(robot)
         controller.update(force=True)
-        result.append((controller.ee_pos, controller.ee_ori_mat, controller.goal_pos, controller.goal_ori))
+        names = ("ref_pos", "ref_ori_mat") if is_composite() else ("ee_pos", "ee_ori_mat")
+        position, matrix = (getattr(controller, name) for name in names)
+        result.append((position, matrix, controller.goal_pos, controller.goal_ori))
     return result
 
 
@@ -180,9 +249,10 @@ def goals_of(env: Any, action: NDArray[np.float64]) -> list[tuple[NDArray[np.flo
     """
     result = []
     for robot, part in zip(env.robots, np.split(action, len(env.robots))):
-        robot.controller.update(force=True)
-        robot.controller.set_goal(part[:6])
-        result.append((robot.controller.goal_pos.copy(), robot.controller.goal_ori.copy(), float(part[6])))
+        controller = _controller(robot)
+        controller.update(force=True)
+        controller.set_goal(part[:6])
+        result.append((controller.goal_pos.copy(), controller.goal_ori.copy(), float(part[6])))
     return result
 
 
@@ -243,7 +313,10 @@ def reset_with_geometry(env: Any, geometry: Mapping[str, Mapping[str, str]]) -> 
     try:
         env.reset()
     finally:
-        env.set_xml_processor(None)
+        if hasattr(env, "_xml_processors"):  # robosuite 1.5 adds to a list
+            env._xml_processors.remove(edit)
+        else:
+            env.set_xml_processor(None)
         env.hard_reset = before
 
 

@@ -327,12 +327,15 @@ def episode_list(options: Options) -> tuple[list[int], dict[int, list[float]] | 
     from isdt_policy.datasets.store import DemoStore
 
     demos = DemoStore.open(store)
-    if "state" not in demos.keys:
-        raise InputError(f"{store} has no 'state', so its initial states are unknown; it has {', '.join(demos.keys)}.")
+    key = next((key for key in ("state", "states") if key in demos.keys), None)  # PushT's; the simulator's
+    if key is None:
+        raise InputError(
+            f"{store} has neither 'state' nor 'states', so its initial states are unknown; it has {', '.join(demos.keys)}."
+        )
     ends = [int(end) for end in demos.episode_ends]
     starts = [0, *ends[:-1]]
     seeds = list(options.seeds) if options.seeds is not None else list(range(min(options.episodes, len(starts))))
-    return seeds, {i: [float(v) for v in demos.read("state", starts[i], starts[i] + 1)[0]] for i in seeds}
+    return seeds, {i: [float(v) for v in demos.read(key, starts[i], starts[i] + 1)[0]] for i in seeds}
 
 
 def protocol_of(options: Options, task: str) -> Protocol:

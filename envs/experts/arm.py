@@ -3,7 +3,8 @@
 An expert looks at observations only and decides anew in every step, so that a dropped object is picked up again. It thinks
 in delta actions; where the environment takes absolute ones, the same target is written as a pose. The styles differ in
 what a demonstrator is free to choose: the face that is gripped, the side from which the object is approached, how high, how
-fast, how deep, and a detour that is corrected on the way. No noise enters the actions, which are what was carried out.
+fast, how deep, a detour that is corrected on the way, and an unsteady hand: noise in the actions of a long way, which later
+actions correct. What is recorded is what was carried out, noise included.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ STEP_M, STEP_RAD = 0.05, 0.5  # what a delta action of 1 means
 HAND_TO_SITE = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
 NEUTRAL = math.pi / 2  # yaw of the fingers' direction when the last joint is in its usual place
 TURNS = -1.6, 3.3  # from there, rad, as far as that joint goes (seen from above, further counter-clockwise)
+WOBBLE = 0.7  # correlation of the noise between steps
 SEED_RANGE = 2**31  # reset seeds of demonstrations
 
 
@@ -44,6 +46,9 @@ class Style:
         depth: where the fingers close below (-) or above (+) the usual place, m.
         detour: point passed on the way to the object, relative to the straight way, m.
         pause: further steps given to closing the fingers.
+        noise: of the hand, as a share of its motion: standard deviation in each direction. It fades as the hand slows down,
+            so that grasping and inserting are steady.
+        noise_seed: of that noise.
     """
 
     grip: int = 0
@@ -53,10 +58,13 @@ class Style:
     depth: float = 0.0
     detour: tuple[float, float, float] = (0.0, 0.0, 0.0)
     pause: int = 0
+    noise: float = 0.0
+    noise_seed: int = 0
 
 
 def draw_style(rng: np.random.Generator) -> Style:
     """Draw one of many styles."""
+    (hand,) = rng.spawn(1)  # takes nothing from rng: what is drawn from it afterwards stays the same
     detour = rng.uniform(-0.06, 0.06, 3) * (rng.random() < 0.5)
     return Style(
         grip=int(rng.random() < 0.35),
@@ -66,6 +74,8 @@ def draw_style(rng: np.random.Generator) -> Style:
         depth=float(rng.uniform(-0.004, 0.006)),
         detour=(float(detour[0]), float(detour[1]), float(abs(detour[2]))),
         pause=int(rng.integers(0, 3)),
+        noise=float(hand.uniform(0.1, 0.5) * (hand.random() < 0.5)),
+        noise_seed=int(hand.integers(SEED_RANGE)),
     )
 
 
@@ -143,6 +153,8 @@ class ArmExpert:
         self.since = 0  # steps in the present phase
         self.grip: float | None = None  # wanted turn of the wrist, settled at the first look
         self.turn = 0.0  # present turn, rad; beyond half a circle where the joint went there
+        self._rng = np.random.default_rng(style.noise_seed)
+        self._wobble = np.zeros(6)
 
     def enter(self, phase: str) -> None:
         """Go over to another phase."""
@@ -162,7 +174,15 @@ class ArmExpert:
         move *= min(1.0, self.style.speed / max(1e-9, float(np.abs(move).max())))
         turn = 1.6 * rotations.matrix_to_axis_angle(matrix @ view.matrix.T) / STEP_RAD
         turn *= min(1.0, 0.6 * self.style.speed / max(1e-9, float(np.abs(turn).max())))
-        return np.concatenate([move, turn, [grip]])
+        return np.concatenate([self._unsteady(np.concatenate([move, turn])), [grip]])
+
+    def _unsteady(self, motion: Array) -> Array:
+        """Add the style's noise to a motion (6,); it lasts about three steps, so that it leads astray instead of averaging."""
+        if not self.style.noise:
+            return motion
+        self._wobble = WOBBLE * self._wobble + math.sqrt(1 - WOBBLE**2) * self._rng.normal(size=6)
+        share = np.repeat([np.linalg.norm(motion[:3]), np.linalg.norm(motion[3:])], 3)
+        return np.clip(motion + self.style.noise * share * self._wobble, -1.0, 1.0)
 
     # --- shared pieces of tasks
 

@@ -231,7 +231,7 @@ def test_episodes_are_cut_at_robomimics_horizon(lift):
         ("mujoco", "4.0.0", "3.1.6 to 3.8"),
         ("mujoco", "3.1.5", "3.1.6 to 3.8"),
         ("mujoco", "3.17.0", "3.1.6 to 3.8"),
-        ("robosuite", "1.5.1", "only 1.4.1"),
+        ("robosuite", "1.5.0", "only 1.4.1, 1.5.1, 1.5.2"),
         ("robosuite", None, r"isdt-policy\[robosuite\]"),
     ],
 )
