@@ -54,6 +54,8 @@ class PolicyClient:
         self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
         self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
         self.task, self.steps = str(m["task"]), str(m["steps"])
+        if m.get("continues"):
+            self.continue_action = self._continue_action
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -83,9 +85,32 @@ class PolicyClient:
             InputError: what the server says is wrong with the observations; other steps; no server within patience_s.
             TimeoutError: no answer within timeout_s.
         """
+        return self._request(obs, steps, noise_seeds, {})
+
+    def _continue_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        known: NDArray[np.floating],
+        weight: NDArray[np.floating],
+        *,
+        steps: int | str | None = None,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """See `isdt_policy.deploy.freezing.PrefixPolicy.continue_action`; only if the server's policy can."""
+        frozen = {"known": np.asarray(known, np.float32), "weight": np.asarray(weight, np.float32)}
+        return self._request(obs, steps, noise_seeds, frozen)
+
+    def _request(
+        self,
+        obs: Mapping[str, NDArray[np.floating]],
+        steps: int | str | None,
+        noise_seeds: NDArray[np.int64] | None,
+        frozen: Mapping[str, NDArray[np.float32]],
+    ) -> dict[str, NDArray[np.float32]]:
         if steps is not None and str(steps) != self.steps:
             raise InputError(f"steps={steps}: the server runs steps={self.steps}; start it with another steps=.")
         message: dict[str, Any] = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys if key in obs}
+        message.update(frozen)
         if noise_seeds is not None:
             message["noise_seeds"] = np.asarray(noise_seeds, np.int64)
         reply = self._ask(pack(message))

@@ -44,6 +44,7 @@ from isdt_policy.errors import InputError, nearest
 from isdt_policy.policy import Policy
 
 FORMATS = ("onnx", "pt2")
+WEIGHTS = ("float32", "int8")
 
 
 class PolicyGraph(nn.Module):
@@ -97,6 +98,7 @@ def export(
     format: str = "onnx",
     steps: int | str = 1,
     prefix: bool = False,
+    weights: str = "float32",
     limits: Limits | None = None,
     source: str = "",
 ) -> Path:
@@ -107,6 +109,9 @@ def export(
         out: file to write, replaced if it exists.
         format: "onnx" or "pt2".
         steps, prefix: see `PolicyGraph`.
+        weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with a scale per channel, and rounds
+            what goes into them likewise as it comes: a quarter of the bytes, at an error in the actions. The encoder and
+            the layers of times and observations stay as they are.
         limits: of the commands; embedded for the runner.
         source: where the weights come from; embedded.
 
@@ -115,9 +120,13 @@ def export(
     """
     if format not in FORMATS:
         raise InputError(f"format='{format}' is not one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
+    if weights not in WEIGHTS:
+        raise InputError(f"weights='{weights}' is not one of {', '.join(WEIGHTS)}.{nearest(weights, WEIGHTS)}")
+    if weights != "float32" and format != "onnx":
+        raise InputError(f"weights={weights} belongs to format=onnx.")
     policy.normalizer.check()
     graph = PolicyGraph(policy.cpu().eval(), steps, prefix).eval()
-    metadata = describe(policy, steps, prefix, limits, source)
+    metadata = {**describe(policy, steps, prefix, limits, source), "weights": weights}
     example = graph.example()
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = ({0: batch}, tuple({0: batch} for _ in example[1:]))
@@ -131,7 +140,7 @@ def export(
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
         part.write_bytes(buffer.getvalue())
     else:
-        part.write_bytes(_onnx(program, example, graph.input_names(), metadata))
+        part.write_bytes(_onnx(program, example, graph.input_names(), metadata, weights))
     part.replace(out)
     return out
 
@@ -185,7 +194,11 @@ def load_pt2(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _onnx(
-    program: torch.export.ExportedProgram, example: tuple[Tensor, ...], names: list[str], metadata: dict[str, Any]
+    program: torch.export.ExportedProgram,
+    example: tuple[Tensor, ...],
+    names: list[str],
+    metadata: dict[str, Any],
+    weights: str,
 ) -> bytes:
     try:
         import onnx
@@ -216,6 +229,8 @@ def _onnx(
             for name in ("metadata_props", "doc_string"):
                 if hasattr(item, name):
                     item.ClearField(name)
+    if weights == "int8":
+        model = _int8(model)
     onnx.checker.check_model(model)
     for key, value in ((METADATA, json.dumps(metadata)), (DIGEST, ZEROS)):
         entry = model.metadata_props.add()
@@ -225,6 +240,30 @@ def _onnx(
     if data.count(ZEROS.encode()) != 1:
         raise RuntimeError("the digest's placeholder is not unique in the file")
     return data.replace(ZEROS.encode(), b"sha256:" + hashlib.sha256(data).hexdigest().encode())
+
+
+def _int8(model: Any) -> Any:
+    """The same graph with the products of the network's convolutions in 8-bit integers."""
+    import tempfile
+
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
+    # Weights keep their names: "policy.network.network.down.0.0.conv1.linear.weight", or a transposed copy of it.
+    ours = [n for n in products if any("network" in i and ".linear.weight" in i for i in n.input)]
+    others = [node.name for node in products if node not in ours]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        logging.getLogger().disabled, before = True, logging.getLogger().disabled  # advice about preprocessing
+        try:
+            quantize_dynamic(
+                model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+                nodes_to_exclude=others, extra_options={"MatMulConstBOnly": True},
+            )  # fmt: skip
+        finally:
+            logging.getLogger().disabled = before
+        return onnx.load(str(path))
 
 
 def parity(

@@ -13,6 +13,10 @@ step. A client that executes whole chunks sends histories, or steps of the histo
 
 Further keys of a message: "reset": True forgets the connection's history and begins a new stream of noise (before the
 observation in the same message, which may be absent); "noise_seeds" (batch, 2) makes the answer a function of the message.
+"known" (horizon, action_dim) and "weight" (horizon,), with the batch axis if the observation has one, ask for a chunk that
+continues a started one (real-time chunking; see `freezing`): known[n_obs_steps - 1] is the action of the newest
+observation's step, weight is 1 where an action is frozen, between 0 and 1 where it shall be near, 0 where it is free. The
+metadata's "continues" says whether the policy can.
 
 Around it: HTTP GET /healthz answers 200; "Authorization: Api-Key KEY" is checked when a key is set; messages are bounded
 in size and rate, connections in number. Inference runs in one thread beside the event loop, on all requests that waited
@@ -44,9 +48,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isdt_policy.deploy")
 
-RESERVED = ("reset", "noise_seeds")
+RESERVED = ("reset", "noise_seeds", "known", "weight")
 MAX_BATCH = 64
 Obs = dict[str, NDArray[np.float32]]
+Known = tuple[
+    NDArray[np.float32], NDArray[np.float32]
+]  # actions (batch, horizon, action_dim), weights (batch, horizon)
 
 
 @dataclass
@@ -55,6 +62,7 @@ class _Request:
 
     obs: Obs
     noise_seeds: NDArray[np.int64]
+    known: Known | None
     answer: asyncio.Future[tuple[NDArray[np.float32], NDArray[np.float32], float]]
 
     @property
@@ -131,6 +139,7 @@ class PolicyServer:
             "n_action_steps": policy.n_action_steps,
             "horizon": getattr(policy, "horizon", None),
             "steps": str(self.steps),
+            "continues": hasattr(policy, "continue_action"),
         }
 
     async def __aenter__(self) -> PolicyServer:
@@ -248,10 +257,10 @@ class PolicyServer:
     # Inference.
 
     async def infer(
-        self, obs: Obs, noise_seeds: NDArray[np.int64]
+        self, obs: Obs, noise_seeds: NDArray[np.int64], known: Known | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
         """Answer rows: (action, action_pred, milliseconds of the inference they were part of)."""
-        request = _Request(obs, noise_seeds, asyncio.get_running_loop().create_future())
+        request = _Request(obs, noise_seeds, known, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
         self._wake.set()
         return await request.answer
@@ -262,14 +271,16 @@ class PolicyServer:
             self._wake.clear()
             while self._waiting:
                 group = [self._waiting.popleft()]
-                while self._waiting and sum(r.rows for r in group) + self._waiting[0].rows <= MAX_BATCH:
+                while self._waiting and _fits(group, self._waiting[0]):
                     group.append(self._waiting.popleft())
                 await self._answer(group)
 
     async def _answer(self, group: list[_Request]) -> None:
         obs = {key: np.concatenate([r.obs[key] for r in group]) for key in self.obs_dims}
         try:
-            action, pred, ms = await self._infer(obs, np.concatenate([r.noise_seeds for r in group]))
+            known = [r.known for r in group if r.known is not None]
+            joined = (np.concatenate([k for k, _ in known]), np.concatenate([w for _, w in known])) if known else None
+            action, pred, ms = await self._infer(obs, np.concatenate([r.noise_seeds for r in group]), joined)
         except Exception as error:
             for request in group:
                 if not request.answer.done():
@@ -285,14 +296,24 @@ class PolicyServer:
                 request.answer.set_result((action[rows], pred[rows], ms))
 
     async def _infer(
-        self, obs: Obs, noise_seeds: NDArray[np.int64]
+        self, obs: Obs, noise_seeds: NDArray[np.int64], known: Known | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
         def call() -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
             begin = time.perf_counter()
-            answer = self.policy.predict_action(obs, steps=self.steps, noise_seeds=noise_seeds)
+            if known is None:
+                answer = self.policy.predict_action(obs, steps=self.steps, noise_seeds=noise_seeds)
+            else:
+                proceed: Any = self.policy.continue_action  # type: ignore[attr-defined]
+                answer = proceed(obs, *known, steps=self.steps, noise_seeds=noise_seeds)
             return answer["action"], answer["action_pred"], (time.perf_counter() - begin) * 1e3
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+def _fits(group: list[_Request], request: _Request) -> bool:
+    """Whether a request can be computed with these: together small enough, and of the same kind."""
+    same = (request.known is None) == (group[0].known is None)
+    return same and sum(r.rows for r in group) + request.rows <= MAX_BATCH
 
 
 class _Unreadable(InputError):
@@ -348,11 +369,38 @@ class _Connection:
             seeds = np.stack([np.full(rows, self._stream), np.arange(self._asked, self._asked + rows)], axis=1)
         elif not isinstance(seeds, np.ndarray) or seeds.shape != (rows, 2) or seeds.dtype.kind not in "iu":
             raise InputError(f"noise_seeds must be integers of shape ({rows}, 2).")
+        known = self._known(message, rows, batched)
         self._asked += rows
-        action, pred, ms = await self.server.infer(obs, seeds.astype(np.int64))
+        action, pred, ms = await self.server.infer(obs, seeds.astype(np.int64), known)
         if not batched:
             action, pred = action[0], pred[0]
         return {"actions": action, "action_pred": pred, "server_timing": {"infer_ms": ms}}
+
+    def _known(self, message: Mapping[Any, Any], rows: int, batched: bool) -> Known | None:
+        """Return what the answer has to continue, with the batch axis, or None."""
+        if "known" not in message and "weight" not in message:
+            return None
+        if not self.server.metadata["continues"]:
+            raise InputError(
+                "this server's policy cannot continue a started chunk: leave out known and weight, or serve a trained "
+                "flow map with rtc=true, or a file exported with prefix=true."
+            )
+        m = self.server.metadata
+        arrays = []
+        for key, shape in (("known", (m["horizon"], m["action_dim"])), ("weight", (m["horizon"],))):
+            if key not in message:
+                raise InputError(f"known and weight belong together; '{key}' is missing.")
+            value, expected = message[key], (rows, *shape) if batched else shape
+            if not isinstance(value, np.ndarray) or value.shape != expected or value.dtype.kind not in "iuf":
+                raise InputError(f"{key} must be an array of numbers of shape {expected}.")
+            value = value.astype(np.float32)
+            if not np.isfinite(value).all():
+                raise InputError(f"{key} holds NaN or infinity.")
+            arrays.append(value if batched else value[None])
+        known, weight = arrays
+        if weight.min() < 0 or weight.max() > 1:
+            raise InputError("weight must be from 0 (free) to 1 (frozen).")
+        return known, weight
 
     def _observations(self, given: Mapping[Any, Any]) -> tuple[Obs, bool]:
         """Return {key: (batch, n_obs_steps, d)} and whether the message had the batch axis."""

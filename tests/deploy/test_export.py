@@ -198,3 +198,28 @@ class TestCommand:
     def test_bad_arguments_are_refused(self, checkpoint, arg, message):
         with pytest.raises(InputError, match=message):
             export_main([f"checkpoint={checkpoint}", arg])
+
+
+def test_int8_weights_are_smaller_and_cost_little(tmp_path):
+    """The actions move by a few hundredths of their spread, and by something: the products really are in integers."""
+    import onnx
+
+    policy = tiny_policy(reference="agent_pos")
+    files = {weights: export(policy, tmp_path / f"{weights}.onnx", weights=weights) for weights in ("float32", "int8")}
+    kinds = [node.op_type for node in onnx.load(str(files["int8"])).graph.node]
+    assert kinds.count("MatMulInteger") >= 10
+    assert kinds.count("MatMul") + kinds.count("Gemm") >= 5  # encoder, times, FiLM and output stay as they are
+    obs, seeds = observations(64), np.stack([np.arange(64), np.zeros(64)], 1).astype(np.int64)
+    exact, rounded = (OnnxPolicy(path).predict_action(obs, noise_seeds=seeds)["action_pred"] for path in files.values())
+    error = np.abs(exact - rounded) * policy.normalizer.action.scale.numpy()
+    assert 1e-4 < error.mean() < 0.05
+    assert OnnxPolicy(files["int8"]).metadata["weights"] == "int8"
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"weights": "int4"}, "weights='int4' is not one of float32, int8"),
+    ({"weights": "int8", "format": "pt2"}, "belongs to format=onnx"),
+])  # fmt: skip
+def test_weights_that_cannot_be_written_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        export(tiny_policy(network=MLP), tmp_path / "p", **options)

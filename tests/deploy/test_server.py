@@ -14,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from isdt_policy.deploy.client import PolicyClient
+from isdt_policy.deploy.freezing import PrefixPolicy
 from isdt_policy.deploy.runtime import Runtime
 from isdt_policy.deploy.server import PolicyServer
 from isdt_policy.deploy.wire import pack, unpack
@@ -163,6 +164,49 @@ def test_a_remote_policy_runs_in_the_runtime_like_a_local_one(running, policy):
         for obs in steps:
             a, b = (runtime.act(obs) for runtime in runtimes)
             assert np.array_equal(a, b)
+
+
+def test_frozen_actions_travel_and_come_back_beside_free_requests(policy):
+    able = PrefixPolicy(policy)
+    obs, seeds, rng = observations(3), np.array([[5, 0], [5, 1], [5, 2]]), np.random.default_rng(0)
+    known = rng.uniform(100, 400, (3, 16, 2)).astype(np.float32)
+    weight = np.concatenate([np.ones((3, 4)), np.full((3, 2), 0.5), np.zeros((3, 10))], axis=1).astype(np.float32)
+    expected = able.continue_action(obs, known, weight, steps=2, noise_seeds=seeds)["action_pred"]
+    with Running(able, steps=2) as running, PolicyClient(running.uri) as client:
+        got = client.continue_action(obs, known, weight, noise_seeds=seeds)["action_pred"]
+        assert np.array_equal(got, expected)
+        assert np.array_equal(got[:, :4], known[:, :4])
+        free = able.predict_action(obs, steps=2, noise_seeds=seeds)["action_pred"]
+        assert np.array_equal(client.predict_action(obs, noise_seeds=seeds)["action_pred"], free)
+        # openpi's wire format, one observation without the batch axis, further keys
+        plain = FromTheDocuments(running.uri)
+        one = {**row(obs), "known": known[0], "weight": weight[0], "noise_seeds": seeds[:1]}
+        alone = able.continue_action(row(obs, slice(0, 1)), known[:1], weight[:1], steps=2, noise_seeds=seeds[:1])
+        assert np.array_equal(plain.infer(one)["action_pred"], alone["action_pred"][0])
+        for change, reason in (
+            ({"known": known}, r"known must be an array of numbers of shape \(16, 2\)"),
+            ({"weight": weight[0] * np.nan}, "weight holds NaN"),
+            ({"weight": weight[0] + 1}, "from 0"),
+        ):
+            with pytest.raises(RuntimeError, match=reason):
+                plain.infer({**one, **change})
+        del one["weight"]
+        with pytest.raises(RuntimeError, match="'weight' is missing"):
+            plain.infer(one)
+        runtimes = [Runtime(p, mode="rtc", steps=2) for p in (client, able)]
+        for runtime in runtimes:
+            runtime.reset(seed=4)
+        for i in range(20):
+            step = {k: v[0, 0] for k, v in observations(1, seed=i).items()}
+            assert np.array_equal(*(runtime.act(step) for runtime in runtimes))
+
+
+def test_a_server_that_cannot_continue_says_so(running):
+    client = FromTheDocuments(running.uri)
+    with pytest.raises(RuntimeError, match="cannot continue a started chunk"):
+        client.infer({**row(observations(1)), "known": np.zeros((16, 2)), "weight": np.zeros(16)})
+    with PolicyClient(running.uri) as ours, pytest.raises(InputError, match="can continue a started chunk"):
+        Runtime(ours, mode="rtc")
 
 
 @pytest.mark.parametrize(
