@@ -230,7 +230,8 @@ def evaluation(
         spec = task_spec(task)
         windows = WindowDataset(DemoStore.open(BUNDLED), list(spec.default_obs_keys), "action", task=spec)
         policy = _policy(down_dims, windows.statistics()).eval()
-    seeds, records = list(range(100_000, 100_000 + episodes)), {}
+    seeds = list(range(100_000, 100_000 + episodes))
+    records: dict[Any, Any] = {}
     make_env = partial(make, task, obs_keys=list(policy.obs_keys))
     ours = partial(evaluate, policy, Protocol(task=task), seeds, (1,), n_envs=n_envs, n_workers=n_workers)
     ways = {"evaluator": _keep(records, ours), "one at a time": _keep(records, partial(_loop, policy, make_env, seeds))}
