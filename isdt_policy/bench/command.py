@@ -126,6 +126,8 @@ def infer(
     out: str = "",
 ) -> dict[str, Any]:
     """Batch 1: one network evaluation of each, then whole calls."""
+    from functools import partial
+
     import numpy as np
     import torch
 
@@ -154,9 +156,11 @@ def infer(
                 from isdt_policy.deploy.runner import OnnxPolicy
 
                 _say("exporting ours to ONNX")
-                with torch.inference_mode(False):
-                    fast = OnnxPolicy(export(policy, Path(folder) / "policy.onnx"), threads=torch.get_num_threads())
-                ours["ours, 1 step, ONNX Runtime"] = lambda: fast.predict_action(obs)
+                for weights, name in (("float32", ""), ("int8", ", int8")):
+                    with torch.inference_mode(False):
+                        path = export(policy, Path(folder) / f"{weights}.onnx", weights=weights)
+                    fast = OnnxPolicy(path, threads=torch.get_num_threads())
+                    ours[f"ours, 1 step, ONNX Runtime{name}"] = partial(fast.predict_action, obs)
             ours["ours, 1 step, PyTorch"] = lambda: policy.predict_action(obs)
             evaluate: dict[str, Callable[[], object]] = {
                 "network, ours": lambda: policy.network(x, one, zero, cond),
@@ -192,7 +196,7 @@ def infer(
             f"DDPM-100 / {best}": ratio(timings["Conv1d, DDPM-100"], timings[best]),
         },
         "p99 / p50": {name: t.p99 / t.median for name, t in timings.items()},
-        "ours / floor": timings[best].median / floor,
+        "ours / floor": {name: timings[name].median / floor for name in ours},
     }  # fmt: skip
     return _report(f"infer size={size}", timings, facts, out)
 

@@ -45,6 +45,7 @@ from isdt_policy.policy import Policy
 
 FORMATS = ("onnx", "pt2")
 WEIGHTS = ("float32", "int8")
+NARROW = 16  # outputs below which a product stays in float32
 
 
 class PolicyGraph(nn.Module):
@@ -249,16 +250,18 @@ def _int8(model: Any) -> Any:
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # Convolutions are products along the time axis, so MatMul; what has no such axis is a Gemm: encoder, times, FiLM. The
+    # last layer is narrow, and its error would be the action's.
+    constants = {constant.name: constant.dims for constant in model.graph.initializer}
     products = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm")]
-    # Weights keep their names: "policy.network.network.down.0.0.conv1.linear.weight", or a transposed copy of it.
-    ours = [n for n in products if any("network" in i and ".linear.weight" in i for i in n.input)]
-    others = [node.name for node in products if node not in ours]
+    others = [n.name for n in products if n.op_type == "Gemm" or constants.get(n.input[1], [0])[-1] < NARROW]
+    others += [f"{name}_MatMul" for name in others]  # what the quantiser makes of a Gemm
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
         logging.getLogger().disabled, before = True, logging.getLogger().disabled  # advice about preprocessing
         try:
             quantize_dynamic(
-                model, path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+                model, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8,
                 nodes_to_exclude=others, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
         finally:
