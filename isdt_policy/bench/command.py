@@ -156,9 +156,9 @@ def infer(
                 from isdt_policy.deploy.runner import OnnxPolicy
 
                 _say("exporting ours to ONNX")
-                for weights, name in (("float32", ""), ("int8", ", int8")):
+                for stored, name in (("float32", ""), ("int8", ", int8")):
                     with torch.inference_mode(False):
-                        path = export(policy, Path(folder) / f"{weights}.onnx", weights=weights)
+                        path = export(policy, Path(folder) / f"{stored}.onnx", weights=stored)
                     fast = OnnxPolicy(path, threads=torch.get_num_threads())
                     ours[f"ours, 1 step, ONNX Runtime{name}"] = partial(fast.predict_action, obs)
             ours["ours, 1 step, PyTorch"] = lambda: policy.predict_action(obs)
