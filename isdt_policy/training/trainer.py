@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isdt_policy.datasets.windows import epoch_order
+from isdt_policy.datasets.windows import batch_indices
 from isdt_policy.errors import InputError
 from isdt_policy.flow_map import FlowMap, with_tangent
 from isdt_policy.objectives.base import Loss, Objective
@@ -147,7 +147,6 @@ class Trainer:
         self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
         self.step = 0
         self.best = math.inf
-        self._epoch: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     # One step, from its number.
 
@@ -160,15 +159,8 @@ class Trainer:
         return c.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Windows of a step: the epochs' shuffled orders, one after another, cut into batches."""
-        n, size = self.train.n_windows, self.config.batch_size
-        positions = np.arange(step * size, (step + 1) * size)
-        parts = []
-        for epoch in np.unique(positions // n):
-            if self._epoch[0] != epoch:
-                self._epoch = (int(epoch), epoch_order(n, self.config.seed, int(epoch)))
-            parts.append(self._epoch[1][positions[positions // n == epoch] % n])
-        return np.concatenate(parts)
+        """Windows of a step; see `batch_indices`."""
+        return batch_indices(self.train.n_windows, self.config.batch_size, self.config.seed, step)
 
     def _to_device(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
         obs = {key: torch.as_tensor(batch["obs"][key]).to(self.device) for key in self.policy.obs_keys}
