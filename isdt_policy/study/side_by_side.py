@@ -19,7 +19,8 @@ from isdt_policy.flow_map import FlowMap
 from isdt_policy.networks.mlp import MLP
 from isdt_policy.networks.preconditioning import Preconditioned
 from isdt_policy.policy import Policy
-from isdt_policy.training.trainer import TrainingConfig
+from isdt_policy.training.ema import decay_at
+from isdt_policy.training.trainer import TrainingConfig, learning_rate
 
 
 class SideBySide(nn.Module):
@@ -56,8 +57,8 @@ def _linear(network: MLP) -> list[nn.Linear]:
 
 
 @dataclasses.dataclass
-class Progress:
-    """Gradient norm of every finite step of one network, and why it stopped early, if it did."""
+class History:
+    """One network's training: gradient norm of every finite step, and why it stopped early, if it did."""
 
     norms: list[float]
     reason: str = ""
@@ -65,7 +66,7 @@ class Progress:
 
 def train_side_by_side(
     policies: Sequence[Policy], objective: object, points: Sequence[Tensor], config: TrainingConfig
-) -> list[Progress]:
+) -> list[History]:
     """Train the policies' networks, each on its own points, and leave the averaged weights in them.
 
     A network whose gradient is no longer finite learns nothing more, and the others go on.
@@ -89,11 +90,11 @@ def train_side_by_side(
     if config.diagonal_steps:
         warm_start = dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
     cond, null = torch.zeros(size * n, 1), torch.zeros(1)
-    progress = [Progress([]) for _ in policies]
+    histories = [History([]) for _ in policies]
     for step in range(config.steps):
         generator = torch.Generator().manual_seed((config.seed * 1_000_003 + step) % 2**63)
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(config, step)
+            group["lr"] = learning_rate(config, step)
         batch = torch.stack([p[step * size : (step + 1) * size] for p in points], dim=1)  # row i is of density i mod n
         chosen = warm_start if step < config.diagonal_steps else objective
         loss = chosen(flow_map, batch.reshape(size * n, 1, 2), cond, null, generator)  # type: ignore[operator]
@@ -101,8 +102,8 @@ def train_side_by_side(
         (loss.total * n).backward()  # a mean over all rows; each network's own is n times its part
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
-        alive = torch.tensor([not p.reason for p in progress])
-        for one, value, live in zip(progress, norm.tolist(), alive.tolist()):
+        alive = torch.tensor([not h.reason for h in histories])
+        for one, value, live in zip(histories, norm.tolist(), alive.tolist()):
             if live and not math.isfinite(value):
                 one.reason = f"step {step}: the gradient norm is {value}"
             elif live:
@@ -116,19 +117,10 @@ def train_side_by_side(
                 g.mul_(scale[:, None, None])
                 g[~alive] = 0.0
         optimizer.step()
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - decay)
+            torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - decay_at(config.ema_decay, step))
     with torch.no_grad():
         for p, mean in zip(parameters, averaged):
             p.copy_(mean)
     core.copy_to(cores)
-    return progress
-
-
-def _learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return histories

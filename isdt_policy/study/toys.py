@@ -22,7 +22,7 @@ from isdt_policy.policy import Policy, PolicyConfig
 from isdt_policy.study.densities import DENSITIES
 from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
 from isdt_policy.study.rows import NFE, Row, build_objective
-from isdt_policy.study.side_by_side import Progress, train_side_by_side
+from isdt_policy.study.side_by_side import History, train_side_by_side
 from isdt_policy.training.trainer import TrainingConfig
 
 SHOWN = 1500  # points of one cell that are kept for the figure
@@ -83,7 +83,7 @@ def toy_policy(row: Row, settings: ToySettings) -> Policy:
 
 def train_toys(
     row: Row, densities: Sequence[str], seeds: Sequence[int], settings: ToySettings
-) -> list[tuple[str, int, Policy, Progress]]:
+) -> list[tuple[str, int, Policy, History]]:
     """Train a network per density and seed on fresh points; returns each with averaged weights, and how training went."""
     config = TrainingConfig(
         seed=seeds[0],
@@ -102,8 +102,8 @@ def train_toys(
         policies.append(toy_policy(row, settings))
         generator = torch.Generator().manual_seed(1_000_000 + seed)
         points.append(DENSITIES[density](settings.steps * settings.batch_size, generator))
-    progress = train_side_by_side(policies, build_objective(row), points, config)
-    return [(*run, policy, went) for run, policy, went in zip(runs, policies, progress)]
+    histories = train_side_by_side(policies, build_objective(row), points, config)
+    return [(*run, policy, history) for run, policy, history in zip(runs, policies, histories)]
 
 
 @torch.inference_mode()
@@ -135,9 +135,9 @@ def run_toys(
     runs = train_toys(row, densities, seeds, settings)
     seconds = (time.process_time() - started) / len(runs)
     results = []
-    for density, seed, policy, progress in runs:
+    for density, seed, policy, history in runs:
         picture = pictures[density] if pictures and seed == seeds[0] else None
-        measured = _measured(policy, progress, density, seed, settings, picture)
+        measured = _measured(policy, history, density, seed, settings, picture)
         results.append({"density": density, "seed": seed, **measured, "cpu_seconds": round(seconds, 1)})
     return results
 
@@ -150,7 +150,7 @@ def _floor(density: str, n: int) -> float:
 
 
 def _measured(
-    policy: Policy, run: Progress, density: str, seed: int, settings: ToySettings, picture: Path | None
+    policy: Policy, run: History, density: str, seed: int, settings: ToySettings, picture: Path | None
 ) -> dict[str, Any]:
     n, reason = settings.samples, run.reason
     generator = torch.Generator().manual_seed(2_000_000 + seed)

@@ -10,8 +10,7 @@ from isdt_policy.policy import Policy
 class EMA:
     """A copy of a policy whose parameters follow the online ones.
 
-    The decay at step n is min(decay, (1 + n) / (10 + n)), so that early averages do not keep the random initialisation.
-    It is a function of the training step, so there is no counter that a resumed run could lose.
+    The decay is a function of the training step (see `decay_at`), so there is no counter that a resumed run could lose.
     """
 
     def __init__(self, online: Policy, averaged: Policy, decay: float) -> None:
@@ -22,5 +21,9 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._pairs[0], self._pairs[1], 1 - decay)
+        torch._foreach_lerp_(self._pairs[0], self._pairs[1], 1 - decay_at(self.decay, step))
+
+
+def decay_at(decay: float, step: int) -> float:
+    """min(decay, (1 + step) / (10 + step)): early averages do not keep the random initialisation."""
+    return min(decay, (1 + step) / (10 + step))

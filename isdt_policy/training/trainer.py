@@ -151,12 +151,8 @@ class Trainer:
     # One step, from its number.
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then cosine to zero at the last step."""
-        c = self.config
-        if step < c.warmup_steps:
-            return c.lr * (step + 1) / c.warmup_steps
-        done = (step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
-        return c.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        """See the function of this name."""
+        return learning_rate(self.config, step)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Windows of a step; see `batch_indices`."""
@@ -287,6 +283,14 @@ class Trainer:
         finally:
             bar.close()
             log.close()
+
+
+def learning_rate(config: TrainingConfig, step: int) -> float:
+    """Linear warm-up, then cosine to zero at the last step."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 _NON_FINITE_ADVICE = (
