@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from isdt_policy.networks.linear import Linear
-from isdt_policy.networks.time_embedding import TimeEmbedding
+from isdt_policy.networks.time_embedding import MAX_PERIODS, TimeEmbedding
 
 
 class MLP(nn.Module):
@@ -25,7 +25,7 @@ class MLP(nn.Module):
         width: int = 256,
         depth: int = 3,
         time_dim: int = 64,
-        time_periods: float = 8.0,
+        time_periods: float = MAX_PERIODS,
     ) -> None:
         super().__init__()
         size = horizon * action_dim

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 
+MAX_PERIODS = 8.0
+
+
 class TimeEmbedding(nn.Module):
     """Features of t and of the step t - s, (batch, dim).
 
-    Frequencies are geometric from a quarter period to 8 periods over [0, 1]. The derivative of the network along t enters
+    Frequencies are geometric from a quarter period to max_periods over [0, 1]. The derivative of the network along t enters
     the training target, so the thousand-fold frequencies usual in diffusion models would put noise there: with 8 periods
     a central difference of half width 0.005 spans 0.5 rad of the fastest feature's phase.
 
@@ -20,7 +23,7 @@ class TimeEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, max_periods: float = 8.0) -> None:
+    def __init__(self, dim: int, max_periods: float = MAX_PERIODS) -> None:
         super().__init__()
         if dim % 4:
             raise ValueError(f"time embedding needs a multiple of 4 features, got {dim}")

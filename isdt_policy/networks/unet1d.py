@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isdt_policy.networks.linear import Linear
-from isdt_policy.networks.time_embedding import TimeEmbedding
+from isdt_policy.networks.time_embedding import MAX_PERIODS, TimeEmbedding
 
 
 class TimeConv(nn.Module):
@@ -119,7 +119,7 @@ class UNet1d(nn.Module):
         groups: int = 8,
         time_dim: int = 64,
         embed_dim: int = 256,
-        time_periods: float = 8.0,
+        time_periods: float = MAX_PERIODS,
     ) -> None:
         super().__init__()
         levels = len(down_dims)
