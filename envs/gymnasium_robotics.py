@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, installed_version
+from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
 from isdt_policy.errors import InputError
 
 TESTED = "1.4.2"
@@ -114,11 +114,7 @@ class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """
         if self._steps is None:
             raise gymnasium.error.ResetNeeded("the episode has ended or not begun: call reset() before step().")
-        array = np.asarray(action, np.float64)
-        if array.shape != self.spec_sheet.action.shape:
-            raise InputError(f"action must have shape {self.spec_sheet.action.shape}, got {array.shape}.")
-        if not np.isfinite(array).all():
-            raise InputError(f"action must be finite, got {array.tolist()}.")
+        array = checked_array(action, self.spec_sheet.action.shape, "action")
         observation, _, _, _, info = self.sim.step(np.clip(array, -1.0, 1.0))
         self._steps += 1
         if self.task == "franka_kitchen":

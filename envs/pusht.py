@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, installed_version
+from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
 from isdt_policy.errors import InputError
 
 GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
@@ -214,7 +214,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         super().reset(seed=seed)
         state = None if options is None else options.get("reset_to_state")
         if state is not None:
-            self._set_exactly(_checked_array(state, 5, "reset_to_state"))
+            self._set_exactly(checked_array(state, (5,), "reset_to_state"))
         elif self.seed_protocol == "pusht-legacy":
             drawn = seed if seed is not None else int(self.np_random.integers(2**31))
             self._sim.reset(options={"reset_to_state": legacy_state(drawn)})
@@ -236,7 +236,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """
         if self._steps is None:
             raise gymnasium.error.ResetNeeded("the episode has ended or not begun: call reset() before step().")
-        target = np.clip(_checked_array(action, 2, "action"), 0.0, 512.0)
+        target = np.clip(checked_array(action, (2,), "action"), 0.0, 512.0)
         _, _, _, _, sim_info = self._sim.step(target)
         self._steps += 1
         coverage = float(sim_info["coverage"])
@@ -315,15 +315,3 @@ def _simulator() -> Any:
             return float(self._goal.intersection(block).area / self._goal.area)
 
     return RepeatableSimulator(obs_type="state", render_mode="rgb_array")
-
-
-def _checked_array(value: Any, size: int, name: str) -> NDArray[np.float64]:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be {size} numbers, got {value!r}.") from None
-    if array.shape != (size,):
-        raise InputError(f"{name} must have shape ({size},), got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite, got {array.tolist()}.")
-    return array

@@ -311,3 +311,20 @@ def _module(task: str) -> Any:
     if task not in TASKS:
         raise InputError(f"unknown task '{task}'.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
     return importlib.import_module(TASKS[task])
+
+
+def checked_array(value: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """Return an action or a state as finite float64.
+
+    Raises:
+        InputError: it is not numbers of that shape, or not finite.
+    """
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be numbers of shape {shape}, got {value!r}.") from None
+    if array.shape != shape:
+        raise InputError(f"{name} must have shape {shape}, got {array.shape}.")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} must be finite, got {array.tolist()}.")
+    return array

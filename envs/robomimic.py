@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs import rotations
-from isdt_policy.envs.registry import ArraySpec, TaskSpec
+from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array
 from isdt_policy.errors import InputError, nearest
 
 Array = NDArray[np.float64]
@@ -359,7 +359,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def _command(self, action: NDArray[np.float32]) -> Array:
         """Check an action and return what robosuite's controller takes, 7 numbers per arm."""
-        given = _finite(action, self.action_space.shape or (), "action")
+        given = checked_array(action, self.action_space.shape or (), "action")
         parts = np.clip(given, self._low, self._high).reshape(self.scene.n_arms, -1)
         if self.rotation == "6d":
             # Not clipped: six numbers mean a direction, whatever their length.
@@ -371,7 +371,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return np.asarray(parts.ravel())
 
     def _checked_state(self, state: Any) -> Array:
-        return _finite(state, self.state().shape, f"a state of task '{self.task}' (time, qpos, qvel)")
+        return checked_array(state, self.state().shape, f"a state of task '{self.task}' (time, qpos, qvel)")
 
 
 def make_env(task: str, **kwargs: Any) -> RobosuiteEnv:
@@ -461,15 +461,3 @@ def _one_of(value: str, allowed: tuple[str, ...], name: str) -> str:
     if value not in allowed:
         raise InputError(f"unknown {name} '{value}'.{nearest(value, allowed)} Allowed: {', '.join(allowed)}.")
     return value
-
-
-def _finite(value: Any, shape: tuple[int, ...], name: str) -> Array:
-    try:
-        array = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{name} must be numbers of shape {shape}, got {type(value).__name__}.") from None
-    if array.shape != shape:
-        raise InputError(f"{name} must have shape {shape}, got {array.shape}.")
-    if not np.isfinite(array).all():
-        raise InputError(f"{name} must be finite, got {array.tolist()}.")
-    return array
