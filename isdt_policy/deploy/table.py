@@ -65,6 +65,7 @@ def table(
     from isdt_policy.deploy.safety import Safety
     from isdt_policy.envs import make, task_spec
     from isdt_policy.eval.command import checkpoint_hash, versions
+    from isdt_policy.eval.rollout import write_atomically
     from isdt_policy.progress import Progress
     from isdt_policy.provenance import commit
 
@@ -116,9 +117,7 @@ def table(
                     "commit": commit(),
                     **{key: s[key] for key in kept},
                 }
-                part = file.with_suffix(".json.part")
-                part.write_text(json.dumps(result, indent=1) + "\n")
-                part.replace(file)
+                write_atomically(file, json.dumps(result, indent=1) + "\n")
             bar.update(1)
     bar.close()
     text_out = markdown(result, delays, modes)

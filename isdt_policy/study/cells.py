@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from isdt_policy.errors import InputError
+from isdt_policy.eval.rollout import write_atomically
 from isdt_policy.progress import Progress
 
 SCHEMA = "isdt-study/1"
@@ -81,8 +81,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write aside, then rename: a reader sees the whole file or none."""
+    """Write a file of the study; a reader sees the whole of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content) + "\n")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content) + "\n")
