@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-
 MAX_PERIODS = 8.0
 
 
