@@ -6,7 +6,7 @@ pure function and agrees with the policy to rounding.
     inputs   noise (batch, horizon, action_dim); one "obs.<key>" (batch, n_obs_steps, d) per key; all float32
     output   action_pred (batch, horizon, action_dim)
 
-With prefix=True it continues started chunks (see `freezing`): noise has an axis of candidates, (batch, candidates,
+With prefix=True it continues started chunks (see `freezing`): noise has an axis of draws, (batch, noise_draws,
 horizon, action_dim), and there are two more inputs, known (batch, horizon, action_dim) and weight (batch, horizon).
 Such a graph also acts freely: weight = 0 everywhere.
 
@@ -64,6 +64,7 @@ class PolicyGraph(nn.Module):
         if prefix:
             require_flow_map(policy)
             self.times = inpainting_grid(steps)
+            self.draws = CANDIDATES + len(self.times) - 2
         elif self.plan.stochastic:
             raise InputError(
                 f"steps={steps} draws noise on its way, which a graph cannot; export compositions: steps=2."
@@ -87,7 +88,7 @@ class PolicyGraph(nn.Module):
         """Arguments of the right shapes; zeros for the observations, normal noise."""
         config = self.policy.config
         shape = (config.horizon, config.action_dim)
-        noise = torch.randn(batch, *((CANDIDATES,) if self.prefix else ()), *shape)
+        noise = torch.randn(batch, *((self.draws,) if self.prefix else ()), *shape)
         obs = [torch.zeros(batch, config.n_obs_steps, dim) for dim in config.obs_dims.values()]
         return (noise, *obs, *((torch.zeros(batch, *shape), torch.zeros(batch, config.horizon)) if self.prefix else ()))
 
@@ -160,7 +161,7 @@ def describe(policy: Policy, steps: int | str, prefix: bool, limits: Limits | No
         "horizon": config.horizon,
         "steps": str(steps),
         "evaluations": len(inpainting_grid(steps)) - 1 if prefix else policy.plan(steps).evaluations,
-        "candidates": CANDIDATES if prefix else 0,
+        "noise_draws": CANDIDATES + len(inpainting_grid(steps)) - 2 if prefix else 0,
         "limits": {} if limits is None else limits.as_dict(),
         "source": source,
         "weights_sha256": weights_hash(policy),
@@ -275,7 +276,7 @@ def parity(
     """Return the largest difference between a policy and its exported file, in normalised actions.
 
     Observations are drawn from N(0, 1) in normalised units; with `prefix`, the known actions likewise and the weights
-    from {0, 0.5, 1}.
+    from {0, 1}.
     """
     config, rng = policy.config, np.random.default_rng(seed)
     obs = {}
@@ -288,7 +289,7 @@ def parity(
         y = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
         given = {key: torch.from_numpy(value) for key, value in obs.items()}
         known = policy.normalizer.unnormalize_action(y, given).numpy()
-        weight = rng.choice([0.0, 0.5, 1.0], shape[:2]).astype(np.float32)
+        weight = rng.choice([0.0, 1.0], shape[:2]).astype(np.float32)
         expected = PrefixPolicy(policy).continue_action(obs, known, weight, steps=steps, noise_seeds=seeds)
     else:
         expected = policy.predict_action(obs, steps=steps, noise_seeds=seeds)

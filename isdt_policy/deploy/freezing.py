@@ -5,17 +5,20 @@ from noise to data in one evaluation, so there is no path to guide. What it can 
 
     z_1 ... z_K                                     noise of K candidates, one row each of the same evaluation
     data_k = X(z_k, 1 -> 0)
-    z      = the z_k whose data_k is nearest to `known`, weighted
+    data   = data_1 if it is in the mode of the frozen actions, else the data_k nearest to them
     for times 1 > t_1 > ... > t_n = 0:
-        data <- weight * known + (1 - weight) * data
-        x_t   = alpha(t) data + beta(t) z           back to the path, with the noise it came from
+        data <- known where weight is 1, data elsewhere
+        x_t   = alpha(t) data + beta(t) z'          back to the path, with noise of its own for every jump
         data  = X(x_t, t -> 0)                      one evaluation
     data <- known where weight is 1
 
 The choice finds the mode that the frozen actions belong to, which jumps alone cannot: once the first jump has landed in
-another mode, the free actions outvote the frozen ones (tests/deploy/test_freezing.py holds an example). The later jumps
-(RePaint, 2201.09865, does this along a diffusion) start from points whose known part lies on its true path, so the
-network fits the rest to it. A weight between 0 and 1 takes part in both, without binding. It takes two evaluations.
+another mode, the free actions outvote the frozen ones (tests/deploy/test_freezing.py holds an example). The nearest
+candidate is not taken for its own sake: within a mode that copies the old plan's errors (PushT, 200 ms: 74 % against
+85 % with the first). The later jumps (RePaint, 2201.09865, does this along a diffusion) start from points whose known
+part lies on its true path, so the network fits the rest to it. Their noise must be new: data and the noise it came from
+are not independent, and adding both gives points wider than any the network has seen (72 % against 85 % without any
+latency). It takes two evaluations.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from isdt_policy.policy import Policy
 from isdt_policy.samplers import uniform_grid
 
 CANDIDATES = 16
+SAME_MODE = 1.0  # root mean square distance over the frozen actions, in normalised units (data has about unit variance)
 
 
 def inpaint(
@@ -42,26 +46,33 @@ def inpaint(
     """Sample a chunk (batch, horizon, action_dim) that agrees with `known` where `weight` is 1.
 
     Args:
-        noise: (batch, candidates, horizon, action_dim).
+        noise: (batch, candidates + n - 1, horizon, action_dim): of the candidates, then one for each later jump.
         cond: (batch, cond_dim).
         times: 1 = t_0 > ... > t_n = 0, n evaluations.
         known: (batch, horizon, action_dim), in normalised units.
-        weight: (batch, horizon), 0 free to 1 frozen.
+        weight: (batch, horizon), 1 frozen, 0 free.
     """
-    candidates, w = noise.shape[1], weight[..., None]
+    frozen = (weight == 1)[..., None].to(known)
+    later = len(times) - 2
+    z, fresh = noise[:, : noise.shape[1] - later], noise[:, noise.shape[1] - later :]
+    candidates = z.shape[1]
 
     def jump(x: Tensor, time: float, cond: Tensor) -> Tensor:
         start = torch.full_like(x[:, 0, 0], time)
         return flow_map.step(x, start, torch.zeros_like(start), cond)
 
-    data = jump(noise.flatten(0, 1), 1.0, cond.repeat_interleave(candidates, dim=0)).reshape(noise.shape)
-    distance = (w[:, None] * (data - known[:, None]).square()).sum(dim=(2, 3))  # (batch, candidates)
-    nearest = distance.argmin(dim=1)[:, None, None, None].expand(-1, 1, *noise.shape[2:])
-    data, z = data.gather(1, nearest)[:, 0], noise.gather(1, nearest)[:, 0]
-    for time in times[1:-1]:
-        blended = w * known + (1 - w) * data
-        data = jump(interpolate(flow_map.path, blended, z, torch.full_like(z[:, 0, 0], time)), time, cond)
-    return torch.where(w == 1, known, data)
+    data = jump(z.flatten(0, 1), 1.0, cond.repeat_interleave(candidates, dim=0)).reshape(z.shape)
+    entries = (frozen.sum(dim=(1, 2)) * known.shape[2]).clamp_min(1)[:, None]
+    distance = (frozen[:, None] * (data - known[:, None]).square()).sum(dim=(2, 3)) / entries  # (batch, candidates)
+    # Among those close enough the first, whichever way ties are broken.
+    order = distance.clamp_min(SAME_MODE**2) + 1e-6 * torch.arange(candidates).to(distance)
+    chosen = order.argmin(dim=1)[:, None, None, None].expand(-1, 1, *z.shape[2:])
+    data = data.gather(1, chosen)[:, 0]
+    for i in range(later):
+        time = times[1 + i]
+        there = torch.where(frozen == 1, known, data)
+        data = jump(interpolate(flow_map.path, there, fresh[:, i], torch.full_like(there[:, 0, 0], time)), time, cond)
+    return torch.where(frozen == 1, known, data)
 
 
 def inpainting_grid(steps: int | str) -> tuple[float, ...]:
@@ -74,15 +85,14 @@ def inpainting_grid(steps: int | str) -> tuple[float, ...]:
 
 
 def candidate_noise(
-    shape: tuple[int, int, int], candidates: int, noise_seeds: NDArray[np.int64] | None
+    shape: tuple[int, int, int], draws: int, noise_seeds: NDArray[np.int64] | None
 ) -> NDArray[np.float32]:
-    """Noise (batch, candidates, horizon, action_dim); the first candidate of a row is the noise of `predict_action`."""
+    """Noise (batch, draws, horizon, action_dim); the first draw of a row is the noise of `predict_action`."""
     batch, *rest = shape
     seeds = [None] * batch if noise_seeds is None else [np.abs(row).tolist() for row in np.asarray(noise_seeds)]
     if len(seeds) != batch:
         raise InputError(f"noise_seeds has {len(seeds)} rows, the batch {batch}.")
-    draws = [np.random.default_rng(seed).standard_normal((candidates, *rest), dtype=np.float32) for seed in seeds]
-    return np.stack(draws)
+    return np.stack([np.random.default_rng(s).standard_normal((draws, *rest), dtype=np.float32) for s in seeds])
 
 
 def require_flow_map(policy: Policy) -> None:
@@ -160,16 +170,19 @@ class PrefixPolicy:
             raise InputError(
                 f"known {np.shape(known)} and weight {np.shape(weight)} must have shapes {shape} and {shape[:2]}."
             )
+        if not np.isin(weight, (0, 1)).all():
+            raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
         device = policy.null.device
         given = {key: torch.as_tensor(np.asarray(obs[key], np.float32), device=device) for key in self.obs_keys}
-        z = torch.from_numpy(candidate_noise(shape, self.candidates, noise_seeds)).to(device)
+        times = inpainting_grid(steps)
+        z = torch.from_numpy(candidate_noise(shape, self.candidates + len(times) - 2, noise_seeds)).to(device)
         y = torch.as_tensor(np.asarray(known, np.float32), device=device)
         w = torch.as_tensor(np.asarray(weight, np.float32), device=device)
         x = inpaint(
             policy.flow_map,
             z,
             policy.encode(given),
-            inpainting_grid(steps),
+            times,
             policy.normalizer.normalize_action(y, given),
             w,
         )

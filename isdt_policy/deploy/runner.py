@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.errors import InputError, nearest
 
-FORMAT = 1
+FORMAT = 2
 METADATA = "isdt_policy"
 DIGEST = "isdt_policy_sha256"
 ZEROS = "sha256:" + 64 * "0"
@@ -83,7 +83,7 @@ class OnnxPolicy:
         self.obs_keys = tuple(self.obs_dims)
         self.n_obs_steps, self.n_action_steps, self.horizon = m["n_obs_steps"], m["n_action_steps"], m["horizon"]
         self.action_dim, self.task, self.steps = m["action_dim"], m["task"], m["steps"]
-        if m["candidates"]:
+        if m["noise_draws"]:
             self.continue_action = self._continue_action
 
     def reset(self) -> None:
@@ -106,10 +106,10 @@ class OnnxPolicy:
             InputError: other steps than the file's, a missing key, a wrong shape, NaN.
         """
         inputs, batch = self._inputs(obs, steps)
-        candidates = self.metadata["candidates"]
+        draws = self.metadata["noise_draws"]
         shape = (self.horizon, self.action_dim)
-        inputs["noise"] = self._noise(batch, noise_seeds, ((candidates,) if candidates else ()) + shape)
-        if candidates:
+        inputs["noise"] = self._noise(batch, noise_seeds, ((draws,) if draws else ()) + shape)
+        if draws:
             inputs["known"] = np.zeros((batch, *shape), np.float32)
             inputs["weight"] = np.zeros((batch, self.horizon), np.float32)
         return self._run(inputs)
@@ -126,7 +126,7 @@ class OnnxPolicy:
         """See `isdt_policy.deploy.freezing.PrefixPolicy.continue_action`; only in files exported with prefix=true."""
         inputs, batch = self._inputs(obs, steps)
         shape = (self.horizon, self.action_dim)
-        inputs["noise"] = self._noise(batch, noise_seeds, (self.metadata["candidates"], *shape))
+        inputs["noise"] = self._noise(batch, noise_seeds, (self.metadata["noise_draws"], *shape))
         inputs["known"], inputs["weight"] = np.asarray(known, np.float32), np.asarray(weight, np.float32)
         if inputs["known"].shape != (batch, *shape) or inputs["weight"].shape != (batch, self.horizon):
             raise InputError(

@@ -15,8 +15,8 @@ Further keys of a message: "reset": True forgets the connection's history and be
 observation in the same message, which may be absent); "noise_seeds" (batch, 2) makes the answer a function of the message.
 "known" (horizon, action_dim) and "weight" (horizon,), with the batch axis if the observation has one, ask for a chunk that
 continues a started one (real-time chunking; see `freezing`): known[n_obs_steps - 1] is the action of the newest
-observation's step, weight is 1 where an action is frozen, between 0 and 1 where it shall be near, 0 where it is free. The
-metadata's "continues" says whether the policy can.
+observation's step, weight is 1 where an action is frozen, 0 where it is free. The metadata's "continues" says whether the
+policy can.
 
 Around it: HTTP GET /healthz answers 200; "Authorization: Api-Key KEY" is checked when a key is set; messages are bounded
 in size and rate, connections in number. Inference runs in one thread beside the event loop, on all requests that waited
@@ -398,8 +398,8 @@ class _Connection:
                 raise InputError(f"{key} holds NaN or infinity.")
             arrays.append(value if batched else value[None])
         known, weight = arrays
-        if weight.min() < 0 or weight.max() > 1:
-            raise InputError("weight must be from 0 (free) to 1 (frozen).")
+        if not np.isin(weight, (0, 1)).all():
+            raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
         return known, weight
 
     def _observations(self, given: Mapping[Any, Any]) -> tuple[Obs, bool]:

@@ -33,8 +33,8 @@ def all_or_nothing() -> FlowMap:
 
 def agreement(candidates: int, n_frozen: int, evaluations: int, sign: float) -> float:
     """Share of the free actions that have the sign of the frozen ones."""
-    rng, rows = torch.Generator().manual_seed(0), 100
-    z = torch.randn(rows, candidates, 8, 1, generator=rng, dtype=torch.float64)
+    rng, rows = torch.Generator().manual_seed(0), 1000
+    z = torch.randn(rows, candidates + evaluations - 1, 8, 1, generator=rng, dtype=torch.float64)
     known, weight = torch.full((rows, 8, 1), sign, dtype=torch.float64), torch.zeros(rows, 8, dtype=torch.float64)
     weight[:, :n_frozen] = 1
     data = inpaint(all_or_nothing(), z, torch.zeros(rows, 1), uniform_grid(evaluations), known, weight)
@@ -53,12 +53,31 @@ def test_without_candidates_the_free_actions_outvote_the_frozen_ones():
     assert 0.3 < agreement(1, 3, 2, 1.0) < 0.7
 
 
-def test_with_nothing_known_it_is_the_restart_sampler():
+def test_with_nothing_known_it_is_the_restart_sampler_from_the_first_noise():
     policy = tiny_policy()
-    z, cond = torch.randn(5, 1, 16, 2), torch.randn(5, 16)
+    cond, weight = torch.randn(5, 16), torch.zeros(5, 16)
+    first = torch.randn(5, 7, 16, 2)
+    fresh = torch.stack([torch.randn(2, 16, 2, generator=torch.Generator().manual_seed(i)) for i in range(5)])
     with torch.inference_mode():
-        ours = inpaint(policy.flow_map, z, cond, uniform_grid(3), torch.randn(5, 16, 2), torch.zeros(5, 16))
-        assert torch.allclose(ours, restart(policy.flow_map, z[:, 0], cond, uniform_grid(3)), rtol=0, atol=1e-5)
+        noise = torch.cat([first, fresh], dim=1)
+        ours = inpaint(policy.flow_map, noise, cond, uniform_grid(3), torch.randn(5, 16, 2), weight)
+        generators = [torch.Generator().manual_seed(i) for i in range(5)]
+        theirs = restart(policy.flow_map, first[:, 0], cond, uniform_grid(3), generators)
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_later_jumps_keep_the_spread_of_the_data():
+    """Data N(0, 1) in closed form: adding the noise that data came from would widen it to sqrt(2) of that at t = 1/2."""
+
+    def velocity(x, t):
+        a, b = PATH.alpha(expand(t, x)), PATH.beta(expand(t, x))
+        return x * (b - a) / (a.square() + b.square())
+
+    gaussian = FlowMap(lambda x, t, s, cond: (x - integrate(PATH, velocity, x, t, s, 40)) / expand(t - s, x), PATH)
+    noise = torch.randn(20_000, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    zeros = torch.zeros(20_000, 1, 1, dtype=torch.float64)
+    data = inpaint(gaussian, noise, torch.zeros(20_000, 1), uniform_grid(2), zeros, zeros[..., 0])
+    assert float(data.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_the_first_candidate_is_the_noise_of_predict_action():
@@ -92,6 +111,8 @@ def test_bad_input_is_refused():
     policy = PrefixPolicy(tiny_policy())
     with pytest.raises(InputError, match=r"known \(2, 16, 2\) and weight"):
         policy.continue_action(observations(3), np.zeros((2, 16, 2)), np.zeros((3, 16)))
+    with pytest.raises(InputError, match="for every action"):
+        policy.continue_action(observations(3), np.zeros((3, 16, 2)), np.full((3, 16), 0.5))
     with pytest.raises(InputError, match="takes a number of evaluations"):
         inpainting_grid("euler10")
     assert inpainting_grid(1) == (1.0, 0.5, 0.0)

@@ -170,7 +170,7 @@ def test_frozen_actions_travel_and_come_back_beside_free_requests(policy):
     able = PrefixPolicy(policy)
     obs, seeds, rng = observations(3), np.array([[5, 0], [5, 1], [5, 2]]), np.random.default_rng(0)
     known = rng.uniform(100, 400, (3, 16, 2)).astype(np.float32)
-    weight = np.concatenate([np.ones((3, 4)), np.full((3, 2), 0.5), np.zeros((3, 10))], axis=1).astype(np.float32)
+    weight = np.concatenate([np.ones((3, 4)), np.zeros((3, 2)), np.zeros((3, 10))], axis=1).astype(np.float32)
     expected = able.continue_action(obs, known, weight, steps=2, noise_seeds=seeds)["action_pred"]
     with Running(able, steps=2) as running, PolicyClient(running.uri) as client:
         got = client.continue_action(obs, known, weight, noise_seeds=seeds)["action_pred"]
@@ -186,7 +186,7 @@ def test_frozen_actions_travel_and_come_back_beside_free_requests(policy):
         for change, reason in (
             ({"known": known}, r"known must be an array of numbers of shape \(16, 2\)"),
             ({"weight": weight[0] * np.nan}, "weight holds NaN"),
-            ({"weight": weight[0] + 1}, "from 0"),
+            ({"weight": weight[0] + 0.5}, "1 .frozen. or 0 .free."),
         ):
             with pytest.raises(RuntimeError, match=reason):
                 plain.infer({**one, **change})
