@@ -83,6 +83,7 @@ options
   max_bytes=1048576      of one message
   max_rate=500           messages per second and connection
   max_connections=64
+  message_timeout=10     seconds for a message to arrive in full, and for a ping to be answered
 The API key comes from the environment variable ISDT_API_KEY: an argument would show in the list of processes.
 """
 
@@ -289,6 +290,7 @@ def serve(
     max_bytes: int = 1 << 20,
     max_rate: float = 500.0,
     max_connections: int = 64,
+    message_timeout: float = 10.0,
 ) -> int:
     """See SERVE_HELP."""
     from isdt_policy.deploy.server import PolicyServer
@@ -320,6 +322,7 @@ def serve(
             max_bytes=max_bytes,
             max_rate=max_rate,
             max_connections=max_connections,
+            message_timeout_s=message_timeout,
         )
         async with server:
             print(f"serving {checkpoint} on ws://{host}:{server.port} (Ctrl-C ends)", flush=True)

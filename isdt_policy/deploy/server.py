@@ -81,6 +81,8 @@ class PolicyServer:
         max_bytes: of one message.
         max_rate: messages per second and connection, averaged over a second.
         max_connections: at a time.
+        message_timeout_s: from the first fragment of a message to its last, and how long a ping may stay unanswered, which
+            is what ends a single frame that never gets complete.
         metadata: sent to clients beside what the policy says of itself.
 
     Example:
@@ -99,10 +101,11 @@ class PolicyServer:
         max_bytes: int = 1 << 20,
         max_rate: float = 500.0,
         max_connections: int = 64,
+        message_timeout_s: float = 10.0,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        if min(max_bytes, max_rate, max_connections) <= 0:
-            raise InputError("max_bytes, max_rate and max_connections must be above 0.")
+        if min(max_bytes, max_rate, max_connections, message_timeout_s) <= 0:
+            raise InputError("max_bytes, max_rate, max_connections and message_timeout_s must be above 0.")
         if api_key == "":
             raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
         self.policy, self.steps = policy, steps
@@ -113,6 +116,7 @@ class PolicyServer:
             max_rate,
             max_connections,
         )
+        self.message_timeout_s = message_timeout_s
         dims = getattr(policy, "obs_dims", None) or getattr(getattr(policy, "config", None), "obs_dims", None)
         if dims is None:
             raise InputError("the policy does not say how many features its observations have (obs_dims).")
@@ -156,6 +160,8 @@ class PolicyServer:
                 compression=None,  # arrays of floats do not shrink; it would cost latency
                 max_size=self.max_bytes,
                 max_queue=4,
+                ping_interval=self.message_timeout_s,
+                ping_timeout=self.message_timeout_s,
                 process_request=self._on_http,
                 open_timeout=5,
                 close_timeout=2,
@@ -210,7 +216,7 @@ class PolicyServer:
         state = _Connection(self)
         try:
             await connection.send(pack(self.metadata))
-            async for message in connection:
+            while (message := await self._read(connection)) is not None:
                 self._answering += 1
                 try:
                     if not await self._respond(connection, state, message):
@@ -221,6 +227,23 @@ class PolicyServer:
             pass  # in the middle of an answer: the client is gone
         finally:
             self.connections -= 1
+
+    async def _read(self, connection: Any) -> str | bytes | None:
+        """Return the next message, or None if it dripped in so slowly that the connection was closed."""
+        fragments: list[Any] = []
+        try:
+            async with asyncio.timeout(None) as limit:
+                async for fragment in connection.recv_streaming():
+                    if not fragments:
+                        limit.reschedule(asyncio.get_running_loop().time() + self.message_timeout_s)
+                    fragments.append(fragment)
+        except TimeoutError:
+            self.refused += 1
+            await connection.send(f"The message was not complete within {self.message_timeout_s:g} s.")
+            await connection.close(1008, "slow message")
+            return None
+        joined: str | bytes = type(fragments[0])().join(fragments)
+        return joined
 
     async def _respond(self, connection: Any, state: _Connection, message: str | bytes) -> bool:
         """Answer one frame; False if the connection was closed over it."""
