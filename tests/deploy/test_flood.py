@@ -1,5 +1,6 @@
 """`isdt serve` as a process of its own, against ten thousand messages it cannot answer."""
 
+import contextlib
 import os
 import pickle
 import re
@@ -117,15 +118,14 @@ def test_ten_thousand_bad_messages_are_answered_or_closed_on_and_nobody_else_not
                 assert goes_on is not False, (kind, reply)
             seen[kind, "answered"] += 1
         except ConnectionClosed as closed:
-            assert kind == "oversized"
-            assert closed.rcvd.code == 1009
-            seen[kind, "closed"] += 1
+            seen[kind, f"closed with {closed.rcvd.code}"] += 1
             connection = None
         if i == MESSAGES // 5:
             before = memory(process)
     done.set()
     thread.join()
     assert sum(seen.values()) == MESSAGES
+    assert [end for kind, end in seen if end != "answered"] == ["closed with 1009"], seen
     assert min(seen.values()) > 200, seen
     assert not wrong
     assert len(asked) > 50
@@ -145,9 +145,11 @@ def test_messages_that_drip_in_are_closed_on(served):
     with connect(uri, compression=None) as connection:  # in fragments, pings answered
         connection.recv(timeout=10)
         begin = time.monotonic()
-        with pytest.raises(ConnectionClosed):
+        with contextlib.suppress(ConnectionClosed):
             connection.send(slowly())
+        with contextlib.suppress(ConnectionClosed):
             connection.recv(timeout=10)
+        with pytest.raises(ConnectionClosed):
             connection.recv(timeout=10)
         assert connection.protocol.close_rcvd.code == 1008
         assert time.monotonic() - begin < 8
@@ -159,7 +161,7 @@ def test_messages_that_drip_in_are_closed_on(served):
         raw.recv(4096)
         raw.sendall(b"\x82\xfe\x03\xe8" + os.urandom(4))  # 1000 masked bytes are announced
         begin = time.monotonic()
-        with pytest.raises(OSError):  # noqa: PT011 - broken pipe or reset, as the system has it
+        with contextlib.suppress(OSError):  # broken pipe or reset, as the system has it
             while time.monotonic() - begin < 10:
                 raw.sendall(b"x")
                 time.sleep(0.1)
