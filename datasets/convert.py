@@ -125,13 +125,19 @@ def _bytes_where_lossless(recording: Recording) -> Any:
         for episode in recording.episodes():
             for key, value in episode.items():
                 if value.ndim == 4 and value.shape[-1] in (1, 3, 4) and value.dtype.kind == "f":
-                    whole = value.astype(np.uint8)
-                    if not np.array_equal(whole, value):
-                        raise _NotBytes(key)
-                    episode[key] = whole
+                    episode[key] = _as_bytes(value, key)
             yield episode
 
     return episodes
+
+
+def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
+    whole = np.empty(images.shape, np.uint8)
+    for frame, out in zip(images, whole):  # frame by frame, so that it is compared while it is in the cache
+        np.copyto(out, frame, casting="unsafe")
+        if not np.array_equal(out, frame):
+            raise _NotBytes(key)
+    return whole
 
 
 def _shown(recording: Recording, label: str) -> Recording:

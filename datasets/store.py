@@ -51,8 +51,11 @@ from isdt_policy.errors import InputError, nearest
 SCHEMA = 1
 # Keys that tell what was done and how it went, not what was seen; every other key is an observation.
 NOT_OBSERVED = ("action", "reward", "done", "terminated", "truncated", "states", "coverage", "success")
-# Steps per chunk, and chunks per shard, of low-dimensional arrays: a few hundred kilobytes a file.
+# At most so many steps a chunk and chunks a shard: low-dimensional arrays, a few hundred kilobytes a file.
 _CHUNK_STEPS, _CHUNKS_PER_SHARD = 1024, 16
+# At most so many bytes of each, before compression: images. A chunk is what a reader decodes for one frame, and each costs
+# a fraction of a millisecond beside its bytes; a shard is what an append writes again.
+_CHUNK_BYTES, _SHARD_BYTES = 2**20, 2**23
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -194,6 +197,15 @@ class DemoStore:
         except Exception as error:
             raise _unreadable(self.path, f"data/{key}", error) from error
 
+    def span(self, n_bytes: int) -> int:
+        """Steps of about `n_bytes` whose borders are those of chunks (or shards) of the key that takes most room."""
+        if not self.keys:
+            return self.n_steps
+        largest = max(self._arrays.values(), key=lambda a: int(np.prod(a.shape[1:])) * a.dtype.itemsize)
+        step_bytes = max(1, int(np.prod(largest.shape[1:])) * largest.dtype.itemsize)
+        chunk = int((largest.shards or largest.chunks)[0])
+        return max(1, n_bytes // (chunk * step_bytes)) * chunk
+
     def episode(self, index: int) -> dict[str, NDArray[Any]]:
         """Every key of one episode, {key: (T, *shape)}."""
         if not 0 <= index < self.n_episodes:
@@ -291,7 +303,7 @@ class DemoWriter:
                 disk is full; the store then holds the earlier episodes and can be appended to again.
         """
         arrays = {key: np.asarray(value) for key, value in episode.items()}
-        self._check(arrays)
+        self._check([arrays])
         try:
             return self._write(arrays, attributes or {})
         except OSError as error:
@@ -309,12 +321,7 @@ class DemoWriter:
         several = [{key: np.asarray(value) for key, value in episode.items()} for episode in episodes]
         if not several:
             return
-        for arrays in several:
-            self._check(arrays)
-            given = {key: (value.shape[1:], value.dtype) for key, value in arrays.items()}
-            first = {key: (value.shape[1:], value.dtype) for key, value in several[0].items()}
-            if given != first:
-                raise InputError(f"episodes of a store must be alike: first {first}, given {given}.")
+        self._check(several)
         joined = {key: np.concatenate([arrays[key] for arrays in several]) for key in several[0]}
         try:
             self._write(joined, {}, [len(next(iter(arrays.values()))) for arrays in several])
@@ -344,35 +351,36 @@ class DemoWriter:
         self.n_episodes, self.n_steps = count, end
         return self.n_episodes - 1
 
-    def _check(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        lengths = {key: value.shape[0] if value.ndim else 0 for key, value in arrays.items()}
-        if not lengths or min(lengths.values()) == 0:
-            raise InputError("an episode needs at least one step of at least one key.")
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"the keys of an episode must be equally long, given {lengths}.")
-        for key, value in arrays.items():
-            if "/" in key or not key:
-                raise InputError(f"'{key}' cannot be a key: it must not be empty or hold '/'.")
-            if value.dtype.kind not in "biuf":
-                raise InputError(f"'{key}' has dtype {value.dtype}; numbers are stored, nothing else.")
-            if key == "action" and not np.isfinite(value).all():
-                raise InputError(
-                    f"the action is not finite at step {int(np.argwhere(~np.isfinite(value))[0, 0])} of the episode."
-                )
-        if self.n_episodes:
-            stored = {key: (array.shape[1:], array.dtype) for key, array in self._data.arrays()}
+    def _check(self, episodes: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        # Asked of the files once, not once an episode.
+        stored = {key: (array.shape[1:], array.dtype) for key, array in self._data.arrays()} if self.n_episodes else {}
+        for arrays in episodes:
+            lengths = {key: value.shape[0] if value.ndim else 0 for key, value in arrays.items()}
+            if not lengths or min(lengths.values()) == 0:
+                raise InputError("an episode needs at least one step of at least one key.")
+            if len(set(lengths.values())) > 1:
+                raise InputError(f"the keys of an episode must be equally long, given {lengths}.")
+            for key, value in arrays.items():
+                if "/" in key or not key:
+                    raise InputError(f"'{key}' cannot be a key: it must not be empty or hold '/'.")
+                if value.dtype.kind not in "biuf":
+                    raise InputError(f"'{key}' has dtype {value.dtype}; numbers are stored, nothing else.")
+                if key == "action" and not np.isfinite(value).all():
+                    raise InputError(
+                        f"the action is not finite at step {int(np.argwhere(~np.isfinite(value))[0, 0])} of the episode."
+                    )
             given = {key: (value.shape[1:], value.dtype) for key, value in arrays.items()}
-            if stored != given:
+            if given != (stored := stored or given):
                 raise InputError(f"episodes of a store must be alike: stored {stored}, given {given}.")
 
     def _create_array(self, key: str, value: NDArray[Any]) -> None:
-        step_bytes = max(1, value[0].nbytes)
-        steps = int(np.clip(2**18 // step_bytes, 1, _CHUNK_STEPS))
+        steps = int(np.clip(_CHUNK_BYTES // max(1, value[0].nbytes), 1, _CHUNK_STEPS))
+        chunks = int(np.clip(_SHARD_BYTES // max(1, steps * value[0].nbytes), 1, _CHUNKS_PER_SHARD))
         self._data.create_array(
             key,
             shape=(0, *value.shape[1:]),
             chunks=(steps, *value.shape[1:]),
-            shards=(steps * _CHUNKS_PER_SHARD, *value.shape[1:]),
+            shards=(steps * chunks, *value.shape[1:]),
             dtype=value.dtype,
             overwrite=True,
         )

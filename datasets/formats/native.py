@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip
 
-# Written at once: several shards of frames, and little memory.
+# Read and written at once: several shards of frames, and little memory.
 _BLOCK_BYTES = 64 * 2**20
 _OWN = ("isdt_schema", "n_episodes", "task")
 
@@ -21,14 +23,42 @@ def read(path: str | Path) -> Recording:
     """A store as a recording."""
     store = DemoStore.open(path)
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for index in range(store.n_episodes):
-            yield store.episode(index)
-
     return Recording(
-        "zarr" if "isdt_schema" in store.attrs else "diffusion_policy", store.path, store.n_episodes, episodes,
-        store.task, {k: v for k, v in store.attrs.items() if k not in _OWN}, store.episode_info(),
+        "zarr" if "isdt_schema" in store.attrs else "diffusion_policy", store.path, store.n_episodes,
+        lambda: _episodes(store), store.task, {k: v for k, v in store.attrs.items() if k not in _OWN},
+        store.episode_info(),
     )  # fmt: skip
+
+
+def _episodes(store: DemoStore) -> Iterator[dict[str, NDArray[Any]]]:
+    """Every episode in order, cut from spans of whole chunks: one by one, episodes that share a chunk decode it twice."""
+    span = store.span(_BLOCK_BYTES)
+    spans = _spans(store, span)
+    begin, first, held = 0, 0, next(spans)  # held: rows [first, first + span) of every key
+    for end in store.episode_ends.tolist():
+        pieces = []
+        while end > first + span:
+            pieces.append({key: rows[begin - first :] for key, rows in held.items()})
+            begin = first = first + span
+            held = next(spans)
+        pieces.append({key: rows[begin - first : end - first] for key, rows in held.items()})
+        yield pieces[0] if len(pieces) == 1 else {key: np.concatenate([p[key] for p in pieces]) for key in held}
+        begin = end
+
+
+def _spans(store: DemoStore, span: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Steps [0, span), [span, 2 span), ... of every key; the next is decoded while the caller works on this one."""
+
+    def load(start: int) -> dict[str, NDArray[Any]]:
+        return {key: store.read(key, start, start + span) for key in store.keys}
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(load, 0)
+        for start in range(span, store.n_steps + span, span):
+            held = ahead.result()
+            if start < store.n_steps:
+                ahead = reader.submit(load, start)
+            yield held
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:

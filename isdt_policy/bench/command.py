@@ -27,6 +27,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   infer    one network evaluation, and predict_action at one step against DDIM-10 and DDPM-100; one row, as a robot asks
   eval     an evaluation, against one environment at a time with one row per call; the results must be the same
   data     windows per second (the same as isdt data bench)
+  serve    one request to a server process, and many clients at a fixed rate: latency, lost and mixed up answers
   env      control steps per second of our PushT against gym-pusht's
 
   size=4m            4m, 16m or 63m parameters
@@ -38,10 +39,11 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   compile=true       training and CUDA inference: torch.compile ours, as training.compile does
   guidance_scale=2   training: anything but 1 costs its evaluation
   task=pusht         eval: or lift, whose simulator takes all the time; its expert acts
-  checkpoint=PATH    eval: a trained policy; without one, an untrained network of that size
+  checkpoint=PATH    eval, serve: a trained policy; without one, an untrained network of that size
   episodes=32        eval: episodes per turn
   n_envs=16          eval: environments of the evaluator at a time
   n_workers=0        eval: processes of the evaluator
+  clients=16         serve: connections, each asking at rate=50 Hz for seconds=60
   data=PATH          data, train: default bundled:pusht_expert
   out=FILE.json      also write the numbers as JSON, and the table beside it as .md
 
@@ -51,6 +53,8 @@ examples
   isdt bench infer size=63m threads=2 out=eval/results/bench_infer_63m.json
   isdt bench eval episodes=200 rounds=1 n_envs=32 n_workers=2 threads=1
   isdt bench eval task=lift episodes=60 rounds=1 n_envs=4 n_workers=2
+  isdt bench serve threads=1
+  isdt bench serve clients=1 rate=100 seconds=60
   isdt bench env
 """
 
@@ -282,12 +286,75 @@ def env(rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:
     return _report("env task=pusht", timings, facts, out)
 
 
+def serve(
+    size: str = "4m",
+    checkpoint: str = "",
+    clients: int = 16,
+    rate: float = 50.0,
+    seconds: float = 60.0,
+    rounds: int = 7,
+    calls: int = 20,
+    threads: int = 1,
+    out: str = "",
+) -> dict[str, Any]:
+    """A server process: one request against the same call in this process, then many clients at a fixed rate."""
+    import asyncio
+
+    import numpy as np
+
+    from isdt_policy.bench import serve as bench
+    from isdt_policy.bench.measure import interleaved, ratio, summary
+    from isdt_policy.deploy.client import PolicyClient
+    from isdt_policy.deploy.command import load_policy
+
+    with tempfile.TemporaryDirectory() as folder:
+        name = checkpoint
+        if not checkpoint:
+            from isdt_policy.datasets.store import DemoStore
+            from isdt_policy.datasets.windows import WindowDataset
+            from isdt_policy.deploy.export import export
+            from isdt_policy.envs import task_spec
+
+            spec = task_spec("pusht")
+            windows = WindowDataset(DemoStore.open(BUNDLED), list(spec.default_obs_keys), "action", task=spec)
+            policy = _policy(_check(size, threads, "cpu"), windows.statistics())
+            _say("exporting to ONNX")
+            checkpoint = str(export(policy, Path(folder) / "policy.onnx"))
+            name = f"untrained, {size}, ONNX Runtime"
+        _check(size, threads, "cpu")
+        local = load_policy(checkpoint)
+        with bench.server(checkpoint, threads) as uri:
+            with PolicyClient(uri) as remote:
+                _say(f"one request, served and in this process, {rounds} times {calls}")
+                frames, answers = bench.questions(local, remote.obs_dims, clients)
+                dims = remote.obs_dims.items()
+                obs = {key: np.full((1, remote.n_obs_steps, dim), 200, np.float32) for key, dim in dims}
+                timings = interleaved(
+                    {"served": lambda: remote.predict_action(obs), "in process": lambda: local.predict_action(obs)},
+                    rounds=rounds, calls=calls, warmup=10,
+                )  # fmt: skip
+            _say(f"{clients} clients at {rate:g} Hz for {seconds:g} s")
+            load = asyncio.run(bench.load(uri, frames, answers, rate, seconds))
+    timings[f"{clients} clients, from when due"] = summary([load.ms])
+    p50, p95, p99, worst = np.quantile(load.ms, [0.5, 0.95, 0.99, 1])
+    facts = {
+        "policy": name, "clients": clients, "rate": f"{rate:g} Hz each, for {seconds:g} s",
+        "asked": load.asked, "answered": load.answered, "wrong or another client's": load.wrong,
+        "latency p50 / p95 / p99 / largest, ms": f"{p50:.1f} / {p95:.1f} / {p99:.1f} / {worst:.1f}",
+        "answered within the period": f"{100 * np.mean(np.asarray(load.ms) <= 1e3 / rate):.2f} %",
+        "served - 1.5 in process, ms": timings["served"].median - 1.5 * timings["in process"].median,
+        "ratios": {"served / in process": ratio(timings["served"], timings["in process"])},
+    }  # fmt: skip
+    return _report("serve", timings, facts, out)
+
+
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "train": train,
     "infer": infer,
     "eval": evaluation,
     "data": data,
     "env": env,
+    "serve": serve,
 }
 
 
