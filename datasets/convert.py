@@ -133,10 +133,14 @@ def _bytes_where_lossless(recording: Recording) -> Any:
 
 def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
     whole = np.empty(images.shape, np.uint8)
-    for frame, out in zip(images, whole):  # frame by frame, so that it is compared while it is in the cache
-        np.copyto(out, frame, casting="unsafe")
-        if not np.array_equal(out, frame):
-            raise _NotBytes(key)
+    back, same = np.empty_like(images[0]), np.empty(images.shape[1:], np.bool_)
+    # Frame by frame, so that it is compared while it is in the processor's cache; values beyond 0..255 come back different.
+    with np.errstate(invalid="ignore"):
+        for frame, out in zip(images, whole):
+            np.copyto(out, frame, casting="unsafe")
+            np.copyto(back, out)
+            if not np.equal(back, frame, out=same).all():
+                raise _NotBytes(key)
     return whole
 
 

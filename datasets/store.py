@@ -340,7 +340,8 @@ class DemoWriter:
         for key, value in arrays.items():
             if key not in self._data:
                 self._create_array(key, value)
-            array = self._data[key]
+            # Else zarr compares every chunk with the fill value first, which takes longer than compressing it.
+            array = self._data[key].with_config({"write_empty_chunks": True})
             array.resize((end, *value.shape[1:]))
             array[self.n_steps : end] = value
         ends = self._meta["episode_ends"]
