@@ -51,7 +51,8 @@ class Load:
 
 def questions(policy: Any, obs_dims: dict[str, int], clients: int) -> tuple[list[list[bytes]], NDArray[np.float32]]:
     """Return messages per client, no two alike, and the right answers (clients, QUESTIONS, n_action_steps, d)."""
-    rng, frames, answers = np.random.default_rng(0), [], []
+    rng, answers = np.random.default_rng(0), []
+    frames: list[list[bytes]] = []
     for client in range(clients):
         frames.append([])
         for k in range(QUESTIONS):

@@ -356,12 +356,17 @@ def export_policy(
     policy = Policy.from_pretrained(checkpoint)
     allowed = find_limits(checkpoint, policy, None, limits)
     if format == "hub":
-        from isdt_policy.deploy.hub import build_folder, push
+        from isdt_policy.deploy.hub import HubPolicy
 
-        folder = build_folder(checkpoint, out or "hub_folder", limits=allowed, results=results, repo=repo)
+        shared = HubPolicy.from_run(checkpoint, limits=allowed, results=results)
+        shared.repo = repo
+        folder = Path(out or "hub_folder")
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; give a new folder: out=PATH.")
+        shared.save_pretrained(folder)
         print(f"folder: {folder} ({', '.join(sorted(p.name for p in folder.iterdir()))})")
         if repo:
-            print(f"uploaded: {push(folder, repo)}")
+            print(f"uploaded: {shared.push_to_hub(repo)}")
         return 0
     path = export(
         policy, out or f"policy.{format}", format=format, steps=steps, prefix=prefix, weights=weights, limits=allowed,

@@ -1,69 +1,136 @@
-"""Policies on the Hugging Face Hub: a folder with weights, configuration, limits and a card made from an evaluation.
+"""A policy on the Hugging Face Hub, through huggingface_hub's mixin: weights, configuration, limits, a card from an evaluation.
 
-Functions beside the policy rather than a mixin in it: the policy's own save_pretrained and from_pretrained keep their
-signatures, and the core does not depend on the hub's client. Only safetensors and JSON travel.
+A class beside the policy: the core does not depend on the hub's client. Only safetensors and JSON travel.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
-from isdt_policy.deploy.safety import Limits
+from isdt_policy.deploy.safety import FILE, Limits
 from isdt_policy.errors import InputError
 from isdt_policy.policy import Policy, find_policy
 
-FILES = ("config.json", "model.safetensors")
+try:
+    from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+except ImportError as missing:
+    raise InputError("the hub needs huggingface_hub: pip install 'isdt-policy[hub]'") from missing
+
+FILES = ("config.json", "model.safetensors", FILE, "eval_info.json")
+# The first base is the HTTP library's own error, of which broken connections are another kind.
+_FAILURES: tuple[Any, ...] = (HfHubHTTPError.__bases__[0], HFValidationError, LocalTokenNotFoundError, OSError)
 
 
-def build_folder(
-    checkpoint: str | Path,
-    out: str | Path,
-    *,
-    limits: Limits | None = None,
-    results: str | Path | None = None,
-    repo: str | None = None,
-) -> Path:
-    """Write what `push` uploads: config.json, model.safetensors, limits.json, README.md, eval_info.json if there is one.
+class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pretrained takes more than a path
+    """A policy with the hub's `save_pretrained(folder)`, `from_pretrained(name_or_folder)` and `push_to_hub(name)`.
 
-    Args:
-        checkpoint: run directory, checkpoint or folder of save_pretrained.
-        out: new or empty folder.
-        limits: of the commands.
-        results: eval_info.json; None takes <checkpoint>/eval/eval_info.json if that is there.
-        repo: name on the hub, for the card's commands.
+    A folder holds config.json, model.safetensors and README.md, and limits.json and eval_info.json if there are any.
 
-    Raises:
-        InputError: no policy there, a folder that is not empty, results of other weights.
+    Attributes:
+        limits: of the commands, or None.
+        results: the evaluation the card tells of (`isdt eval`'s eval_info.json), or None.
+
+    Example:
+        HubPolicy.from_run("outputs/pusht_demo").push_to_hub("me/pusht")
+        policy = HubPolicy.from_pretrained("me/pusht")
     """
-    from isdt_policy.eval.command import checkpoint_hash
 
-    source, out = find_policy(checkpoint), Path(out)
-    policy = Policy.from_pretrained(source)  # refuses what would not load again
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; give a new folder: out=PATH.")
-    info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
-    info: dict[str, Any] | None = None
-    if info_path.is_file():
-        info = json.loads(info_path.read_text())
-        if info is not None and info["policy"]["fingerprint"] != checkpoint_hash(str(source)):
-            if results is not None:
-                raise InputError(f"{info_path} is an evaluation of other weights than those at {source}.")
-            info = None
-    elif results is not None:
-        raise InputError(f"no results at '{info_path}'. Make some: isdt eval checkpoint={checkpoint}")
-    out.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        shutil.copyfile(source / name, out / name)
-    if limits is not None:
-        limits.save(out)
-    if info is not None:
-        shutil.copyfile(info_path, out / "eval_info.json")
-    (out / "README.md").write_text(model_card(policy, info, repo))
-    return out
+    limits: Limits | None = None
+    results: dict[str, Any] | None = None
+    repo: str | None = None
+
+    @classmethod
+    def from_run(
+        cls, checkpoint: str | Path, *, limits: Limits | None = None, results: str | Path | None = None
+    ) -> HubPolicy:
+        """Load a trained policy and what is known of it.
+
+        Args:
+            checkpoint: run directory, checkpoint or folder of save_pretrained.
+            limits: of the commands.
+            results: eval_info.json; None takes <checkpoint>/eval/eval_info.json if that is there and of these weights.
+
+        Raises:
+            InputError: no policy there, or results of other weights.
+        """
+        from isdt_policy.eval.command import checkpoint_hash
+
+        policy = cls._load(checkpoint)
+        policy.limits = limits
+        info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
+        if info_path.is_file():
+            info = json.loads(info_path.read_text())
+            if info["policy"]["fingerprint"] == checkpoint_hash(str(find_policy(checkpoint))):
+                policy.results = info
+            elif results is not None:
+                raise InputError(f"{info_path} is an evaluation of other weights than those at {checkpoint}.")
+        elif results is not None:
+            raise InputError(f"no results at '{info_path}'. Make some: isdt eval checkpoint={checkpoint}")
+        return policy
+
+    @classmethod
+    def _load(cls, folder: str | Path) -> HubPolicy:
+        policy = Policy.from_pretrained.__func__(cls, folder)  # type: ignore[attr-defined]
+        assert isinstance(policy, HubPolicy)
+        return policy
+
+    # What the mixin calls.
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubPolicy:
+        if not Path(model_id).is_dir():
+            kept = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+            chosen = {key: options[key] for key in kept if key in options}
+            model_id = snapshot_download(model_id, allow_patterns=list(FILES), **chosen)
+        policy = cls._load(model_id)
+        if (Path(model_id) / FILE).is_file():
+            policy.limits = Limits.load(Path(model_id) / FILE)
+        if (Path(model_id) / "eval_info.json").is_file():
+            policy.results = json.loads((Path(model_id) / "eval_info.json").read_text())
+        return policy
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if set(path.name for path in save_directory.iterdir()) - {*FILES, "README.md"}:
+            raise InputError(f"{save_directory} holds files of something else; give a new folder.")
+        Policy.save_pretrained(self, save_directory)
+        if self.limits is not None:
+            self.limits.save(save_directory)
+        if self.results is not None:
+            (save_directory / "eval_info.json").write_text(json.dumps(self.results, indent=1) + "\n")
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the card: task, window, results with intervals, the commands that made and use it."""
+        return ModelCard(model_card(self, self.results, self.repo))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> HubPolicy:  # type: ignore[override]
+        """Load from the hub ("me/pusht") or from a local folder; `options` are the mixin's (revision, token, ...).
+
+        Raises:
+            InputError: no such repository, it cannot be reached, or it holds no policy.
+        """
+        try:
+            loaded: HubPolicy = super().from_pretrained(str(name), **options)
+        except _FAILURES as error:
+            raise InputError(f"'{name}' cannot be loaded from the hub: {str(error).splitlines()[0]}") from error
+        return loaded
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **options: Any) -> str:  # type: ignore[override]
+        """Upload and return the commit's address; `options` are the mixin's. Needs a token (`hf auth login`).
+
+        Raises:
+            InputError: the hub refuses, or cannot be reached.
+        """
+        self.repo = repo_id
+        message = options.pop("commit_message", f"isdt-policy {__version__}")
+        try:
+            return str(super().push_to_hub(repo_id, private=private, commit_message=message, **options))
+        except _FAILURES as error:
+            raise InputError(f"upload to '{repo_id}' failed: {str(error).splitlines()[0]}") from error
 
 
 def model_card(policy: Policy, info: dict[str, Any] | None, repo: str | None = None) -> str:
@@ -120,59 +187,13 @@ def model_card(policy: Policy, info: dict[str, Any] | None, repo: str | None = N
         "## Use",
         "",
         "```python",
-        "from isdt_policy.deploy.hub import from_hub",
+        "from isdt_policy.deploy.hub import HubPolicy",
         "from isdt_policy.deploy.runtime import Runtime",
         "",
-        f'runtime = Runtime(from_hub("{name}"))',
+        f'runtime = Runtime(HubPolicy.from_pretrained("{name}"))',
         "runtime.reset(seed=0)",
         f"action = runtime.act(observation)  # {{{', '.join(f'{key!r}: ({dim},)' for key, dim in config.obs_dims.items())}}}",
         "```",
         "",
     ]
     return "\n".join(lines)
-
-
-def push(folder: str | Path, repo: str, *, private: bool = True) -> str:
-    """Upload a folder made by `build_folder` and return its address. Needs a token (`hf auth login`).
-
-    Raises:
-        InputError: huggingface_hub is missing, or the hub refuses.
-    """
-    hub = _client()
-    try:
-        hub.create_repo(repo, private=private, exist_ok=True)
-        return str(
-            hub.upload_folder(repo_id=repo, folder_path=str(folder), commit_message=f"isdt-policy {__version__}")
-        )
-    except (
-        hub.errors.HfHubHTTPError,
-        hub.errors.HFValidationError,
-        hub.errors.LocalTokenNotFoundError,
-        OSError,
-    ) as error:
-        raise InputError(f"upload to '{repo}' failed: {str(error).splitlines()[0]}") from error
-
-
-def from_hub(repo: str, *, revision: str | None = None) -> Policy:
-    """Load a policy from the hub, or from a local folder of the same layout.
-
-    Raises:
-        InputError: no such repository, or it holds no policy.
-    """
-    if Path(repo).is_dir():
-        return Policy.from_pretrained(repo)
-    hub = _client()
-    try:
-        folder = hub.snapshot_download(repo, revision=revision, allow_patterns=[*FILES, "limits.json"])
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError, OSError) as error:
-        raise InputError(f"'{repo}' cannot be loaded from the hub: {str(error).splitlines()[0]}") from error
-    return Policy.from_pretrained(folder)
-
-
-def _client() -> Any:
-    try:
-        import huggingface_hub
-        import huggingface_hub.errors
-    except ImportError as error:
-        raise InputError("the hub needs huggingface_hub: pip install 'isdt-policy[hub]'") from error
-    return huggingface_hub

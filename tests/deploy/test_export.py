@@ -146,7 +146,7 @@ class TestCommand:
         assert OnnxPolicy(tmp_path / "a.onnx").metadata["limits"] == {"low": [0.0, 0.0], "high": [512.0, 512.0]}
 
     def test_a_hub_folder_loads_again_and_has_a_card(self, checkpoint, tmp_path):
-        from isdt_policy.deploy.hub import from_hub
+        from isdt_policy.deploy.hub import HubPolicy
 
         (checkpoint / "limits.json").write_text(json.dumps({"step": [90, 90]}))
         assert export_main([f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}"]) == 0
@@ -157,7 +157,8 @@ class TestCommand:
         assert Limits.load(tmp_path / "hub") == Limits(step=(90, 90))
         seeds = np.zeros((2, 2), np.int64)
         a, b = (
-            from_hub(str(p)).predict_action(observations(2), noise_seeds=seeds) for p in (checkpoint, tmp_path / "hub")
+            HubPolicy.from_pretrained(p).predict_action(observations(2), noise_seeds=seeds)
+            for p in (checkpoint, tmp_path / "hub")
         )
         assert np.array_equal(a["action"], b["action"])
         with pytest.raises(InputError, match="is not empty"):
