@@ -17,7 +17,7 @@ from typing import Any
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError, nearest
-from isdt_policy.eval.episode import Recipe
+from isdt_policy.eval.episode import Recipe, Start
 from isdt_policy.eval.rollout import EvalResult, Progress, Protocol, evaluate, write_atomically
 from isdt_policy.eval.seeds import FINAL_START, purpose
 from isdt_policy.eval.workers import Slots
@@ -311,7 +311,7 @@ def check_task(options: Options, policy: Policy) -> str:
     return str(task)
 
 
-def episode_list(options: Options) -> tuple[list[int], dict[int, list[float]] | None]:
+def episode_list(options: Options) -> tuple[list[int], dict[int, Start] | None]:
     """Return the seeds, and the initial states if they come from a dataset."""
     if options.init == "seed":
         seeds = (
@@ -335,7 +335,9 @@ def episode_list(options: Options) -> tuple[list[int], dict[int, list[float]] | 
     ends = [int(end) for end in demos.episode_ends]
     starts = [0, *ends[:-1]]
     seeds = list(options.seeds) if options.seeds is not None else list(range(min(options.episodes, len(starts))))
-    return seeds, {i: [float(v) for v in demos.read(key, starts[i], starts[i] + 1)[0]] for i in seeds}
+    info = demos.episode_info()
+    states = {i: tuple(float(v) for v in demos.read(key, starts[i], starts[i] + 1)[0]) for i in seeds}
+    return seeds, {i: Start(s, info[i].get("reset_seed"), info[i].get("model_file")) for i, s in states.items()}
 
 
 def protocol_of(options: Options, task: str) -> Protocol:

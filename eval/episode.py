@@ -30,18 +30,33 @@ ActorFactory = Callable[[Any], Callable[[Mapping[str, Any]], NDArray[np.floating
 
 
 @dataclass(frozen=True)
+class Start:
+    """Where an episode begins in place of what its seed draws.
+
+    Attributes:
+        state: of the simulator.
+        seed: drew what the state leaves out (sizes of objects); None is the episode's own.
+        model_file: robomimic's attribute of a demonstration, which says the same where no seed is known.
+    """
+
+    state: tuple[float, ...]
+    seed: int | None = None
+    model_file: str | None = None
+
+
+@dataclass(frozen=True)
 class Episode:
     """One entry of the work queue.
 
     Attributes:
         seed: of the environment's reset and of the policy's noise.
         arm: network evaluations per action chunk, or a named sampler such as "euler10".
-        reset_state: initial simulator state, replacing the one the seed draws; None uses the seed's.
+        start: where to begin; None is what the seed draws.
     """
 
     seed: int
     arm: int | str
-    reset_state: tuple[float, ...] | None = None
+    start: Start | None = None
 
 
 @dataclass(frozen=True)
@@ -130,8 +145,13 @@ class EpisodeRunner:
         recipe = self.recipe
         if self.env is None:
             self.env = recipe.make_env()
-        options = None if episode.reset_state is None else {"reset_to_state": np.asarray(episode.reset_state)}
-        observation, _ = self.env.reset(seed=int(episode.seed), options=options)
+        seed, options = int(episode.seed), None
+        if (start := episode.start) is not None:
+            seed = seed if start.seed is None else start.seed
+            options = {"reset_to_state": np.asarray(start.state)}
+            if start.model_file is not None:
+                options["model_file"] = start.model_file
+        observation, _ = self.env.reset(seed=seed, options=options)
         self.episode = episode
         self.rewards: list[float] = []
         self.coverages: list[float] = []

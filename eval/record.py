@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError
+from isdt_policy.eval.episode import Start
 from isdt_policy.eval.rollout import EvalResult, evaluate
 
 
@@ -15,7 +16,7 @@ def record_rollouts(
     policy: Policy,
     result: EvalResult,
     store: str | Path,
-    init_states: Mapping[int, Sequence[float]] | None = None,
+    init_states: Mapping[int, Start] | None = None,
     successes_only: bool = False,
 ) -> Path:
     """Run the episodes of an evaluation's first arm again and save them.

@@ -27,6 +27,8 @@ from isdt_policy.eval.statistics import advice, mcnemar, paired_bootstrap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from isdt_policy.eval.episode import Start
+
 GOOD, BAD, INK, MUTED, ACCENT = "#0f8b8d", "#d1495b", "#1d2733", "#6b7785", "#3d5a80"
 PLAYBACK_SPEED = 2
 VIDEO_SIZE = 320
@@ -58,7 +60,7 @@ def film(
     policy: Policy,
     result: EvalResult,
     count: int,
-    init_states: Mapping[int, Sequence[float]] | None,
+    init_states: Mapping[int, Start] | None,
     out: Path,
 ) -> list[Video]:
     """Run up to `count` failures and `count` successes again with a camera; failures first.
@@ -394,12 +396,13 @@ def _plot_steps(axes: Axes, info: Mapping[str, Any]) -> None:
 
 
 def _plot_latency(axes: Axes, info: Mapping[str, Any]) -> None:
-    for arm, summary in info["arms"].items():
+    for i, (arm, summary) in enumerate(info["arms"].items()):
         x = summary["latency"]["single_row_ms"]["p50"]
         colour, marker = (GOOD, "o") if arm.isdigit() else (ACCENT, "s")
         _error_bars(axes, [x], [summary["success_rate"]], colour, marker, "")
         y = 100 * summary["success_rate"]["value"]
-        axes.annotate(arm_title(arm), (x, y), (7, 5), textcoords="offset points", color=colour)
+        # Above and below in turn: one and two steps lie close together.
+        axes.annotate(arm_title(arm), (x, y), (7, (5, -13)[i % 2]), textcoords="offset points", color=colour)
     low, high = axes.get_xlim()
     axes.set_xlim(0, high + 0.25 * (high - low))
     axes.set_xlabel("median latency of one row, ms")

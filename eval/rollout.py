@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError
-from isdt_policy.eval.episode import ActorFactory, EnvFactory, Episode, Recipe, Reply
+from isdt_policy.eval.episode import ActorFactory, EnvFactory, Episode, Recipe, Reply, Start
 from isdt_policy.eval.seeds import check_seeds
 from isdt_policy.eval.statistics import bootstrap_mean, wilson
 from isdt_policy.eval.workers import LocalSlots, ProcessSlots, Slots
@@ -144,7 +144,7 @@ def evaluate(
     fingerprint: str | None = None,
     make_env: EnvFactory | None = None,
     make_actor: ActorFactory | None = None,
-    init_states: Mapping[int, Sequence[float]] | None = None,
+    init_states: Mapping[int, Start] | None = None,
     keep: Sequence[str] = (),
     timeout_s: float = 120.0,
     backend: Callable[[Recipe, int], Slots] | None = None,
@@ -163,7 +163,7 @@ def evaluate(
         fingerprint: of the policy's weights; a resumed evaluation must show the same.
         make_env: builds the environment; None makes `protocol.task`. Picklable if there are workers.
         make_actor: scripted expert, (environment) -> (observation -> action), in place of a policy.
-        init_states: per seed a simulator state that replaces the initial state.
+        init_states: per seed where its episode begins in place of what the seed draws.
         keep: "trajectory" and/or "frames", returned in `EvalResult.extras`.
         timeout_s: longest silence of a worker before it counts as hung.
         backend: builds the slots, (recipe, n_slots) -> Slots; None chooses by n_workers.
@@ -180,7 +180,7 @@ def evaluate(
         raise InputError("give either a policy or make_actor (a scripted expert), not both and not neither.")
     recipe = _recipe(policy, protocol, make_env, make_actor, keep)
     journal = Journal(out, protocol, fingerprint)
-    wanted = [Episode(seed, arm, _reset_state(init_states, seed)) for arm in arms for seed in seeds]
+    wanted = [Episode(seed, arm, _start(init_states, seed)) for arm in arms for seed in seeds]
     finished = {} if keep else journal.finished()
     queue = deque(episode for episode in wanted if _key(episode) not in finished)
     n_slots = max(1, min(n_envs, len(queue)))
@@ -593,12 +593,12 @@ def _check_counts(arms: Sequence[str], n_envs: int, n_workers: int, protocol: Pr
         raise InputError(f"inference_batch must be at least 1, got {batch}.")
 
 
-def _reset_state(init_states: Mapping[int, Sequence[float]] | None, seed: int) -> tuple[float, ...] | None:
+def _start(init_states: Mapping[int, Start] | None, seed: int) -> Start | None:
     if init_states is None:
         return None
     if seed not in init_states:
         raise InputError(f"no initial state for seed {seed}; there are {len(init_states)}.")
-    return tuple(float(v) for v in init_states[seed])
+    return init_states[seed]
 
 
 def _key(episode: Episode) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """Demonstrations of robomimic's tasks: scripted experts, generated sets, raw states replayed, training on either."""
 
 import json
+from functools import partial
 
 import h5py
 import numpy as np
@@ -12,7 +13,10 @@ from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.robomimic import make_from_env_args
 from isdt_policy.errors import InputError
+from isdt_policy.eval.command import Options, episode_list
+from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,50 @@ def test_generated_demonstrations_replay_to_the_last_bit(generated):
         assert outcome[-1]["is_success"]
         assert task_spec("lift").action.space().contains(episode["action"].min(0))
         assert task_spec("lift").action.space().contains(episode["action"].max(0))
+
+
+def test_evaluation_starts_where_demonstrations_did(generated, tmp_path):
+    """Lift draws the size of its cube, which no state holds: from the seed that made the demonstration, or its model."""
+    convert(str(generated), str(tmp_path / "lift.hdf5"), to="robomimic")
+    with h5py.File(tmp_path / "lift.hdf5", "r+") as file:  # as recorded by others: a model, no seed of ours
+        for i, info in enumerate(DemoStore.open(generated).episode_info()):
+            env = make("lift")
+            env.reset(seed=info["reset_seed"])
+            file[f"data/demo_{i}"].attrs["model_file"] = env.model_xml()
+            file[f"data/demo_{i}"].attrs.pop("reset_seed", None)
+    convert(str(tmp_path / "lift.hdf5"), str(tmp_path / "lift.zarr"))
+    imported = DemoStore.open(tmp_path / "lift.zarr")
+    assert "reset_seed" not in imported.episode_info()[0]
+    keys = ("object", "robot0_eef_pos", "robot0_gripper_qpos")
+    runner = EpisodeRunner(Recipe(make_env=partial(make, "lift"), obs_keys=keys, n_obs_steps=1))
+    sizes = set()
+    for store in (generated, tmp_path / "lift.zarr"):
+        demos = DemoStore.open(store)
+        seeds, starts = episode_list(Options(policy="expert", task="lift", init=f"train:{store}", episodes=2))
+        assert seeds == [0, 1]
+        for i, first in zip(seeds, (0, int(demos.episode_ends[0]))):
+            history = runner.start(Episode(i, "expert", starts[i])).history
+            for key in keys:
+                assert np.abs(history[key][0] - demos.read(key, first, first + 1)[0]).max() < 1e-5
+            sim = runner.env.sim.sim
+            sizes.add((i, tuple(sim.model.geom_size[sim.model.geom_name2id("cube_g0")].round(6))))
+    assert len(sizes) == 2  # one per demonstration, whichever way it is known
+
+
+def test_absolute_hdf5_holds_seven_numbers_and_replays(tmp_path):
+    generate(out=str(tmp_path / "a.zarr"), task="lift_abs", episodes=1, workers=1)
+    convert(str(tmp_path / "a.zarr"), str(tmp_path / "a.hdf5"), to="robomimic")
+    convert(str(tmp_path / "a.hdf5"), str(tmp_path / "b.zarr"))
+    ours, back = DemoStore.open(tmp_path / "a.zarr"), DemoStore.open(tmp_path / "b.zarr")
+    assert back.task == "lift_abs"
+    assert ours.read("action").shape[1] == back.read("action").shape[1] == 10
+    assert np.abs(ours.read("action") - back.read("action")).max() < 1e-5
+    with h5py.File(tmp_path / "a.hdf5") as file:
+        actions, env_args = file["data/demo_0/actions"][()], file["data"].attrs["env_args"]
+    assert actions.shape[1] == 7
+    env = make_from_env_args(env_args, end_on_success=False)
+    env.reset(seed=ours.episode_info()[0]["reset_seed"])
+    assert any(env.step(action)[-1]["is_success"] for action in actions)
 
 
 def test_generation_goes_on_where_it_stopped(generated, tmp_path):

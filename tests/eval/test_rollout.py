@@ -12,6 +12,7 @@ import pytest
 from isdt_eval_toys import Chaos, Clock, NoisyPolicy, torch_policy
 
 from isdt_policy.errors import InputError
+from isdt_policy.eval.episode import Start
 from isdt_policy.eval.rollout import FunctionPolicy, Protocol, evaluate
 
 SEEDS = list(range(100_000, 100_007))
@@ -245,6 +246,6 @@ def test_trajectories_are_kept_on_request():
 
 
 def test_initial_states_can_be_given():
-    states = {seed: [0.5, 0.4, 0.3, 0.2, 0.1] for seed in SEEDS}
+    states = {seed: Start((0.5, 0.4, 0.3, 0.2, 0.1)) for seed in SEEDS}
     result = evaluate(NoisyPolicy(), CHAOS, SEEDS, make_env=Chaos, init_states=states)
-    assert all(r["initial_state"] == pytest.approx(states[100_000]) for r in result.records)
+    assert all(r["initial_state"] == pytest.approx(states[100_000].state) for r in result.records)
