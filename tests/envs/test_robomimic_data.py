@@ -10,13 +10,15 @@ import pytest
 from isdt_policy.datasets.convert import convert
 from isdt_policy.datasets.generate import generate
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.envs import make, task_spec
+from isdt_policy.envs import make, robosuite_compat, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.robomimic import make_from_env_args
 from isdt_policy.errors import InputError
 from isdt_policy.eval.command import Options, episode_list
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
+
+needs_14 = pytest.mark.skipif(robosuite_compat.is_composite(), reason="robosuite 1.5 is installed: refused by design")
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,7 @@ def generated(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("task", ["lift", "lift_abs", "can", "square"])
+@pytest.mark.parametrize("task", ["lift", "lift_abs", "can", pytest.param("square", marks=needs_14)])
 def test_experts_succeed_on_evaluation_seeds(task):
     env, policy, seed = make(task), expert(task), 100000
     assert isinstance(policy, Policy)
@@ -157,6 +159,7 @@ def test_raw_states_become_the_observations_they_were_recorded_with(tmp_path):
         convert(str(tmp_path / "c.zarr"), str(tmp_path / "d.zarr"), task="lift")
 
 
+@needs_14
 def test_real_raw_files_are_replayed(real_data, tmp_path):
     samples = real_data / "robomimic_samples"
     convert(str(samples / "lift_robosuite_raw_demo.hdf5"), str(tmp_path / "a.zarr"))
