@@ -224,7 +224,9 @@ def describe(report: Report) -> str:
     s = report.summary()
     lines = [
         f"rate         {s['rate_kept_hz']:.2f} Hz kept of {s['rate_hz']:g}, {s['periods']} periods, "
-        f"{s['deadline_misses']} deadline misses, {s['held']} held",
+        f"{s['deadline_misses']} deadline misses"
+        + (f" ({report.missed_stolen} while the hypervisor held a core)" if report.missed_stolen else "")
+        + f", {s['held']} held",
         f"work         {_line(s['work_ms'])}  max {s['work_ms']['max']:.1f} ms of {1e3 / s['rate_hz']:.0f}",
         f"inference    {_line(s['inference_ms'])}   (computing {_line(s['compute_ms'])})",
         f"action age   {_line(s['action_age_ms'])}",

@@ -155,6 +155,7 @@ class Report:
         periods: control steps made.
         running_s: time they took, without the resets between episodes.
         missed: periods whose work ended after the next was due.
+        missed_stolen: of those, the ones in which the hypervisor ran something else on a core (Linux in a virtual machine).
         held: periods without a fresh action; the last command was repeated.
         lost_observations: dropped on purpose, or not finite.
         work_s: from every beat to the end of that period's work: wake-up, policy, limits, simulator. Above 1 / rate_hz it
@@ -169,6 +170,7 @@ class Report:
     periods: int = 0
     running_s: float = 0.0
     missed: int = 0
+    missed_stolen: int = 0
     held: int = 0
     lost_observations: int = 0
     work_s: list[float] = field(default_factory=list)
@@ -192,6 +194,7 @@ class Report:
             "rate_kept_hz": self.rate_kept,
             "periods": self.periods,
             "deadline_misses": self.missed,
+            "deadline_misses_while_cores_were_stolen": self.missed_stolen,
             "held": self.held,
             "lost_observations": self.lost_observations,
             "work_ms": percentiles(self.work_s),
@@ -333,6 +336,7 @@ def _episode(
     while True:
         if watchdog is not None:
             watchdog.beat()
+        stolen = _stolen_ticks()
         drop = not first and drop_obs > 0 and lost.random() < drop_obs
         decision = runtime.step(None if drop else observation)
         if first:  # the first chunk is waited for with the robot at rest: the beat begins when it is there
@@ -355,6 +359,7 @@ def _episode(
         beat += period
         if done > beat:
             report.missed += 1
+            report.missed_stolen += _stolen_ticks() > stolen
             beat = max(beat, done)  # a missed beat is not caught up by hurrying
         if on_period is not None:
             on_period(report)
@@ -366,6 +371,15 @@ def _episode(
         if safety.stopped is not None or (seconds is not None and report.running_s >= seconds - 1e-9):
             break
     report.lost_observations += runtime.repeated_observations
+
+
+def _stolen_ticks() -> int:
+    """Time that a hypervisor kept from this machine's cores, all together, in ticks of 10 ms; 0 where it is not told."""
+    try:
+        with open("/proc/stat", "rb", buffering=0) as stat:
+            return int(stat.read(200).split(maxsplit=9)[8])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _is_success(info: Mapping[str, Any]) -> bool:
