@@ -273,7 +273,7 @@ def test_env_args_name_the_task_both_ways():
         ({"env_name": "Lft"}, "Did you mean 'Lift'"),
         (
             {"env_version": "1.4.1" if COMPOSITE else "1.5.0"},
-            r"robosuite 1\.[45]\.\d, the environment is robosuite 1\.[45]\.1",
+            r"robosuite 1\.[45]\.\d, the environment is robosuite 1\.[45]\.[12]",
         ),
         ({"control_freq": 10}, "10 Hz, the environment runs at 20 Hz"),
         ({"robots": ["Sawyer"]}, "Sawyer.*Panda"),
