@@ -7,7 +7,7 @@
 | `runner` | an exported ONNX policy | NumPy, onnxruntime |
 | `wire`, `client`, `server` | policies over websockets | msgpack, websockets |
 | `freezing`, `export`, `hub` | what is done to a trained policy | torch |
-| `controller`, `command` | `isdt deploy`, `isdt serve`, `isdt export` | the task's simulator |
+| `controller`, `window`, `table`, `command` | `isdt deploy`, `isdt serve`, `isdt export` | the task's simulator |
 
 The first four rows import neither torch nor training code: they are what a robot's computer runs.
 """

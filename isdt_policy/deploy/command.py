@@ -62,6 +62,7 @@ safety
 
 what is written
   out=FILE.json          the numbers
+  window=true            show the simulator meanwhile; drawing takes time of every period. Closing it stops the run
   video=FILE.mp4         the last episode, replayed from its commands afterwards so that drawing costs no beat
 """
 
@@ -158,6 +159,7 @@ def deploy(
     on_fault: str = "hold",
     max_age: float | None = None,
     out: str | None = None,
+    window: bool = False,
     video: str | None = None,
 ) -> int:
     """See DEPLOY_HELP."""
@@ -185,9 +187,20 @@ def deploy(
     allowed = find_limits(checkpoint, policy, spec, limits)
     safety = Safety(allowed, action_dim=spec.action.shape[0], rate_hz=rate_hz, on_fault=on_fault, max_age_s=max_age)
     keys = dict.fromkeys([*policy.obs_keys, *([allowed.position] if allowed.position else [])])
-    env = make(chosen_task, tuple(keys))
+    env = make(chosen_task, tuple(keys), render_mode="rgb_array" if window else None)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     shown = _Display(rate_hz, seconds, episodes)
+    pane = None
+    if window:
+        from isdt_policy.deploy.window import Window
+
+        pane = Window(env, f"isdt deploy: {chosen_task}")
+
+    def on_period(report: Report) -> None:
+        shown(report)
+        if pane is not None and not pane.show():
+            safety.stop("the window was closed")
+
     report = control(
         policy,
         env,
@@ -203,9 +216,11 @@ def deploy(
         latency=draw,
         drop_obs=drop_obs,
         virtual=clock == "virtual",
-        on_period=shown,
+        on_period=on_period,
     )
     shown.close()
+    if pane is not None:
+        pane.close()
     summary = report.summary()
     print(describe(report))
     if out:

@@ -11,6 +11,7 @@ from isdt_policy.deploy.command import deploy_main
 from isdt_policy.deploy.controller import TimedThread, VirtualClock, VirtualThread, control
 from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.safety import Limits, Safety
+from isdt_policy.deploy.window import Window
 from isdt_policy.errors import InputError
 from isdt_policy.eval.rollout import Protocol, evaluate
 
@@ -198,3 +199,28 @@ def test_both_threads_measure_and_deliver():
         future.result(0.01)
     clock.sleep_until(0.02)
     assert future.result(0) == 3
+
+
+def test_a_window_shows_the_simulator_and_stops_the_run_when_it_is_closed(tmp_path, monkeypatch, capsys):
+    import pygame
+
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    tiny_policy(network=MLP).save_pretrained(tmp_path / "p")
+    shown = []
+
+    def watch(window):
+        goes_on = show(window)
+        if goes_on:
+            shown.append((pygame.surfarray.array3d(pygame.display.get_surface()), window._env.render()))
+        if len(shown) == 3:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+        return goes_on
+
+    show = Window.show
+    monkeypatch.setattr(Window, "show", watch)
+    assert deploy_main([f"checkpoint={tmp_path / 'p'}", "seconds=5", "window=true"]) == 1
+    assert "STOPPED      the window was closed" in capsys.readouterr().out
+    assert len(shown) == 3
+    for pixels, frame in shown:
+        assert np.array_equal(pixels.swapaxes(0, 1), frame)
+    assert pygame.display.get_init() is False
