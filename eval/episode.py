@@ -145,7 +145,8 @@ class EpisodeRunner:
         recipe = self.recipe
         if self.env is None:
             self.env = recipe.make_env()
-        seed, options = int(episode.seed), None
+        seed = int(episode.seed)
+        options: dict[str, Any] | None = None
         if (start := episode.start) is not None:
             seed = seed if start.seed is None else start.seed
             options = {"reset_to_state": np.asarray(start.state)}
