@@ -1,123 +1,391 @@
-"""`isdt data bench`: how fast windows are read, against the straightforward sampler and against copying memory."""
+"""`isdt data bench`: how fast windows are read and stores are imported, against the straightforward way of doing the same."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.store import DemoStore
-from isdt_policy.datasets.windows import WindowDataset, window_indices
-from isdt_policy.errors import InputError
+from isdt_policy.datasets.store import NOT_OBSERVED, DemoStore, DemoWriter, resolve_path
+from isdt_policy.datasets.summary import is_low_dim
+from isdt_policy.datasets.windows import WindowDataset, epoch_order, window_indices
+from isdt_policy.errors import InputError, nearest
 
 HELP = """
-usage: isdt data bench PATH [keys=a,b] [batch=256] [seconds=2] [format=table]
+usage: isdt data bench PATH [parts=windows,images,memory,import] [key=value ...]
 
-Windows per second of three ways to make the same batches: ours, a per-item Python sampler (slice, pad, stack, as the
-usual data sets do it), and a plain copy of as many bytes. All in one process, turn by turn, best of the turns.
+Time ours and the straightforward way of doing the same, turn by turn in one process: medians over the turns, and ratios
+turn by turn with their range.
 
-  keys=a,b       stored observation keys; default: all but images and outcomes
+  windows    batches of low-dimensional windows of PATH, against a per-item Python sampler (slice, pad, stack, as the usual
+             data sets do it) and against copying as many bytes, contiguous and warm, into fresh arrays; processor time
+  images     the same for two 96x96x3 frames a window, of a generated store (smooth images, and noise); the per-item sampler
+             once with all frames decoded in memory and once reading each window from the store, as one does when
+             there is no room
+  memory     a fresh process goes through one epoch of a generated store four times as large as memory_limit; by how
+             much its resident memory grows at most, pages of mapped files included (Linux)
+  import     isdt data convert of PATH, where it is somebody else's Zarr store, against reading key by key through zarr
+             into float32 and writing that through zarr: as zarr does by itself, and with the source's chunks and codec
+
+  keys=a,b       windows: stored observation keys; default: all but images and outcomes
   batch=256      windows per batch
-  seconds=2      per way
+  rounds=7       turns; at most 3 of the import, which takes its time
+  seconds=0.1    per way and turn, at least one call
+  frames=7000    images, memory: frames of the generated stores
   format=table   or json
 
 examples
   isdt data bench bundled:pusht_expert
+  isdt data bench pusht_cchi_v7_replay.zarr keys=state,keypoint parts=windows,import
+  isdt bench data data=pusht_cchi_v7_replay.zarr out=bench_data.json      the same, kept as JSON and Markdown
 """
 
 HORIZON, N_OBS, N_ACTION = 16, 2, 8
-_TURNS = 5
+PARTS = ("windows", "images", "memory", "import")
+SIDE = 96
+# {way: milliseconds per call, one number a turn}
+Rounds = dict[str, list[float]]
 
 
 class PerItemSampler:
     """One window at a time in plain NumPy: what is compared against, and the semantics both have."""
 
-    def __init__(self, arrays: dict[str, NDArray[np.float32]], ends: NDArray[np.int64]) -> None:
+    def __init__(self, arrays: Mapping[str, Any], ends: NDArray[np.int64]) -> None:
         self.arrays = arrays
         self.indices = window_indices(ends, HORIZON, N_OBS - 1, N_ACTION - 1)
 
-    def item(self, index: int) -> dict[str, NDArray[np.float32]]:
-        begin, end, sample_begin, sample_end = self.indices[index]
+    def item(self, index: int) -> dict[str, NDArray[Any]]:
+        begin, end, sample_begin, sample_end = self.indices[index].tolist()
         result = {}
         for key, array in self.arrays.items():
             length = HORIZON if key == "action" else N_OBS
             stop = min(sample_end, length)
             # A window may hold fewer real steps than observations are asked for; those that follow are then padding.
             sample = array[begin : begin + max(stop - sample_begin, 1)]
-            window = np.empty((length, array.shape[1]), np.float32)
+            window = np.empty((length, *array.shape[1:]), array.dtype)
             first = min(sample_begin, length)
             window[:first] = sample[0]
             window[first:stop] = sample[: stop - first]
-            window[stop:] = array[end - 1]
+            if stop < length:
+                window[stop:] = array[end - 1 : end]
             result[key] = window
         return result
 
-    def batch(self, indices: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         items = [self.item(int(index)) for index in indices]
         return {key: np.stack([item[key] for item in items]) for key in self.arrays}
 
 
 def bench(
-    path: str, keys: tuple[str, ...] | None = None, batch: int = 256, seconds: float = 2.0, format: str = "table"
+    path: str,
+    keys: tuple[str, ...] | None = None,
+    batch: int = 256,
+    rounds: int = 7,
+    seconds: float = 0.1,
+    parts: tuple[str, ...] | None = None,
+    frames: int = 7000,
+    format: str = "table",
 ) -> int:
     """Measure and print; see HELP."""
     if format not in ("table", "json"):
         raise InputError(f"format='{format}' is not one of table, json.")
-    if batch < 1 or seconds <= 0:
-        raise InputError(f"batch must be at least 1 and seconds above 0, got batch={batch}, seconds={seconds}.")
-    facts = measure(DemoStore.open(path), keys, batch, seconds)
+    facts = measure(path, keys, batch, rounds, seconds, parts, frames)
     if format == "json":
         print(json.dumps(facts, indent=2))
         return 0
-    print(f"{path}: batches of {batch} windows, {facts['bytes_per_batch']} bytes; keys {', '.join(facts['keys'])}")
-    for name in ("ours", "per_item", "memcpy"):
-        print(f"  {name:<9}{facts[name]:>14,.0f} windows/s")
-    print(
-        f"  ours / per_item {facts['ours'] / facts['per_item']:.1f}   memcpy / ours {facts['memcpy'] / facts['ours']:.1f}"
-    )
+    for name, times in facts["ms"].items():
+        median, low, high = np.median(times), min(times), max(times)
+        print(f"{name:<50}{median:>10.4g} ms   {low:.4g} to {high:.4g}")
+    for name, (median, low, high) in facts["ratios"].items():
+        print(f"{name:<72}{median:>8.2f}   {low:.2f} to {high:.2f}")
+    for name, value in facts.items():
+        if name not in ("ms", "ratios"):
+            print(f"{name}: {value}")
     return 0
 
 
-def measure(store: DemoStore, keys: tuple[str, ...] | None, batch: int, seconds: float) -> dict[str, Any]:
-    """Windows per second of each way."""
-    from isdt_policy.datasets.store import NOT_OBSERVED
-    from isdt_policy.datasets.summary import is_low_dim
+def measure(
+    path: str,
+    keys: tuple[str, ...] | None = None,
+    batch: int = 256,
+    rounds: int = 7,
+    seconds: float = 0.1,
+    parts: tuple[str, ...] | None = None,
+    frames: int = 7000,
+) -> dict[str, Any]:
+    """Run the parts.
 
+    Returns:
+        {"ms": {way: milliseconds per call, one a turn}, "ratios": {name: (median, lowest, highest turn)}, and facts about
+        what was measured}.
+
+    Raises:
+        InputError: an unknown part, a number out of range, or PATH cannot be opened.
+    """
+    if batch < 1 or rounds < 1 or seconds <= 0 or frames < 4 * HORIZON:
+        raise InputError(
+            f"batch and rounds must be at least 1, seconds above 0, frames at least {4 * HORIZON}; "
+            f"got batch={batch}, rounds={rounds}, seconds={seconds}, frames={frames}."
+        )
+    for part in parts or ():
+        if part not in PARTS:
+            raise InputError(f"part '{part}' is not one of {', '.join(PARTS)}.{nearest(part, PARTS)}")
+    store = DemoStore.open(path)
+    foreign = "isdt_schema" not in store.attrs
+    if "import" in (parts or ()) and not foreign:
+        raise InputError(f"'{path}' is a store of ours; the import is measured on somebody else's.")
+    facts: dict[str, Any] = {"ms": {}, "ratios": {}, "path": Path(path).name, "batch": batch}
+    for part in parts or (PARTS if foreign else PARTS[:3]):
+        if part == "windows":
+            _windows(facts, store, keys, batch, rounds, seconds)
+        elif part == "import":
+            _import(facts, store, min(rounds, 3))
+        else:
+            for kind in ("smooth", "noise"):
+                with tempfile.TemporaryDirectory() as folder, _decoded_in(folder):
+                    source = _image_store(Path(folder) / "images.zarr", kind, frames)
+                    if part == "images":
+                        _images(facts, kind, source, batch, rounds, seconds)
+                    else:
+                        _memory(facts, kind, source, min(batch, 64))
+    return facts
+
+
+def _windows(
+    facts: dict[str, Any], store: DemoStore, keys: tuple[str, ...] | None, batch: int, rounds: int, seconds: float
+) -> None:
     chosen = keys or tuple(k for k in store.keys if k not in NOT_OBSERVED and is_low_dim(store, k))
     ours = WindowDataset(store, chosen, horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION)
     arrays = {k: store.read(k).reshape(store.n_steps, -1).astype(np.float32) for k in (*chosen, "action")}
     plain = PerItemSampler(arrays, store.episode_ends)
-    order = np.random.default_rng(0).permutation(ours.n_windows)
-    batches = [order[i : i + batch] for i in range(0, max(1, len(order) - batch), batch)]
-    example = ours.batch(batches[0])
-    parts = [*example["obs"].values(), example["action"], example["is_pad"]]
+    example = ours.batch(np.arange(min(batch, ours.n_windows)))
+    copied = [*example["obs"].values(), example["action"], example["is_pad"]]
+    ways = {
+        "windows: ours": _over(ours.batch, ours.n_windows, batch),
+        "windows: per item": _over(plain.batch, ours.n_windows, batch),
+        "windows: copy of as many bytes": lambda: [part.copy() for part in copied],
+    }
+    # Processor time of this thread: another program on the machine does not count, and all three use one thread.
+    times = turns(ways, rounds, seconds, time.thread_time)
+    facts["keys"] = ", ".join(chosen)
+    facts["windows"] = ours.n_windows
+    facts["bytes per batch of windows"] = sum(part.nbytes for part in copied)
+    facts["windows per second"] = round(1e3 * len(example["action"]) / float(np.median(times["windows: ours"])))
+    _keep(facts, times, ("windows: per item", "windows: ours"), ("windows: ours", "windows: copy of as many bytes"))
 
-    def copy(_: NDArray[np.int64]) -> None:
-        for part in parts:
-            part.copy()
 
-    ways: dict[str, Callable[[NDArray[np.int64]], Any]] = {"ours": ours.batch, "per_item": plain.batch, "memcpy": copy}
-    best = dict.fromkeys(ways, 0.0)
-    for _ in range(_TURNS):  # turn by turn, so that a busy moment of the machine does not fall on one of them
-        for name, way in ways.items():
-            best[name] = max(best[name], _rate(way, batches, seconds / _TURNS))
-    return {
-        "keys": list(chosen), "batch": batch, "windows": ours.n_windows,
-        "bytes_per_batch": sum(part.nbytes for part in parts), **best,
+def _images(facts: dict[str, Any], kind: str, source: Path, batch: int, rounds: int, seconds: float) -> None:
+    store = DemoStore.open(source)
+    frames = store.read("image")
+    limit = frames.nbytes // 4
+    shape = {"horizon": HORIZON, "n_obs_steps": N_OBS, "n_action_steps": N_ACTION}
+    with contextlib.redirect_stderr(io.StringIO()):  # says which mode was chosen
+        ours = {
+            "ours, in memory": WindowDataset(store, ["image"], mode="ram", **shape),  # type: ignore[arg-type]
+            "ours, mapped": WindowDataset(store, ["image"], mode="mmap", memory_limit=limit, **shape),  # type: ignore[arg-type]
+            "ours, left in the store": WindowDataset(store, ["image"], mode="disk", **shape),  # type: ignore[arg-type]
+        }
+    plain = {
+        "per item, in memory": PerItemSampler({"image": frames, "action": store.read("action")}, store.episode_ends),
+        "per item, from the store": PerItemSampler(
+            {key: _InStore(store, key) for key in ("image", "action")}, store.episode_ends
+        ),
+    }
+    samplers: dict[str, WindowDataset | PerItemSampler] = {**ours, **plain}
+    n = ours["ours, in memory"].n_windows
+    prefix = f"images ({kind}): "
+    ways = {prefix + name: _over(way.batch, n, batch) for name, way in samplers.items()}
+    facts["MB of generated frames"] = frames.nbytes // 10**6
+    _keep(
+        facts,
+        turns(ways, rounds, seconds),
+        (prefix + "per item, in memory", prefix + "ours, in memory"),
+        (prefix + "per item, in memory", prefix + "ours, mapped"),
+        (prefix + "per item, from the store", prefix + "ours, mapped"),
+        (prefix + "per item, from the store", prefix + "ours, left in the store"),
+    )
+
+
+class _InStore:
+    """A key that is decoded whenever it is sliced."""
+
+    def __init__(self, store: DemoStore, key: str) -> None:
+        self.store, self.key = store, key
+        self.shape, self.dtype = (store.n_steps, *store.shape(key)), store.dtype(key)
+
+    def __getitem__(self, steps: slice) -> NDArray[Any]:
+        return self.store.read(self.key, steps.start, steps.stop)
+
+
+def _memory(facts: dict[str, Any], kind: str, source: Path, batch: int) -> None:
+    if not Path("/proc/self/status").exists():
+        raise InputError("parts=memory reads /proc, which is found on Linux alone.")
+    store = DemoStore.open(source)
+    limit = store.n_steps * SIDE * SIDE * 3 // 4
+    # A process of its own, whose memory nothing else has filled; spawned, so that it does not begin with a copy of ours.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        grown = process.submit(resident_growth, str(source), limit, batch).result()
+    facts[f"memory ({kind})"] = {
+        "decoded_mb": 4 * limit / 1e6, "limit_mb": limit / 1e6, "batch": batch, "resident_growth_mb": grown / 1e6,
     }  # fmt: skip
+    name = f"memory ({kind}): growth of resident memory / memory_limit, at most 1"
+    facts["ratios"][name] = (grown / limit,) * 3
 
 
-def _rate(way: Callable[[NDArray[np.int64]], Any], batches: list[NDArray[np.int64]], seconds: float) -> float:
-    # Processor time of this thread: another program on the machine does not count, and all three ways use one thread.
-    done, start = 0, time.thread_time()
-    while True:
-        for indices in batches[:20]:
-            way(indices)
-            done += len(indices)
-        elapsed = time.thread_time() - start
-        if elapsed > seconds:
-            return done / elapsed
+def resident_growth(path: str, limit: int, batch: int) -> int:
+    """Bytes by which this process's resident memory grows at most while it reads an epoch with memory_limit=limit.
+
+    Counted is everything resident: what is allocated and the pages of mapped files. Not counted is what was there before:
+    the interpreter, the libraries and the threads that decode.
+    """
+    store = DemoStore.open(path)
+    for _ in range(3):
+        store.read("image", 0, 1)
+        WindowDataset(store, ["action"]).batch(np.arange(8))
+    with contextlib.suppress(
+        OSError
+    ):  # where it is not allowed the peak so far counts too, which errs on the safe side
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
+    windows = WindowDataset(store, ["image"], memory_limit=limit)
+    order = epoch_order(windows.n_windows, seed=0, epoch=0)
+    for start in range(0, len(order), batch):
+        windows.batch(order[start : start + batch])
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def _import(facts: dict[str, Any], store: DemoStore, rounds: int) -> None:
+    from isdt_policy.datasets.convert import convert
+
+    path = resolve_path(store.path)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "target.zarr"
+
+        def ours() -> None:
+            with contextlib.redirect_stdout(io.StringIO()):
+                convert(str(path), str(target))
+
+        # Processor time beside the clock's, of the same calls: it does not count what else runs on the machine.
+        ways = {
+            "ours": ours,
+            "key by key": lambda: _key_by_key(store, target, as_source=False),
+            "key by key, source's codec": lambda: _key_by_key(store, target, as_source=True),
+        }
+        wall: Rounds = {f"import: {name}": [] for name in ways}
+        spent: Rounds = {f"import, processor: {name}": [] for name in ways}
+        for _ in range(rounds):
+            for name, way in ways.items():
+                shutil.rmtree(target, ignore_errors=True)
+                clock, processor = time.perf_counter(), time.process_time()
+                way()
+                wall[f"import: {name}"].append(1e3 * (time.perf_counter() - clock))
+                spent[f"import, processor: {name}"].append(1e3 * (time.process_time() - processor))
+                if way is ours:
+                    facts["import, bytes of the source and of the result"] = [_size(path), _size(target)]
+        for times in (wall, spent):
+            first, *others = times
+            _keep(facts, times, *((name, first) for name in others))
+
+
+def _key_by_key(store: DemoStore, target: Path, as_source: bool) -> None:
+    """What one writes without a tool: every key read whole as float32, and written."""
+    group = zarr.open_group(target, mode="w", zarr_format=2 if as_source else 3)
+    for key, array in store.arrays().items():
+        values = np.asarray(array[:], np.float32)
+        how: dict[str, Any] = {"chunks": array.chunks, "compressors": array.compressors} if as_source else {}
+        group.create_array(f"data/{key}", data=values, **how)
+    group.create_array("meta/episode_ends", data=store.episode_ends)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _image_store(path: Path, kind: str, frames: int) -> Path:
+    """96x96x3 bytes: moving waves, or noise, which no codec makes smaller. Episodes of 100 frames."""
+    rng = np.random.default_rng(0)
+    x, y = np.mgrid[:SIDE, :SIDE] / SIDE
+    waves = (9 * y + 5 * x)[None, :, :, None] * np.array([1, 2, 3])
+    with DemoWriter(path) as writer:
+        for start in range(0, frames, 100):
+            steps = min(100, frames - start)
+            if kind == "noise":
+                image = rng.integers(0, 256, (steps, SIDE, SIDE, 3), np.uint8)
+            else:
+                time = np.arange(start, start + steps)[:, None, None, None] / 20
+                image = (127 + 127 * np.sin(waves + time)).astype(np.uint8)
+            writer.append({"image": image, "action": rng.random((steps, 2), np.float32)})
+    return path
+
+
+@contextlib.contextmanager
+def _decoded_in(folder: str) -> Iterator[None]:
+    """Decoded frames go to `folder`, and with it."""
+    before = os.environ.get("ISDT_DATA")
+    os.environ["ISDT_DATA"] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop("ISDT_DATA")
+        if before is not None:
+            os.environ["ISDT_DATA"] = before
+
+
+def _over(way: Callable[[NDArray[np.int64]], Any], n: int, batch: int) -> Callable[[], Any]:
+    """A function that makes the next batch of a shuffled order whenever it is called."""
+    order = epoch_order(n, seed=0, epoch=0)
+    batches = [order[i : i + batch] for i in range(0, max(1, n - batch + 1), batch)]
+    at = -1
+
+    def call() -> Any:
+        nonlocal at
+        at = (at + 1) % len(batches)
+        return way(batches[at])
+
+    return call
+
+
+def turns(
+    ways: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> Rounds:
+    """Milliseconds per call of every way, one number a turn; a turn is as many calls as fill `seconds`, at least one."""
+    for way in ways.values():
+        way()
+    times: Rounds = {name: [] for name in ways}
+    for _ in range(rounds):  # turn by turn, so that a busy moment of the machine falls on all of them
+        for name, way in ways.items():
+            done, start = 0, clock()
+            while (elapsed := clock() - start) < seconds or not done:
+                way()
+                done += 1
+            times[name].append(1e3 * elapsed / done)
+    return times
+
+
+def _keep(facts: dict[str, Any], times: Rounds, *pairs: tuple[str, str]) -> None:
+    """Note the times, and how much longer the first of each pair took than the second, turn by turn."""
+    facts["ms"] |= times
+    for slower, faster in pairs:
+        ratios = np.array(times[slower]) / np.array(times[faster])
+        shown = faster.split(": ", 1)[1]
+        facts["ratios"][f"{slower} / {shown}"] = (float(np.median(ratios)), float(ratios.min()), float(ratios.max()))

@@ -20,7 +20,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "view": ("isdt_policy.datasets.view:view", "plots and frames of every episode in one HTML file"),
     "split": ("isdt_policy.datasets.split:split", "some episodes, or a training and a validation part"),
     "merge": ("isdt_policy.datasets.merge:merge", "several sets in one"),
-    "bench": ("isdt_policy.datasets.bench:bench", "windows per second, against a plain sampler and a plain copy"),
+    "bench": (
+        "isdt_policy.datasets.bench:bench",
+        "windows, images, memory and import, against the straightforward way",
+    ),
     "fetch": ("isdt_policy.datasets.fetch:fetch", "download published demonstrations: resumable, checked, cached"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,10 +106,19 @@ def write(recording: Recording, target: Path, to: str | None = None, overwrite: 
         if target.exists():
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         os.rename(aside / target.name, target)
-    except OSError as error:
-        raise InputError(f"'{target}' cannot be written ({error}).") from error
+    except (OSError, RuntimeError) as error:
+        # HDF5 notices a full disk again when it closes the file, as a RuntimeError that hides the first.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise InputError(f"'{target}' cannot be written ({str(cause).splitlines()[0]}).") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        # After an error zarr's other writes may still be under way, and put a file where one was just removed.
+        for _ in range(20):
+            shutil.rmtree(aside, ignore_errors=True)
+            if not aside.exists():
+                break
+            time.sleep(0.05)
     for note in recording.notes:
         print(f"note: {note}")
     print(f"{target}: {recording.n_episodes} episodes from {recording.path} ({recording.format} -> {to})")

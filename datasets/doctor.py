@@ -182,7 +182,8 @@ def jumps(demos: Demos) -> Iterator[Finding]:
             change[:, first : first + 4] = 0  # they have a check of their own
         # A leap is a quarter of the range in one step, several times beyond the fastest regular motion.
         usual = np.quantile(change[inside], 0.99, axis=0) if inside.any() else np.zeros(value.shape[1])
-        leap = (change > 0.25 * span) & (change > 5 * usual) & (span > 1e-6)
+        # What stays within a thousandth of the key's widest range rests; a body that settles when it is put down is no leap.
+        leap = (change > 0.25 * span) & (change > 5 * usual) & (span > 1e-6) & (span > 1e-3 * span.max())
         for step in np.flatnonzero(leap.any(axis=1) & inside):
             worst.setdefault(int(step), key)
     if worst:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
 import sys
@@ -18,7 +19,8 @@ from isdt_policy.errors import InputError, nearest
 # Keys with more numbers a step than this are images: kept as stored, read in groups of frames, no range computed.
 LOW_DIM = 256
 MODES = ("auto", "ram", "mmap", "disk")
-_BLOCK_BYTES = 8 * 2**20
+# Decoded at once for the mapped file, where there is room: zarr takes several times as much beside it.
+_BLOCK_BYTES, _BLOCKS_PER_LIMIT = 8 * 2**20, 32
 
 
 class Store(Protocol):
@@ -48,24 +50,75 @@ class OnDisk:
         return np.asarray(distinct[place.reshape(steps.shape)])
 
 
+class Mapped:
+    """Frames in a file that is mapped into memory.
+
+    Pages that were read stay mapped and count as memory of this process until somebody takes them back. So the mapping is let
+    go of before it can hold more than `limit` bytes; what the system keeps cached is mapped again in a moment.
+
+    Args:
+        file: a .npy file of shape (n_steps, numbers per frame).
+        limit: bytes, at least those of one window.
+    """
+
+    # Linux may map the whole huge page around a byte that is read.
+    _PAGE = 2**21
+
+    def __init__(self, file: Path, limit: int) -> None:
+        with file.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            self._offset = stream.tell()
+        self.array: NDArray[Any] = np.frombuffer(self._map, dtype, offset=self._offset).reshape(shape)
+        self._pages, self._held = max(1, limit // self._PAGE), 0
+        self._fits = len(self._map) <= limit
+
+    def take(self, steps: NDArray[np.int64]) -> NDArray[Any]:
+        """Frames of any steps, (B, n) -> (B, n, numbers per frame)."""
+        if self._fits:
+            return take(self.array, steps)
+        size = self.array[:1].nbytes
+        first, last = (self._offset + step * size for step in (steps.min(axis=1), steps.max(axis=1) + 1))
+        pages = self._held + np.cumsum((last - 1) // self._PAGE - first // self._PAGE + 1)
+        out = np.empty((*steps.shape, self.array.shape[1]), self.array.dtype)
+        start = 0
+        for border in np.flatnonzero(np.diff(pages // self._pages, prepend=0)).tolist():
+            take(self.array, steps[start:border], out[start:border])
+            self._map.madvise(mmap.MADV_DONTNEED)
+            start = border
+        self._held = int(pages[-1]) % self._pages
+        take(self.array, steps[start:], out[start:])
+        return out
+
+
+def take(array: NDArray[Any], steps: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Rows of any steps, into `out` if given. Whole rows are copied, which for a mapped file also reads each page once."""
+    if out is None:
+        out = np.empty((*steps.shape, array.shape[1]), array.dtype)
+    # mode="clip": in NumPy's default mode `out` is filled by way of a second array of its size.
+    np.take(array, steps, axis=0, out=out, mode="clip")
+    return out
+
+
 def frames(
     store: Store, keys: Sequence[str], mode: str = "auto", memory_limit: int | None = None
-) -> dict[str, NDArray[Any] | OnDisk]:
+) -> dict[str, NDArray[Any] | Mapped | OnDisk]:
     """Image keys as (n_steps, numbers per frame) arrays in the stored dtype, or what gives their rows.
 
     Args:
         store: demonstrations.
         keys: image keys.
         mode: "ram", "mmap", "disk" or "auto"; see `WindowDataset`.
-        memory_limit: bytes allowed in RAM under "auto"; None takes half of what is free.
+        memory_limit: bytes allowed in RAM under "auto" and held of a mapped file; None takes half of what is free.
     """
     if mode not in MODES:
         raise InputError(f"mode '{mode}' is not one of {', '.join(MODES)}.{nearest(mode, MODES)}")
     if not keys:
         return {}
     size = sum(store.read(key, 0, 1).nbytes for key in keys) * int(store.episode_ends[-1])
+    limit = free_memory() // 2 if memory_limit is None else memory_limit
     if mode == "auto":
-        limit = free_memory() // 2 if memory_limit is None else memory_limit
         mode = "ram" if size <= limit else "mmap" if size < _free_cache() else "disk"
         print(
             f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}",
@@ -73,7 +126,10 @@ def frames(
         )
     if mode == "disk":
         return {key: OnDisk(store, key) for key in keys}
-    return {key: _in_memory(store, key) if mode == "ram" else _mapped(store, key) for key in keys}
+    if mode == "mmap":
+        # Half for the mapping: batches and what decodes them take room too.
+        return {key: Mapped(_decoded(store, key, limit), limit // 2 // len(keys)) for key in keys}
+    return {key: _in_memory(store, key) for key in keys}
 
 
 def free_memory() -> int:
@@ -106,14 +162,17 @@ def _in_memory(store: Store, key: str) -> NDArray[Any]:
     return np.ascontiguousarray(values).reshape(len(values), -1)
 
 
-def _mapped(store: Store, key: str) -> NDArray[Any]:
-    """The frames as a read-only mapped .npy file, written once per state of the store, block by block."""
+def _decoded(store: Store, key: str, limit: int) -> Path:
+    """The frames as a .npy file, written once per state of the store, block by block, in well under `limit` bytes."""
     from isdt_policy.datasets.fetch import cache
 
     file = cache() / "frames" / f"{_fingerprint(store, key)}.npy"
     if not file.exists():
         first = store.read(key, 0, 1)
-        steps, block = int(store.episode_ends[-1]), max(1, _BLOCK_BYTES // first.nbytes)
+        steps, block = (
+            int(store.episode_ends[-1]),
+            max(1, min(_BLOCK_BYTES, limit // _BLOCKS_PER_LIMIT) // first.nbytes),
+        )
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +187,7 @@ def _mapped(store: Store, key: str) -> NDArray[Any]:
             raise InputError(
                 f"decoded frames cannot be written to '{file}' ({error}); set ISDT_DATA elsewhere."
             ) from error
-    return np.load(file, mmap_mode="r")  # type: ignore[no-any-return]
+    return file
 
 
 def _fingerprint(store: Store, key: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isdt_policy.datasets.store import DemoStore, DemoWriter, task_attributes
+from isdt_policy.envs import task_spec
 from isdt_policy.errors import InputError
 
 HELP = """
@@ -166,7 +167,7 @@ def record(
                     info.append({"seed": row["seed"], "success": bool(row["success"]), "max_reward": row["max_reward"]})
                     # The next seed is recorded in the same file replacement that commits the episode.
                     writer.append(
-                        result.extras[row["seed"], row["arm"]]["trajectory"],
+                        _carried_out(result.extras[row["seed"], row["arm"]]["trajectory"], name),
                         attributes={"next_seed": row["seed"] + 1, "recorded": info},
                     )
                 progress.update()
@@ -178,6 +179,12 @@ def record(
     won = sum(i["success"] for i in info)
     print(f"{out}: {store.n_episodes} episodes ({won} successes), {store.n_steps} steps of {', '.join(store.keys)}")
     return 0
+
+
+def _carried_out(trajectory: Mapping[str, NDArray[Any]], task: str) -> dict[str, NDArray[Any]]:
+    """The same with the actions that were carried out: a policy's may lie outside the action space, and are clipped to it."""
+    action, spec = trajectory["action"], task_spec(task).action
+    return {**trajectory, "action": np.clip(action, spec.low, spec.high).astype(action.dtype)}
 
 
 def _command() -> str:

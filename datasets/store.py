@@ -18,7 +18,7 @@ Layout (Zarr v3; Diffusion Policy's Zarr v2 stores have the same two groups and 
 
     Rows are time steps at the control rate: observation and action of step t stand in row t, the action being what was
     commanded after seeing that observation. Images are uint8 (height, width, channel) and chunked by groups of frames;
-    low-dimensional arrays by 1024 steps; chunks are gathered in shards, one file each.
+    low-dimensional arrays by 1024 steps; chunks are gathered in shards, one file each (about 1 and 8 MiB of images).
 
 `n_episodes` in the attributes is the commit record of our own stores: an append writes the data, then the ends, and last
 this one number, in one atomic file replacement. Whatever lies beyond it is an episode that was never finished; readers do
@@ -196,6 +196,10 @@ class DemoStore:
             raise  # the store is well; the caller asked for too much at once
         except Exception as error:
             raise _unreadable(self.path, f"data/{key}", error) from error
+
+    def arrays(self) -> dict[str, zarr.Array]:
+        """The arrays under data/ as zarr has them."""
+        return dict(self._arrays)
 
     def span(self, n_bytes: int) -> int:
         """Steps of about `n_bytes` whose borders are those of chunks (or shards) of the key that takes most room."""

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.frames import OnDisk, frames, is_image
+from isdt_policy.datasets.frames import frames, is_image, take
 from isdt_policy.errors import InputError
 
 
@@ -88,44 +88,38 @@ def window_indices(
 
 
 @numba.njit(cache=True, nogil=True)
-def _copy(source, size, steps, rows, indices, out, at):  # type: ignore[no-untyped-def]
-    """Windows of one key to out[at:], one after another; returns where they end."""
-    for i in range(len(indices)):
-        first, low, high = rows[indices[i], 0], rows[indices[i], 1], rows[indices[i], 2]
-        before = min(max(low - first, 0), steps)
-        inside = max(min(high + 1 - first, steps), before)
-        for k in range(before):
-            for j in range(size):
-                out[at + k * size + j] = source[low * size + j]
-        # The steps inside the episode are one block. Unsigned indices, because a signed one may count from the end, and
-        # that question keeps the loop from being compiled to vectors.
-        begin, to = np.uint64((first + before) * size), np.uint64(at + before * size)
-        for n in range(np.uint64((inside - before) * size)):
-            out[to + np.uint64(n)] = source[begin + np.uint64(n)]
-        for k in range(inside, steps):
-            for j in range(size):
-                out[at + k * size + j] = source[high * size + j]
-        at += steps * size
-    return at
-
-
-@numba.njit(cache=True, nogil=True)
 def _gather(sources, sizes, steps, rows, indices, out, is_pad):  # type: ignore[no-untyped-def]
-    """Windows `indices` of every source in turn, one after another in `out`; False if there is no such window.
+    """Windows `indices` of every source: all of the first, then all of the second, ... in `out`; False if one is not there.
 
-    sources: flat arrays of sizes[s] numbers a step; rows: (first, low, high) of every window, whose k-th step is
-    clip(first + k, low, high).
+    sources: flat arrays of sizes[s] numbers a step, of which a window holds steps[s]; rows: (first, low, high) of every
+    window, whose k-th step is clip(first + k, low, high).
     """
-    for i in range(len(indices)):
+    count, horizon, longest = len(indices), is_pad.shape[1], steps.max()
+    is_pad[:] = False
+    for i in range(count):
         if indices[i] < 0 or indices[i] >= len(rows):
             return False
-    at = 0
-    for s in range(len(sources)):
-        at = _copy(sources[s], sizes[s], steps[s], rows, indices, out, at)
-    for i in range(len(indices)):
         first, low, high = rows[indices[i], 0], rows[indices[i], 1], rows[indices[i], 2]
-        for k in range(is_pad.shape[1]):
+        block = 0  # where the windows of this source begin in `out`
+        if first >= low and first + longest - 1 <= high:
+            # All inside the episode: one run of numbers a source. Unsigned indices, because a signed one may count from
+            # the end, and that question keeps the loop from being compiled to vectors.
+            for s in range(len(sources)):
+                source, length = sources[s], sizes[s] * steps[s]
+                begin, to = np.uint64(first * sizes[s]), np.uint64(block + i * length)
+                for n in range(np.uint64(length)):
+                    out[to + np.uint64(n)] = source[begin + np.uint64(n)]
+                block += count * length
+            continue
+        for k in range(horizon):
             is_pad[i, k] = first + k < low or first + k > high
+        for s in range(len(sources)):
+            source, size, length = sources[s], sizes[s], sizes[s] * steps[s]
+            for k in range(steps[s]):
+                begin, to = min(max(first + k, low), high) * size, block + i * length + k * size
+                for j in range(size):
+                    out[to + j] = source[begin + j]
+            block += count * length
     return True
 
 
@@ -142,7 +136,8 @@ class WindowDataset:
         mode: where images are held: "ram"; "mmap", a file of decoded frames beside other downloads, mapped into memory and
             paged in by the system as windows are read; "disk", left in the store and decoded anew for every batch. "auto"
             takes the first of these for which there is room.
-        memory_limit: bytes that images may take in RAM under "auto"; None takes half of what is free.
+        memory_limit: bytes that images may take in RAM under "auto", and pages of the mapped file at any time; None takes
+            half of what is free.
 
     Raises:
         InputError: an unknown key or mode, NaN or infinity in what is read, or no episodes.
@@ -221,14 +216,8 @@ class WindowDataset:
     def _images(self, key: str, indices: NDArray[np.int64]) -> NDArray[Any]:
         rows, source = self._rows[indices], self._frames[key]
         chosen = np.clip(rows[:, :1] + np.arange(self.n_obs_steps), rows[:, 1:2], rows[:, 2:3])
-        shape = (*chosen.shape, *self._shapes[key])
-        if isinstance(source, OnDisk):
-            return source.take(chosen).reshape(shape)
-        # Whole frames: copied as rows, which for a mapped file also reads each page once.
-        # mode="clip": in NumPy's default mode `out` is filled by way of a second array of its size.
-        out = np.empty((*chosen.shape, source.shape[1]), source.dtype)
-        np.take(source, chosen, axis=0, out=out, mode="clip")
-        return out.reshape(shape)
+        found = take(source, chosen) if isinstance(source, np.ndarray) else source.take(chosen)
+        return found.reshape(*chosen.shape, *self._shapes[key])
 
     def statistics(self) -> dict[str, dict[str, NDArray[np.float64]]]:
         """Per low-dimensional key min, max, mean and std over the steps of the chosen episodes, each (d,)."""

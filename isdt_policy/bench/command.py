@@ -26,7 +26,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   train    one complete training step (iSD-T with guidance and central difference) against one plain DDPM step
   infer    one network evaluation, and predict_action at one step against DDIM-10 and DDPM-100; one row, as a robot asks
   eval     an evaluation, against one environment at a time with one row per call; the results must be the same
-  data     windows per second (the same as isdt data bench)
+  data     windows, images, memory and import (what isdt data bench says about it, with the same options)
   serve    one request to a server process, and many clients at a fixed rate: latency, lost and mixed up answers
   env      control steps per second of our PushT against gym-pusht's
 
@@ -259,17 +259,23 @@ def evaluation(
     return _report(f"eval task={task}", timings, facts, out)
 
 
-def data(data: str = BUNDLED, batch: int = 256, out: str = "") -> dict[str, Any]:
-    """Windows per second; see `isdt data bench`."""
+def data(
+    data: str = BUNDLED,
+    keys: tuple[str, ...] | None = None,
+    batch: int = 256,
+    rounds: int = 7,
+    seconds: float = 0.1,
+    parts: tuple[str, ...] | None = None,
+    frames: int = 7000,
+    out: str = "",
+) -> dict[str, Any]:
+    """Windows, images, memory and import; see `isdt data bench`. A call of a turn is the mean of the calls in it."""
+    from isdt_policy.bench.measure import summary
     from isdt_policy.datasets.bench import measure
-    from isdt_policy.datasets.store import DemoStore
 
-    facts = measure(DemoStore.open(data), None, batch, 2.0)
-    facts["ratios"] = {
-        "ours / per-item sampler": (facts["ours"] / facts["per_item"],) * 3,
-        "memcpy / ours": (facts["memcpy"] / facts["ours"],) * 3,
-    }
-    return _report("data", {}, facts, out)
+    facts = measure(data, keys, batch, rounds, seconds, parts, frames)
+    timings = {name: summary([[ms] for ms in times]) for name, times in facts.pop("ms").items()}
+    return _report("data", timings, facts, out)
 
 
 def env(rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from isdt_policy.bench.baseline import ConvUNet, matched
 from isdt_policy.bench.command import main
@@ -79,9 +80,51 @@ def test_env_writes_its_numbers(tmp_path, capsys):
     assert name in capsys.readouterr().out
 
 
+def foreign_store(path):
+    """As Diffusion Policy writes it, with images as floats."""
+    rng = np.random.default_rng(0)
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    group.create_array(
+        "data/img", data=rng.integers(0, 256, (90, 12, 12, 3)).astype(np.float32), chunks=(40, 12, 12, 3)
+    )
+    group.create_array("data/state", data=rng.random((90, 5), np.float32))
+    group.create_array("data/action", data=rng.random((90, 2), np.float32))
+    group.create_array("meta/episode_ends", data=np.array([50, 90]))
+    return path
+
+
+def test_data_writes_its_numbers(tmp_path):
+    source = foreign_store(tmp_path / "a.zarr")
+    small = ["rounds=3", "seconds=0.001", "batch=16", "frames=128"]
+    parts = "parts=windows,images,import"
+    assert main(["data", f"data={source}", parts, *small, f"out={tmp_path}/bench_data.json"]) == 0
+    result = json.loads((tmp_path / "bench_data.json").read_text())
+    for name, slower, faster in (
+        ("windows: per item / ours", "windows: per item", "windows: ours"),
+        ("import: key by key / ours", "import: key by key", "import: ours"),
+        (
+            "images (noise): per item, in memory / ours, mapped",
+            "images (noise): per item, in memory",
+            "images (noise): ours, mapped",
+        ),
+    ):
+        rounds = {way: np.array(timing["rounds"]) for way, timing in result["timings_ms"].items()}
+        assert result["ratios"][name][0] == pytest.approx(np.median(rounds[slower] / rounds[faster]))
+        assert name in (tmp_path / "bench_data.md").read_text()
+    assert result["keys"] == "state"
+    assert result["bytes per batch of windows"] == 16 * (
+        4 * (2 * 5 + 16 * 2) + 16
+    )  # float32, and a byte of is_pad a step
+    assert result["windows"] == 90 + 2 * (1 + 7 - 15)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "bench_data.json", "bench_data.md"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["data", "parts=window"], "Did you mean 'windows'?"),
+        (["data", "rounds=0"], "rounds=0"),
+        (["data", "parts=import"], "a store of ours"),
         (["trian"], "train"),
         (["train", "size=5m"], "4m, 16m, 63m"),
         (["infer", "sise=4m"], "size"),

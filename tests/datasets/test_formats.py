@@ -1,6 +1,8 @@
 """Formats: what comes out is what went in, bit for bit; what is damaged is refused, the target absent, the source as it was."""
 
 import json
+import resource
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -71,6 +73,24 @@ def test_robomimic_round_trip_is_bit_equal_and_keeps_names_masks_and_environment
                 assert again[key].dtype == demo[key].dtype
                 np.testing.assert_array_equal(again[key][()], demo[key][()])
             np.testing.assert_array_equal(again["next_obs/eef_pos"][:-1], demo["obs/eef_pos"][1:])
+
+
+def test_the_human_recordings_of_pusht_round_trip(real_data, tmp_path):
+    """Without their images, for which see test_float_images_become_bytes_only_where_nothing_is_lost."""
+    source = real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr"
+    keys = ("state",)
+    convert(str(source), str(tmp_path / "a.zarr"), task="pusht", keys=keys)
+    original = DemoStore.open(source)
+    for target, format in all_targets(tmp_path / "there"):
+        if target.endswith(".zip"):
+            continue
+        convert(str(tmp_path / "a.zarr"), target, to=format)
+        convert(target, str(tmp_path / "back.zarr"), overwrite=True)
+        back = DemoStore.open(tmp_path / "back.zarr")
+        np.testing.assert_array_equal(back.episode_ends, original.episode_ends)
+        for key in (*keys, "action"):
+            assert back.dtype(key) == original.dtype(key)
+            np.testing.assert_array_equal(back.read(key), original.read(key))
 
 
 @pytest.mark.parametrize("name", ["lift_ph_low_dim", "lift_ph_test", "lift_mh_image", "can_mg_low_dim"])
@@ -165,6 +185,7 @@ BAD_FILES = {
     "with a key missing in one demo": (remove("data/demo_2/obs/eef_pos"), "eef_pos"),
     "with unequal lengths": (replaced("data/demo_2/obs/eef_pos", np.zeros((2, 3))), "eef_pos has 2 rows"),
     "with text": (replaced("data/demo_2/obs/eef_pos", np.array([b"x"] * 5)), "dtype"),
+    "with another dtype in one demo": (replaced("data/demo_2/obs/eef_pos", np.zeros((5, 3), np.float32)), "alike"),
     "with another action size": (replaced("data/demo_2/actions", np.zeros((5, 6))), "alike"),
     "with NaN actions": (replaced("data/demo_2/actions", np.full((5, 7), np.nan)), "not finite"),
 }
@@ -182,6 +203,64 @@ def test_a_bad_file_is_one_line_and_leaves_no_target(case, tmp_path, capsys):
     assert expected in error[0]
     assert [p.name for p in tmp_path.iterdir()] == ["a.hdf5"]
     assert sha256(source) == before
+
+
+def all_targets(tmp_path):
+    """One of each format and form that is written."""
+    names = ("a.zarr", "a.zarr.zip", "a.hdf5", "dp.zarr", "dp.zarr.zip", "lerobot", "minari")
+    formats = ("zarr", "zarr", "robomimic", "diffusion_policy", "diffusion_policy", "lerobot", "minari")
+    return [(str(tmp_path / name), format) for name, format in zip(names, formats)]
+
+
+def test_episodes_of_one_step_survive_every_format(tmp_path):
+    rng = np.random.default_rng(0)
+    with DemoWriter(tmp_path / "short.zarr", task="pusht", attributes={"action_space": {"rate_hz": 10}}) as writer:
+        for steps in (1, 1, 4, 1):
+            writer.append({key: rng.random((steps, d), np.float32) for key, d in (("state", 5), ("action", 2))})
+    for target, format in all_targets(tmp_path):
+        convert(str(tmp_path / "short.zarr"), target, to=format)
+        same_episodes(tmp_path / "short.zarr", target)
+
+
+def test_a_full_disk_leaves_no_target_or_the_old_one(tmp_path):
+    rng = np.random.default_rng(0)
+    with DemoWriter(tmp_path / "big.zarr", task="pusht", attributes={"action_space": {"rate_hz": 10}}) as writer:
+        for _ in range(3):
+            writer.append({"state": rng.random((10_000, 5)), "action": rng.random((10_000, 2))})
+    before = sha256(tmp_path / "big.zarr")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for target, format in all_targets(tmp_path):
+        for there_already in (False, True):
+            if there_already:
+                convert(str(tmp_path / "big.zarr"), target, to=format, keys=("action",))
+                old = sha256(Path(target))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+            try:
+                with pytest.raises(InputError, match=r"cannot be written|could not be written") as caught:
+                    convert(str(tmp_path / "big.zarr"), target, to=format, overwrite=there_already)
+                assert len(str(caught.value).splitlines()) == 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            assert Path(target).exists() == there_already
+            assert not there_already or sha256(Path(target)) == old
+    assert sha256(tmp_path / "big.zarr") == before
+    assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("span", [1, 4, 7, 1000])
+def test_episodes_are_cut_from_spans_where_they_began(span, tmp_path, monkeypatch):
+    """Episodes within a span, across two, across many, and ending with one."""
+    lengths = [3, 1, 9, 8, 7, 1, 25, 2]
+    steps = np.arange(sum(lengths), dtype=np.float32)[:, None]
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    group.create_array("data/action", data=steps)
+    group.create_array("data/state", data=-steps)
+    group.create_array("meta/episode_ends", data=np.cumsum(lengths))
+    monkeypatch.setattr(DemoStore, "span", lambda self, n_bytes: span)
+    episodes = list(read(tmp_path / "a.zarr").episodes())
+    assert [len(episode["action"]) for episode in episodes] == lengths
+    np.testing.assert_array_equal(np.concatenate([episode["action"] for episode in episodes]), steps)
+    np.testing.assert_array_equal(np.concatenate([episode["state"] for episode in episodes]), -steps)
 
 
 def test_an_existing_target_stays_unless_told(tiny_store, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import zarr
 
 from isdt_policy.datasets.frames import frames
-from isdt_policy.datasets.store import DemoStore
+from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.errors import InputError
 
@@ -46,7 +46,7 @@ def test_a_store_that_changed_is_decoded_again(tmp_path, monkeypatch):
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
     frames(DemoStore.open(image_store(tmp_path / "a.zarr", 30, 12)), ["image"], "mmap")
     store = DemoStore.open(image_store(tmp_path / "a.zarr", 60, 12))
-    assert frames(store, ["image"], "mmap")["image"].shape == (60, 432)
+    assert frames(store, ["image"], "mmap")["image"].array.shape == (60, 432)
     with pytest.raises(InputError, match="Did you mean 'mmap'"):
         frames(store, ["image"], "map")
 
@@ -59,6 +59,40 @@ def test_the_mode_follows_from_the_room_there_is(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("isdt_policy.datasets.frames._free_cache", lambda room=room: room)
         frames(store, ["image"], memory_limit=limit)
         assert f"mode {mode}" in capsys.readouterr().err
+
+
+def test_a_mapping_that_is_let_go_of_gives_the_same_frames(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
+    store = DemoStore.open(image_store(tmp_path / "a.zarr", 600, 96))
+    small, large = (WindowDataset(store, ["image"], mode="mmap", memory_limit=n) for n in (6 * 2**20, 2**40))
+    order = np.random.default_rng(0).permutation(small.n_windows)
+    for part in np.array_split(order, 9):
+        np.testing.assert_array_equal(small.batch(part)["obs"]["image"], large.batch(part)["obs"]["image"])
+    dropped = small._frames["image"]
+    assert (dropped._fits, large._frames["image"]._fits) == (False, True)
+    assert dropped._held < dropped._pages == 1
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_store_four_times_memory_limit_is_read_with_resident_memory_under_it(noise, tmp_path, monkeypatch):
+    """Mapped pages count: resident memory is what Linux says of the process, at its peak."""
+    from isdt_policy.datasets.bench import _memory
+
+    monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
+    if noise:  # no codec makes it smaller: chunks are as large as what they hold
+        path = tmp_path / "noise.zarr"
+        rng = np.random.default_rng(0)
+        with DemoWriter(path) as writer:
+            for _ in range(48):
+                images = rng.integers(0, 256, (100, 96, 96, 3), np.uint8)
+                writer.append({"image": images, "action": np.zeros((100, 2), np.float32)})
+    else:
+        path = image_store(tmp_path / "big.zarr", 4800, 96)
+    facts: dict = {"ratios": {}}
+    _memory(facts, "test", path, 64)
+    (ratio,) = facts["ratios"].values()
+    assert 0 < ratio[0] < 1
+    assert len(list((tmp_path / "cache" / "frames").glob("*.npy"))) == 1  # it was read through the mapping
 
 
 # The limit counts what the process allocates, not pages of a mapped file, which the system takes back when it needs them.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from isdt_policy.datasets.record import Recorder, record
+from isdt_policy.datasets.record import Recorder, _carried_out, record
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.errors import InputError
 
@@ -37,3 +37,11 @@ def test_a_recorder_keeps_copies_and_refuses_other_keys(tmp_path):
         with pytest.raises(InputError, match="no step to record"):
             recorder.end()
     assert DemoStore.open(tmp_path / "a.zarr").read("position").tolist() == [[0, 0], [1, 1], [2, 2]]
+
+
+def test_actions_beyond_the_limits_are_recorded_as_the_environment_carries_them_out():
+    action = np.array([[-3, 200.5], [513.3, 512]], np.float32)
+    kept = _carried_out({"state": np.ones((2, 5)), "action": action}, "pusht")
+    assert kept["action"].tolist() == [[0, 200.5], [512, 512]]
+    assert kept["action"].dtype == np.float32
+    assert kept["state"].shape == (2, 5)

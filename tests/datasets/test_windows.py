@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isdt_policy.datasets.augment import MemoryStore
+from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import (
     WindowBatches,
     WindowDataset,
@@ -133,6 +134,18 @@ def test_the_sampler_that_speed_is_compared_with_gives_the_same_batches():
     order = np.random.default_rng(0).permutation(ours.n_windows)
     batch, other = ours.batch(order), plain.batch(order)
     np.testing.assert_array_equal(batch["obs"]["state"], other["state"])
+    np.testing.assert_array_equal(batch["action"], other["action"])
+
+
+def test_the_sampler_also_reads_images_from_the_store(tmp_path):
+    from isdt_policy.datasets.bench import HORIZON, N_ACTION, N_OBS, PerItemSampler, _image_store, _InStore
+
+    store = DemoStore.open(_image_store(tmp_path / "a.zarr", "noise", 130))
+    ours = WindowDataset(store, ["image"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION, mode="ram")
+    plain = PerItemSampler({key: _InStore(store, key) for key in ("image", "action")}, store.episode_ends)
+    order = np.random.default_rng(0).permutation(ours.n_windows)
+    batch, other = ours.batch(order), plain.batch(order)
+    np.testing.assert_array_equal(batch["obs"]["image"], other["image"])
     np.testing.assert_array_equal(batch["action"], other["action"])
 
 
