@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes.util
+import functools
 import logging
 import os
 import random
@@ -67,6 +68,7 @@ def version() -> str:
     return installed_version("robosuite") or ROBOSUITE
 
 
+@functools.cache  # looking a version up reads files, and every observation asks
 def is_composite() -> bool:
     """Say whether the installed robosuite is 1.5, whose robots have composite controllers."""
     return version().startswith("1.5")

@@ -28,7 +28,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   eval     an evaluation, against one environment at a time with one row per call; the results must be the same
   data     windows, images, memory and import (what isdt data bench says about it, with the same options)
   serve    one request to a server process, and many clients at a fixed rate: latency, lost and mixed up answers
-  env      control steps per second of our PushT against gym-pusht's
+  env      one control step of our environment against what it wraps: gym-pusht's, or bare robosuite (task=lift, can, square)
 
   size=4m            4m, 16m or 63m parameters
   batch=256          training: windows per step
@@ -38,7 +38,7 @@ needs: pip install 'isdt-policy[diffusers,pusht]'
   device=cpu         or cuda (timed by events; network evaluations also as CUDA graphs)
   compile=true       training and CUDA inference: torch.compile ours, as training.compile does
   guidance_scale=2   training: anything but 1 costs its evaluation
-  task=pusht         eval: or lift, whose simulator takes all the time; its expert acts
+  task=pusht         env; eval: or lift, whose simulator takes all the time; its expert acts
   checkpoint=PATH    eval, serve: a trained policy; without one, an untrained network of that size
   episodes=32        eval: episodes per turn
   n_envs=16          eval: environments of the evaluator at a time
@@ -55,7 +55,7 @@ examples
   isdt bench eval task=lift episodes=60 rounds=1 n_envs=4 n_workers=2
   isdt bench serve threads=1
   isdt bench serve clients=1 rate=100 seconds=60
-  isdt bench env
+  isdt bench env task=lift calls=100
 """
 
 SIZES = {"4m": (64, 128, 256), "16m": (128, 256, 512), "63m": (256, 512, 1024)}
@@ -278,18 +278,29 @@ def data(
     return _report("data", timings, facts, out)
 
 
-def env(rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:
-    """Control steps of PushT, ours (a repeatable order of contacts, state observations) and gym-pusht's own."""
-    import gym_pusht  # noqa: F401
-    import gymnasium
-
+def env(task: str = "pusht", rounds: int = 7, calls: int = 300, out: str = "") -> dict[str, Any]:
+    """Control steps of our environment, state observations included, and of what it wraps: gym-pusht's, or bare robosuite."""
     from isdt_policy.bench.measure import interleaved, ratio
     from isdt_policy.envs import make
 
-    ours, theirs = make("pusht", obs_keys=["state"]), gymnasium.make("gym_pusht/PushT-v0", obs_type="state")
-    timings = interleaved({"ours": _stepper(ours), "gym-pusht": _stepper(theirs)}, rounds=rounds, calls=calls)
-    facts = {"ratios": {"gym-pusht / ours": ratio(timings["gym-pusht"], timings["ours"])}}
-    return _report("env task=pusht", timings, facts, out)
+    if task == "pusht":
+        import gym_pusht  # noqa: F401
+        import gymnasium
+
+        name, keys = "gym-pusht", ["state"]
+        theirs = _stepper(gymnasium.make("gym_pusht/PushT-v0", obs_type="state"), 100, 400, 2)
+    elif task in ("lift", "can", "square"):
+        name, keys = "bare robosuite", None
+        bare = make(task)
+        bare.reset(seed=0)
+        theirs = _bare(bare.sim)  # type: ignore[attr-defined]
+    else:
+        raise InputError(f"task='{task}' is not one of pusht, lift, can, square.")
+    low, high, size = (100, 400, 2) if task == "pusht" else (-0.5, 0.5, 7)
+    ways = {"ours": _stepper(make(task, obs_keys=keys), low, high, size), name: theirs}
+    timings = interleaved(ways, rounds=rounds, calls=calls)
+    facts = {"ratios": {f"ours / {name}": ratio(timings["ours"], timings[name])}}
+    return _report(f"env task={task}", timings, facts, out)
 
 
 def serve(
@@ -558,14 +569,21 @@ def _loop(policy: Any, make_env: Callable[[], Any], seeds: list[int], rows: int 
     return records
 
 
-def _stepper(environment: Any) -> Callable[[], object]:
+def _bare(simulator: Any) -> Callable[[], object]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    return lambda: simulator.step(rng.uniform(-0.5, 0.5, 7))
+
+
+def _stepper(environment: Any, low: float, high: float, size: int) -> Callable[[], object]:
     import numpy as np
 
     rng = np.random.default_rng(0)
     environment.reset(seed=0)
 
     def step() -> None:
-        _, _, terminated, truncated, _ = environment.step(rng.uniform(100, 400, 2).astype(np.float32))
+        _, _, terminated, truncated, _ = environment.step(rng.uniform(low, high, size).astype(np.float32))
         if terminated or truncated:
             environment.reset(seed=0)
 
@@ -602,7 +620,8 @@ def _report(what: str, timings: dict[str, Timing], facts: dict[str, Any], out: s
     lines += [
         f"- {machine['processor']}, {machine['cores']} cores, threads {machine.get('torch_threads')}, load {load:.1f}"
     ]
-    lines += [f"- {', '.join(f'{k} {v}' for k, v in versions('pusht').items())}; commit {commit()}"]
+    task = what.partition("task=")[2] or "pusht"
+    lines += [f"- {', '.join(f'{k} {v}' for k, v in versions(task).items())}; commit {commit()}"]
     print("\n".join(lines))
     result = {
         "what": what, "timings_ms": {n: dataclasses.asdict(t) for n, t in timings.items()}, **facts,

@@ -70,14 +70,17 @@ def test_bf16_training_agrees_with_float32(path):
     assert (fast - plain).norm() / plain.norm() < 0.1
 
 
-def test_env_writes_its_numbers(tmp_path, capsys):
-    assert main(["env", "rounds=2", "calls=5", f"out={tmp_path}/bench_env.json"]) == 0
+@pytest.mark.parametrize(("task", "theirs"), [("pusht", "gym-pusht"), ("lift", "bare robosuite")])
+def test_env_writes_its_numbers(task, theirs, tmp_path, capsys):
+    assert main(["env", f"task={task}", "rounds=2", "calls=5", f"out={tmp_path}/bench_env.json"]) == 0
     result = json.loads((tmp_path / "bench_env.json").read_text())
-    name = "gym-pusht / ours"
+    name = f"ours / {theirs}"
     rounds = {way: np.array(timing["rounds"]) for way, timing in result["timings_ms"].items()}
-    assert result["ratios"][name][0] == pytest.approx(np.median(rounds["gym-pusht"] / rounds["ours"]))
+    assert result["ratios"][name][0] == pytest.approx(np.median(rounds["ours"] / rounds[theirs]))
     assert name in (tmp_path / "bench_env.md").read_text()
     assert name in capsys.readouterr().out
+    with pytest.raises(InputError, match="task='lft' is not one of"):
+        main(["env", "task=lft"])
 
 
 def foreign_store(path):
