@@ -25,7 +25,7 @@ killed study goes on where it stopped, and rows can be added later with the same
 examples
   isdt study toys rows=[isd_t,meanflow] densities=[two_moons] seeds=1 steps=2000 out=/tmp/study
   isdt study toys                                          every row, three densities, three seeds
-  isdt study pusht rows=[isd_t,weight_none,weight_one] seeds=3 steps=3000 threads=2
+  isdt study pusht rows=[isd_t,weight_none,weight_one] seeds=3
   isdt study report
 
 keys

@@ -30,13 +30,14 @@ class PushtSettings:
 
     Attributes:
         experiment: configuration whose data, network and optimiser every cell shares.
-        steps: optimiser steps.
+        steps, batch_size: optimiser steps, and windows in each.
         episodes: selection seeds (200000 ...) per number of evaluations, the same for every cell.
         compile: torch.compile the network in training.
     """
 
     experiment: str = "pusht_demo"
-    steps: int = 3000
+    steps: int = 1500
+    batch_size: int = 64
     episodes: int = 50
     compile: bool = True
 
@@ -53,6 +54,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
             f"name={run.name}",
             f"training.seed={seed}",
             f"training.steps={settings.steps}",
+            f"training.batch_size={settings.batch_size}",
             f"training.checkpoint_every={min(settings.steps, 500)}",
             "training.log_every=1",  # the distribution of gradient norms needs every step
             "training.tensorboard=false",
