@@ -69,16 +69,20 @@ class Normalizer(nn.Module):
         obs_dims: features per observation key.
         horizon, action_dim: shape of a chunk.
         action_reference: observation key whose newest value is the frame in which the chunk is expressed before it is
-            normalised, or "" for none; see `to_frame`. A position target then becomes a displacement: its spread is a
+            normalised, or "" for none; see `frame_of`. A position target then becomes a displacement: its spread is a
             fraction of the workspace, so the same relative error of the network is a fraction of the pixels.
     """
 
     def __init__(self, obs_dims: Mapping[str, int], horizon: int, action_dim: int, action_reference: str = "") -> None:
         super().__init__()
-        if action_reference and obs_dims.get(action_reference) not in (action_dim, 4 if action_dim == 2 else None):
+        arms = action_reference.split(",")
+        size = action_dim // len(arms)
+        allowed = {4, 2} if action_dim == 2 else {3, size} if size > 3 else {size}
+        if action_reference and (action_dim % len(arms) or any(obs_dims.get(key) not in allowed for key in arms)):
             raise InputError(
                 f"action_reference='{action_reference}' must be an observation of the action's {action_dim} entries (an "
-                f"origin) or, for planar actions, of 4 (x, y, cosine, sine); the policy reads {dict(obs_dims)}."
+                "origin); for planar actions of 4 (x, y, cosine, sine); for an arm's of 3 (where its hand is; one per arm, "
+                f"separated by commas); the policy reads {dict(obs_dims)}."
             )
         self.reference = action_reference
         self.obs = nn.ModuleDict({key: Affine(size) for key, size in obs_dims.items()})
@@ -119,7 +123,21 @@ class Normalizer(nn.Module):
         return from_frame(action, self._frame(obs)) if self.reference else action
 
     def _frame(self, obs: Mapping[str, Tensor]) -> Tensor:
-        return obs[self.reference][:, -1:]
+        return frame_of(obs, self.reference, self.action.offset.shape[-1])
+
+
+def frame_of(obs: Mapping[str, Tensor], reference: str, action_dim: int) -> Tensor:
+    """What `to_frame` takes, (batch, 1, action_dim or 4), from the newest observation of each key in `reference`.
+
+    An arm's key holds the position of its hand, 3 entries, and moves the first three of that arm's share of the action:
+    targets become displacements from the hand, its rotation and gripper stay as they are.
+    """
+    keys = reference.split(",")
+    frames = [obs[key][:, -1:] for key in keys]
+    size = action_dim // len(keys)
+    if frames[0].shape[-1] >= size:
+        return torch.cat(frames, dim=-1)
+    return torch.cat([torch.nn.functional.pad(frame, (0, size - frame.shape[-1])) for frame in frames], dim=-1)
 
 
 def to_frame(action: Tensor, frame: Tensor) -> Tensor:
@@ -152,8 +170,8 @@ def action_statistics(batches: Iterable[Mapping[str, Any]], reference: str) -> d
     for batch in batches:
         chunk = np.asarray(batch["action"], np.float64)
         if reference:
-            frame = np.asarray(batch["obs"][reference], np.float64)[:, -1:]
-            chunk = to_frame(torch.from_numpy(chunk), torch.from_numpy(frame)).numpy()
+            seen = {key: torch.from_numpy(np.asarray(batch["obs"][key], np.float64)) for key in reference.split(",")}
+            chunk = to_frame(torch.from_numpy(chunk), frame_of(seen, reference, chunk.shape[-1])).numpy()
         count += len(chunk)
         total, square = total + chunk.sum(axis=0), square + np.square(chunk).sum(axis=0)
         low, high = np.minimum(low, chunk.min(axis=0)), np.maximum(high, chunk.max(axis=0))

@@ -53,8 +53,8 @@ class PolicyConfig:
         precondition: scale network input and output to unit variance.
         sigma_data: standard deviation of the normalised actions.
         obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step".
-        action_reference: observation key whose newest value is the frame of the chunk (see `Normalizer`), or "" for
-            absolute chunks.
+        action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
+            "" for absolute chunks.
         action_type: what an action means, checked against the environment.
         sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
             objective and decides what `steps` may be.

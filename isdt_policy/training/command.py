@@ -83,14 +83,7 @@ def train(config: dict[str, Any], command: str = "") -> Path:
         import shutil
 
         shutil.rmtree(run)
-    run.mkdir(parents=True, exist_ok=True)
-    if exists and config["if_exists"] == "resume":
-        _same_settings(_load_config(run), config, run)
-        if (run / "checkpoints" / "last").exists():
-            trainer.resume()
-    else:
-        _write_json(run / "config.json", config)
-        _write_json(run / "provenance.json", _provenance(command))
+    write_run(config, trainer, command)
     goal = trainer.config.steps
     if trainer.step >= goal:
         print(f"{run}: complete, {trainer.step} of {goal} steps. Evaluate: isdt eval checkpoint={run} steps=[1,2]")
@@ -107,6 +100,19 @@ def train(config: dict[str, Any], command: str = "") -> Path:
         f"{run}: {goal} steps in {duration(time.monotonic() - start)}. Evaluate: isdt eval checkpoint={run} steps=[1,2]"
     )
     return run
+
+
+def write_run(config: dict[str, Any], trainer: Any, command: str) -> None:
+    """Begin the run directory of a trainer, or resume from the one that is there with the same settings."""
+    run = Path(config["run_dir"])
+    run.mkdir(parents=True, exist_ok=True)
+    if (run / "config.json").exists():
+        _same_settings(_load_config(run), config, run)
+        if (run / "checkpoints" / "last").exists():
+            trainer.resume()
+    else:
+        _write_json(run / "config.json", config)
+        _write_json(run / "provenance.json", _provenance(command))
 
 
 def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
@@ -155,9 +161,9 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         episodes, held_out = (np.sort(np.concatenate([2 * e, 2 * e + 1])) for e in (episodes, held_out))
     keys = list(data.obs_keys) or list(spec.default_obs_keys)
     reference = policy_values["action_reference"]
-    if reference and reference not in keys:
+    if reference and (absent := [key for key in reference.split(",") if key not in keys]):
         raise InputError(
-            f"policy.action_reference='{reference}' is not among the observations the policy reads ({', '.join(keys)}); "
+            f"policy.action_reference='{','.join(absent)}' is not among the observations the policy reads ({', '.join(keys)}); "
             "add it to data.obs_keys."
         )
 

@@ -251,21 +251,22 @@ class Trainer:
             best=best, keep=self.config.keep_checkpoints,
         )  # fmt: skip
 
-    def fit(self) -> None:
-        """Train to `config.steps`, logging and writing checkpoints on the way."""
+    def fit(self, until: int | None = None) -> None:
+        """Train to `config.steps`, or to step `until` on the way there, logging and writing checkpoints, one at the end."""
         c = self.config
+        goal = c.steps if until is None else min(until, c.steps)
         log = Log(self.run, self.step, c.tensorboard)
         bar = Progress(c.steps, "train", initial=self.step)
         window: list[dict[str, float]] = []
         started, started_step = time.monotonic(), self.step
         try:
-            while self.step < c.steps:
+            while self.step < goal:
                 values = self.train_step()
                 window.append(values)
                 # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
                 terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
                 bar.update(1, **(terms or {"loss": values["loss"]}), grad=values["grad_norm"], lr=values["lr"])
-                if self.step % c.log_every == 0 or self.step == c.steps:
+                if self.step % c.log_every == 0 or self.step == goal:
                     mean = {key: float(np.mean([v[key] for v in window if key in v])) for key in values}
                     mean["grad_norm_max"] = max(v["grad_norm"] for v in window)
                     elapsed = time.monotonic() - started
@@ -275,10 +276,10 @@ class Trainer:
                     })  # fmt: skip
                     window = []
                 metric = None
-                if self.validation is not None and (self.step % c.validate_every == 0 or self.step == c.steps):
+                if self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal):
                     metric = self.validate()
                     log.write(self.step, {"val_action_mse": metric})
-                if self.step % c.checkpoint_every == 0 or self.step == c.steps:
+                if self.step % c.checkpoint_every == 0 or self.step == goal:
                     self.save(metric)
         finally:
             bar.close()

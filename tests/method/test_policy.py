@@ -215,6 +215,26 @@ class TestNormalization:
         statistics = action_statistics([{"obs": {"frame": obs["frame"].numpy()}, "action": action.numpy()}], "frame")
         np.testing.assert_allclose(statistics["mean"], [[5.0, 0.0]], atol=1e-12)
 
+    @pytest.mark.parametrize("arms", [1, 2])
+    def test_an_arms_targets_become_displacements_of_its_hand(self, arms):
+        """Ten entries per arm: three of position move with that arm's hand, the rotation and the gripper do not."""
+        hands = [f"robot{i}_eef_pos" for i in range(arms)]
+        reference, size = ",".join(hands), 10 * arms
+        normalizer = Normalizer(dict.fromkeys(hands, 3), 2, size, action_reference=reference)
+        unit = {"min": -np.ones(size), "max": np.ones(size), "mean": np.zeros(size), "std": np.ones(size)}
+        of_hand = {key: np.full(3, float(i)) for i, key in enumerate(("min", "max", "mean", "std"))}
+        normalizer.fit({**dict.fromkeys(hands, of_hand), "action": unit}, "limits", "gaussian_per_step")
+        obs = {key: torch.tensor([[[9.0, 9, 9], [0.1 + i, 0.2, 0.3]]]) for i, key in enumerate(hands)}
+        action = torch.arange(2.0 * size).reshape(1, 2, size)
+        x = normalizer.normalize_action(action, obs)
+        expected = action.clone()
+        for i in range(arms):
+            expected[..., 10 * i : 10 * i + 3] -= torch.tensor([0.1 + i, 0.2, 0.3])
+        torch.testing.assert_close(x, expected)
+        torch.testing.assert_close(normalizer.unnormalize_action(x, obs), action)
+        block = {"obs": {key: value.numpy() for key, value in obs.items()}, "action": action.numpy()}
+        np.testing.assert_allclose(action_statistics([block], reference)["mean"], expected[0].numpy(), atol=1e-6)
+
     def test_a_reference_of_another_size_is_refused(self):
         with pytest.raises(
             InputError, match="action_reference='agent' must be an observation of the action's 2 entries"
