@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "isdt_policy.study.command:main",
         "compare objectives on one network, data and budget, over seeds; tables and figures",
     ),
+    "tune": ("isdt_policy.tune:main", "search settings with Optuna, judged by rollouts, bad runs stopped early"),
     "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
     "export": ("isdt_policy.deploy.command:export_main", "write a policy as ONNX, pt2 or a Hugging Face Hub folder"),
     "deploy": (
