@@ -104,15 +104,18 @@ def tune(tuning: Tuning, fixed: Sequence[str], space: Mapping[str, Any]) -> dict
     shares = _check(tuning, space)
     with _study(tuning, fixed, space) as study:
         out = Path(tuning.out)
-        for trial in [t for t in study.trials if t.state.name == "RUNNING"]:
+        for broken in [t for t in study.trials if t.state.name == "RUNNING"]:
             # Killed in mid-trial: the same settings again, and their run goes on from its checkpoint.
-            study.tell(trial.number, state=_state("FAIL"))
-            study.enqueue_trial(trial.params)
-        best = max((t.value for t in _complete(study)), default=float("-inf"))
+            study.tell(broken.number, state=_state("FAIL"))
+            study.enqueue_trial(broken.params)
+        best = max((t.value or 0.0 for t in _complete(study)), default=float("-inf"))
         while sum(t.state.name in ("COMPLETE", "PRUNED") for t in study.trials) < tuning.trials:
             trial = study.ask(dict(space))
             result = _run(tuning, fixed, shares, trial, out)
-            study.tell(trial, result["score"], state=_state("COMPLETE" if result["stopped"] is None else "PRUNED"))
+            if result["stopped"] is None:
+                study.tell(trial, result["score"])
+            else:
+                study.tell(trial, state=_state("PRUNED"))
             # Weights of a run that is not the best are of no further use; its numbers are in the journal.
             if not tuning.keep:
                 if result["stopped"] is None and result["score"] > best:
@@ -166,8 +169,8 @@ def _run(
     tuning: Tuning, fixed: Sequence[str], shares: Sequence[float], trial: optuna.Trial, out: Path
 ) -> dict[str, Any]:
     """Train and roll out one trial; {"score", "stopped": None or why, "run": folder}."""
-    from isdt_policy.eval.rollout import Protocol, evaluate
     from isdt_policy.eval.rollout import Progress as Episodes
+    from isdt_policy.eval.rollout import Protocol, evaluate
     from isdt_policy.eval.seeds import selection_seeds
     from isdt_policy.policy import Policy
     from isdt_policy.training.command import build_trainer, write_run
@@ -261,16 +264,17 @@ def _report(
     shares = [float(share) for share in tuning.looks]
     ranking = {f"{share:g}": _spearman(done, share) for share in shares}
     rows = [
-        {"trial": t.number, "settings": t.params, "state": t.state.name.lower(), **t.user_attrs} for t in [*done, *stopped]
+        {"trial": t.number, "settings": t.params, "state": t.state.name.lower(), **t.user_attrs}
+        for t in [*done, *stopped]
     ]
-    command = ["isdt train", *fixed, *(overrides_of(done[0].params) if done else [])]
-    result = {
+    command = " ".join(["isdt train", *fixed, *(overrides_of(done[0].params) if done else [])])
+    result: dict[str, Any] = {
         "schema": "isdt-tune/1", "settings": asdict(tuning), "fixed": list(fixed),
-        "space": {key: str(value) for key, value in space.items()}, "commit": commit(), "best": " ".join(command),
+        "space": {key: str(value) for key, value in space.items()}, "commit": commit(), "best": command,
         "rank_correlation": ranking, "trials": rows,
     }  # fmt: skip
     write_atomically(out / "tune.json", json.dumps(result, indent=1) + "\n")
-    text = _table(tuning, space, rows, shares, ranking, result["best"])
+    text = _table(tuning, space, rows, shares, ranking, command)
     write_atomically(out / "tune.md", text)
     if say:
         print(text)
@@ -299,10 +303,10 @@ def _table(
             cells += [f"stopped: {row.get('stopped', '')}", ""]
         lines.append(f"| {row['trial']} | " + " | ".join(cells) + " |")
     lines += ["", f"Best so far: `{best}`"]
-    for share, found in ranking.items():
+    for name, found in ranking.items():
         if found is not None:
             lines.append(
-                f"Rollouts at {float(share):.0%} of the steps ranked the {found['n']} finished runs with a Spearman correlation of "
+                f"Rollouts at {float(name):.0%} of the steps ranked the {found['n']} finished runs with a Spearman correlation of "
                 f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}] to their final scores."
             )
     return "\n".join(lines) + "\n"

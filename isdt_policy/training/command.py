@@ -24,6 +24,7 @@ examples
 keys
   experiment=...       {experiments}
   objective=...        {objectives}
+  size=full            the published network and schedule, for a GPU, on top of any experiment
   name, run_dir        name of the run and where it goes (outputs/<name>)
   if_exists=...        error (default), resume or overwrite, when run_dir already holds a run
   data.*               path, obs_keys, max_train_episodes, mask, val_mask, val_ratio, split_seed, mirror

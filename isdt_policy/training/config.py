@@ -51,7 +51,7 @@ class DataConfig:
     mirror: bool = False
 
 
-_GROUPS = ("experiment", "objective", "network")
+_GROUPS = ("experiment", "objective", "network", "size")
 
 # Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
 _DERIVED = {"task", "obs_dims", "action_dim", "network", "action_type", "sampling"}

@@ -1,0 +1,137 @@
+"""`isdt tune`: what is searched, what a killed search goes on with, who is stopped, and how well the early look ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from isdt_policy import cli, tune
+from isdt_policy.errors import InputError
+from isdt_policy.tune import Tuning, overrides_of, read_space
+
+TINY = [
+    "experiment=pusht_demo", "training.steps=4", "training.diagonal_steps=0", "training.compile=false",
+    "training.batch_size=4", "training.threads=1", "training.tensorboard=false", "network.down_dims=[8,16]",
+    "data.max_train_episodes=4", "episodes=1", "look_episodes=1", "startup=1",
+]  # fmt: skip
+SPACE = ["objective.bound=choice(0,0.3,1)", "training.lr=tag(log,interval(1e-4,1e-2))"]
+
+
+def test_hydras_sweeps_become_optunas_distributions_and_the_rest_stays():
+    fixed, space = read_space([*SPACE, "policy.encoder_octaves=range(0,7)", "task=pusht", "a.b=int(interval(1,8))",
+                               "data.obs_keys=choice([agent_pos],[agent_pos,keypoints])"])  # fmt: skip
+    assert fixed == ["task=pusht"]
+    assert space["objective.bound"].choices == ("0", "0.3", "1")
+    assert (space["training.lr"].low, space["training.lr"].high, space["training.lr"].log) == (1e-4, 1e-2, True)
+    assert space["policy.encoder_octaves"].choices == tuple("0123456")
+    assert (space["a.b"].low, space["a.b"].high, type(space["a.b"]).__name__) == (1, 8, "IntDistribution")
+    assert overrides_of({"data.obs_keys": space["data.obs_keys"].choices[1]}) == ["data.obs_keys=[agent_pos,keypoints]"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment=pusht_demo"], "nothing to search"),
+        (["training.lr=interval(2,1)"], "interval"),
+        (["training.lr=tag(log,interval(0,1))"], "low"),
+        ([*SPACE, "trials=0"], "at least 1"),
+        ([*SPACE, "looks=[1.5]"], "between 0 and 1"),
+        ([*SPACE, "looks=[early]"], "shares of the steps"),
+        (["objective.bond=choice(0,1)"], "objective.bound"),
+    ],
+)
+def test_bad_searches_are_refused_in_a_line(arguments, expected, tmp_path, capsys):
+    assert cli.main(["tune", *arguments, f"out={tmp_path / 'out'}"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert expected in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_killed_search_goes_on_in_mid_trial_and_ends_as_an_undisturbed_one(tmp_path):
+    """Same trials, same scores: the interrupted trial is taken up from its checkpoint, with the settings it had drawn."""
+    command = [sys.executable, "-m", "isdt_policy.cli", "tune", *TINY, *SPACE, "trials=2", "prune=false"]
+    out = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, f"out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    while not list(out.glob("trials/*/eval_2/episodes.jsonl")):  # the first look of the first trial has begun
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (interrupted,) = (p.name for p in (out / "trials").iterdir())
+    assert not (out / "tune.json").exists()
+    subprocess.run([*command, f"out={out}"], check=True, capture_output=True, env=environment)
+    result = json.loads((out / "tune.json").read_text())
+    assert [t["state"] for t in result["trials"]] == ["complete"] * 2
+    assert interrupted in {t["run"] for t in result["trials"]}
+    # The settings of that trial were drawn before the kill, by the sampler of an undisturbed search too.
+    whole = tmp_path / "whole"
+    subprocess.run([*command, f"out={whole}", "trials=1"], check=True, capture_output=True, env=environment)
+    undisturbed = json.loads((whole / "tune.json").read_text())["trials"][0]
+    again = next(t for t in result["trials"] if t["run"] == interrupted)
+    assert undisturbed["settings"] == again["settings"]
+    assert undisturbed["look_1"] == again["look_1"]
+    # One trial's weights stay: the best.
+    assert len(list((out / "trials").iterdir())) == 1
+    text = (out / "tune.md").read_text()
+    assert "Best so far: `isdt train experiment=pusht_demo" in text
+    assert (out / "tune.png").stat().st_size > 10_000
+    # Another space in the same folder is another search.
+    with pytest.raises(InputError, match="cannot be compared"):
+        tune.main([*TINY, SPACE[0], f"out={out}"])
+
+
+def test_a_run_below_the_median_is_stopped_at_its_look(tmp_path, monkeypatch):
+    """Real trainings of a few steps; only the scores are given, as three untrained policies score alike."""
+    scores = iter([0.5, 0.9, 0.2, 0.7, 0.8])  # look and end of trial 0, look of 1 (stopped), look and end of 2
+    real = __import__("isdt_policy.eval.rollout", fromlist=["evaluate"]).evaluate
+
+    def scored(*args, **kwargs):
+        result = real(*args, **kwargs)
+        for arm in result.summary.values():
+            arm["score"] = {"value": next(scores), "low": 0.0, "high": 1.0}
+        return result
+
+    monkeypatch.setattr("isdt_policy.eval.rollout.evaluate", scored)
+    tuning = Tuning(trials=3, looks=("0.5",), look_episodes=1, episodes=1, startup=1, out=str(tmp_path / "out"))
+    fixed = [a for a in TINY if a.split("=")[0] not in ("episodes", "look_episodes", "startup")]
+    result = tune.tune(tuning, fixed, read_space(SPACE)[1])
+    states = {t["trial"]: (t["state"], t.get("stopped", "")) for t in result["trials"]}
+    assert states == {0: ("complete", ""), 1: ("pruned", "below the median at step 2"), 2: ("complete", "")}
+    assert [t["trial"] for t in result["trials"]] == [0, 2, 1]  # best first
+    assert result["trials"][0]["look_1"]["score"]["value"] == 0.9
+    chosen = result["trials"][0]["settings"]
+    assert result["best"].endswith(" ".join(overrides_of(chosen)))
+
+
+def test_a_run_that_diverges_is_named_and_the_search_goes_on(tmp_path):
+    space = read_space(["training.lr=choice(1e30)"])[1]
+    fixed = [a for a in TINY if a.split("=")[0] not in ("episodes", "look_episodes", "startup")]
+    fixed.append("training.warmup_steps=0")
+    tuning = Tuning(trials=2, look_episodes=1, episodes=1, startup=1, out=str(tmp_path / "out"))
+    result = tune.tune(tuning, fixed, space)
+    assert [t["state"] for t in result["trials"]] == ["pruned"] * 2
+    assert all("step" in t["stopped"] for t in result["trials"])
+    assert "stopped: step" in (tmp_path / "out" / "tune.md").read_text()
+
+
+def test_the_rank_correlation_is_spearmans():
+    """Five runs, looks in the order 1 2 3 4 5, ends in the order 2 1 4 3 5: 1 - 6 * 4 / (5 * 24) = 0.8."""
+    import optuna
+
+    ends = [2.0, 1.0, 4.0, 3.0, 5.0]
+    trials = [
+        optuna.trial.create_trial(value=end, user_attrs={"look_0.4": {"score": {"value": float(i)}}})
+        for i, end in enumerate(ends)
+    ]
+    found = tune._spearman(trials, 0.4)
+    assert found is not None
+    assert found["value"] == pytest.approx(0.8)
+    assert found["low"] < 0 < found["value"] < found["high"] < 1  # five runs say little
+    assert tune._spearman(trials[:3], 0.4) is None
