@@ -13,7 +13,7 @@ from isdt_policy.study import command
 from isdt_policy.study.cells import Cell, read_json, run_cells
 from isdt_policy.study.densities import DENSITIES
 from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
-from isdt_policy.study.pusht import PushtSettings, pusht_config, run_pusht
+from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings, pusht_config, run_pusht
 from isdt_policy.study.rows import ROWS, Row, build_objective, chosen_rows
 from isdt_policy.study.side_by_side import train_side_by_side
 from isdt_policy.study.table import single_runs, toy_tables
@@ -245,18 +245,19 @@ def test_self_distillation_learns_a_one_step_map_that_flow_matching_does_not():
 
 @pytest.mark.parametrize(
     "name",
-    ["isd_t", "weight_half", "trigonometric", "unpreconditioned", "warm_start", "consistency", "naive_divided",
-     "flow_matching", "ddim"],
+    ["isd_t", "weight_half", "trigonometric", "unpreconditioned", "cold_start", "consistency", "naive_divided",
+     "meanflow", "flow_matching", "ddim"],
 )  # fmt: skip
 def test_a_pusht_cell_trains_what_its_row_says(name, tmp_path):
-    row = ROWS[name]
+    row = PUSHT_ROWS[name]
     config = pusht_config(row, 7, PushtSettings(steps=10), tmp_path / "run", threads=1)
     assert config["objective"]["name"] == row.objective
     assert {key: config["objective"][key] for key in row.settings} == row.settings
     assert config["policy"]["interpolant"] == row.interpolant
     assert config["policy"]["precondition"] == row.precondition
     assert config["training"]["seed"] == 7
-    assert config["training"]["diagonal_steps"] == (5 if name == "warm_start" else 0)
+    cold = ("cold_start", "consistency", "flow_matching", "ddim")  # the last three have no such phase
+    assert config["training"]["diagonal_steps"] == (0 if name in cold else 5)
     expected = {"flow_matching": "velocity", "ddim": "diffusion"}
     kind = "consistency" if name.startswith("consistency") else expected.get(name, "flow_map")
     assert config["policy"]["sampling"]["kind"] == kind
