@@ -76,6 +76,8 @@ class Row:
         p_success: exact McNemar, or of the bootstrap over pairs for groups.
         score_difference: on shared seeds.
         p_score: paired bootstrap.
+        failures: on shared seeds, how many fail in the reference alone, here alone, in both, and in how many both would fail
+            if the same seeds were not the harder ones for both (single runs only).
     """
 
     name: str
@@ -90,6 +92,7 @@ class Row:
     p_success: float | None = None
     score_difference: Estimate | None = None
     p_score: float | None = None
+    failures: tuple[int, int, int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def render(rows: Sequence[Row], form: str = "markdown") -> str:
             "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |"
             for line in [head, ["-" * width for width in widths], *cells]
         ]
-        return "\n".join([*lines, "", _footnote(rows)])
+        return "\n".join([*lines, "", _footnote(rows), *_who_fails(rows)])
     body = " \\\\\n".join(" & ".join(_latex(text) for text in line) for line in cells)
     head_text = " & ".join(_latex(text) for text in head)
     return (
@@ -262,12 +265,16 @@ def _with_differences(
 
     a, b = values(others, "success"), values(runs, "success")
     success_difference, p_success = paired_bootstrap(a, b, confidence)
+    failures = None
     if len(runs) == len(others) == 1:
         p_success = mcnemar(a, b).p_value
+        first, second = 1 - np.array(a), 1 - np.array(b)
+        both = int((first * second).sum())
+        failures = (int(first.sum()) - both, int(second.sum()) - both, both, float(first.mean() * second.sum()))
     score_difference, p_score = paired_bootstrap(values(others, "max_reward"), values(runs, "max_reward"), confidence)
     return Row(
         row.name, row.arm, row.n, row.runs, row.success, row.score, row.latency_ms,
-        len(shared), success_difference, p_success, score_difference, p_score,
+        len(shared), success_difference, p_success, score_difference, p_score, failures,
     )  # fmt: skip
 
 
@@ -400,6 +407,19 @@ def _footnote(rows: Sequence[Row]) -> str:
     kind = "bootstrap over training seeds and episodes" if several else "Wilson for success, bootstrap for the score"
     tests = "paired bootstrap" if several else "exact McNemar (success), paired bootstrap (score)"
     return f"{100 * rows[0].success.confidence:g} % intervals: {kind}{shared}; p: {tests}{note}."
+
+
+def _who_fails(rows: Sequence[Row]) -> list[str]:
+    """Whether two rows fail on the same seeds, in words, for every row that has been counted."""
+    lines = []
+    for row in rows:
+        if row.failures is not None:
+            first, second, both, expected = row.failures
+            lines.append(
+                f"{row.name}, {row.arm}: {first} seeds fail in the first row alone, {second} here alone, {both} in both "
+                f"({expected:.1f} if it were chance which)."
+            )
+    return lines
 
 
 def _latex(text: str) -> str:

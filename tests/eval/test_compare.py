@@ -54,6 +54,9 @@ def test_differences_are_paired_on_shared_seeds(tmp_path):
     assert second.score_difference.value == pytest.approx((5 * 0.5 + 5 * 0.8) / 29)
     assert second.p_success == pytest.approx(2 * 0.5**10)  # ten discordant pairs, all one way
     assert second.score_difference.low > 0
+    # 20 and 10 of 29 fail, the 10 among the 20: 6.9 would if it were chance which.
+    assert second.failures[:3] == (10, 0, 10)
+    assert second.failures[3] == pytest.approx(20 * 10 / 29)
 
 
 def test_no_shared_seeds_no_difference(tmp_path):
