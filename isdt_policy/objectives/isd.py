@@ -24,7 +24,7 @@ from isdt_policy.objectives.parts import (
     weighted,
 )
 from isdt_policy.objectives.times import TIMES
-from isdt_policy.objectives.weighting import bounded
+from isdt_policy.objectives.weighting import bounded, by_times
 from isdt_policy.samplers import Sampling
 
 
@@ -42,6 +42,8 @@ class ISD:
             MeanFlow does.
         times: name of the time draw, a key of `TIMES`.
         weight_power: p of the adaptive weighting; 0 switches it off.
+        weight_by: "sample" weighs a sample by its own loss, as the paper does; "times" by that of the other samples at nearby
+            times, which leaves the minimiser where it is. See `weighting`.
         bound: root mean square of a sample's residual beyond which it is shortened to it, per unit of phase (data and
             velocities have about unit variance); 0 leaves it as it is. See `bounded`.
         off_diagonal_weight: factor of the self-distillation term. At 0 the term is not evaluated at all: plain flow
@@ -57,11 +59,12 @@ class ISD:
     velocity: Literal["self", "sample"] = "self"
     times: str = "beta"
     weight_power: float = 1.0
+    weight_by: Literal["sample", "times"] = "sample"
     bound: float = 0.0
     off_diagonal_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice(self, derivative=DERIVATIVES, velocity=("self", "sample"), times=TIMES)
+        check_choice(self, derivative=DERIVATIVES, velocity=("self", "sample"), times=TIMES, weight_by=("sample", "times"))
         if self.bound < 0:
             raise InputError(f"objective.bound must be at least 0 (0: no bound), got {self.bound}.")
 
@@ -89,7 +92,7 @@ class ISD:
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         diagonal_loss = mean_square(diagonal - v_g, keep)
         if self.off_diagonal_weight <= 0:
-            return weighted(diagonal_loss, self.weight_power, diagonal=diagonal_loss)
+            return self._weighted(diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
         v_hat = diagonal.detach() if self.velocity == "self" else v_g
@@ -101,4 +104,10 @@ class ISD:
         # 3. Weights of the residual, and of the per-sample sum.
         weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
         per_sample = diagonal_loss + weight * off_diagonal_loss
-        return weighted(per_sample, self.weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
+        return self._weighted(per_sample, points.t, points.s, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
+
+    def _weighted(self, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
+        if self.weight_by == "sample":
+            return weighted(per_sample, self.weight_power, **terms)
+        total = (by_times(per_sample, t, s, self.weight_power) * per_sample).mean()
+        return Loss(total, {name: term.mean().detach() for name, term in terms.items()})

@@ -57,6 +57,7 @@ ROWS: dict[str, Row] = {
     "weight_none": _unbounded("no bound, p = 0", 0.0),
     "weight_half": _unbounded("adaptive weight p = 0.5", 0.5),
     "weight_one": _unbounded("adaptive weight p = 1", 1.0),
+    "times_one": _isd("weight by times, p = 1", weight_power=1.0, weight_by="times"),
     "bound_third": _isd("bound 0.3 in place of 1", bound=0.3),
     "trigonometric": _isd("trigonometric path", interpolant="trigonometric"),
     "trigonometric_none": _unbounded("trigonometric, no bound, p = 0", 0.0, "trigonometric"),

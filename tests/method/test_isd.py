@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from isdt_policy import closed_forms
+from isdt_policy.errors import InputError
 from isdt_policy.flow_map import FlowMap
 from isdt_policy.interpolants import INTERPOLANTS, conditional_velocity, interpolate
 from isdt_policy.networks.mlp import MLP
@@ -13,7 +14,7 @@ from isdt_policy.networks.preconditioning import Preconditioned
 from isdt_policy.networks.unet1d import UNet1d
 from isdt_policy.objectives import ISD
 from isdt_policy.objectives.times import TIMES
-from isdt_policy.objectives.weighting import adaptive
+from isdt_policy.objectives.weighting import adaptive, by_times
 
 B = 8
 PLAIN = ISD(cond_drop=0.0, weight_power=0.0)
@@ -198,6 +199,58 @@ def test_adaptive_weights_divide_each_sample_by_its_own_loss(path, batch):
     assert torch.equal(adaptive(per_sample, 0.0), torch.ones(3))
     weighted = evaluate(dataclasses.replace(PLAIN, weight_power=1.0), flow_map, batch).total
     assert 0.9 < weighted < 1.0  # a mean of l / (l + 0.01)
+
+
+class TestWeightsByTimes:
+    def test_a_samples_weight_does_not_depend_on_its_own_loss(self):
+        generator = torch.Generator().manual_seed(0)
+        loss, t = torch.rand(64, generator=generator), torch.rand(64, generator=generator)
+        before = by_times(loss, t, t / 2)
+        loss[7] = 1e6
+        after = by_times(loss, t, t / 2)
+        assert after[7] == before[7]
+        near = (t - t[7]).abs() < 0.05
+        near[7] = False
+        assert (after[near] < 1e-3 * before[near]).all()  # it counts for its neighbours
+
+    def test_the_minimiser_stays_the_mean_and_not_the_mode(self):
+        """One prediction c for a target that is 1 for a fifth of the samples and 0 for the rest, whatever the time."""
+        generator = torch.Generator().manual_seed(1)
+        t = torch.rand(4000, generator=generator)
+        y = (torch.rand(4000, generator=generator) < 0.2).float()
+
+        def minimiser(weigh):
+            c = 0.5
+            for _ in range(100):  # c is where the weighted gradient vanishes
+                w = weigh((c - y).square())
+                c = float((w * y).sum() / w.sum())
+            return c
+
+        assert minimiser(lambda loss: by_times(loss, t, t)) == pytest.approx(float(y.mean()), abs=0.01)
+        assert minimiser(adaptive) < 0.01
+
+    def test_times_that_are_hard_to_predict_count_no_more_than_the_easy_ones(self):
+        generator = torch.Generator().manual_seed(2)
+        t = torch.rand(4000, generator=generator)
+        loss = (0.1 + t).square() * torch.randn(4000, generator=generator).square()  # mean 0.01 to 1.21
+        share = by_times(loss, t, t, floor=0.0) * loss
+        for low in (0.1, 0.3, 0.5, 0.7):
+            assert share[(t >= low) & (t < low + 0.2)].mean() == pytest.approx(1.0, abs=0.2)
+
+    def test_the_objective_uses_it(self, path, batch):
+        flow_map = FlowMap(mlp(path), path)
+        terms = evaluate(PLAIN, flow_map, batch)
+        weighted = evaluate(dataclasses.replace(PLAIN, weight_power=1.0, weight_by="times"), flow_map, batch)
+        assert weighted.terms == terms.terms
+        assert not torch.equal(weighted.total, terms.total)
+
+    def test_a_sample_without_others_takes_its_own_loss(self):
+        loss, t = torch.tensor([3.0]), torch.tensor([0.5])
+        torch.testing.assert_close(by_times(loss, t, t), torch.tensor([1 / 3.01]))
+
+    def test_another_name_is_refused(self):
+        with pytest.raises(InputError, match="Did you mean 'times'"):
+            ISD(weight_by="time")
 
 
 @pytest.mark.parametrize("name", TIMES)
