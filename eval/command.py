@@ -54,6 +54,7 @@ on which episodes
   seed_protocol=NAME     rule from seed to initial state (pusht: "pusht", or "pusht-legacy" as in Diffusion Policy)
   init=train:STORE       start from the first states of the demonstrations in STORE instead (seed = episode number)
   n_latency_steps=0      simulated inference latency, in control steps
+  n_action_steps=N       actions executed of each chunk before the next is asked for (default: the checkpoint's)
   inference_batch=16     most rows in an inference call (a fixed number: last bits depend on it)
 
 how (none of these changes a result)
@@ -87,6 +88,7 @@ class Options:
     seed_protocol: str | None = None
     init: str = "seed"
     n_latency_steps: int = 0
+    n_action_steps: int | None = None
     inference_batch: int = 16
     max_steps: int | None = None
     n_envs: int = 16
@@ -260,7 +262,11 @@ def load_policy(options: Options) -> Policy:
         from isdt_policy.policy import Policy as TrainedPolicy
 
         trained: Any = TrainedPolicy.from_pretrained(options.checkpoint)
+        if options.n_action_steps is not None:
+            trained.config = replace(trained.config, n_action_steps=options.n_action_steps)
         return trained  # type: ignore[no-any-return]
+    if options.n_action_steps is not None:
+        raise InputError("n_action_steps= is for checkpoints; an expert decides at every step.")
     if options.policy != "expert":
         raise InputError(f"policy='{options.policy}' is unknown; allowed: expert. A trained one: checkpoint=PATH.")
     if options.task is None:
@@ -349,6 +355,7 @@ def protocol_of(options: Options, task: str) -> Protocol:
         task=task,
         seed_protocol=seed_protocol,
         n_latency_steps=options.n_latency_steps,
+        n_action_steps=options.n_action_steps,
         inference_batch=options.inference_batch,
         max_steps=options.max_steps,
         init=options.init,

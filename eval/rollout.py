@@ -51,6 +51,7 @@ class Protocol:
         task: registered task id.
         seed_protocol: rule from seed to initial state; None is the task's first.
         n_latency_steps: simulated latency of inference, in control steps.
+        n_action_steps: actions executed per chunk; None is the policy's own number, any other must equal it.
         inference_batch: most rows in an inference call. Calls are padded to it unless the policy has an attribute
             `inference_rows`, by which it says that its rows do not depend on their neighbours.
         max_steps: episode limit; None is the task's.
@@ -60,6 +61,7 @@ class Protocol:
     task: str
     seed_protocol: str | None = None
     n_latency_steps: int = 0
+    n_action_steps: int | None = None
     inference_batch: int = 16
     max_steps: int | None = None
     init: str = "seed"
@@ -559,6 +561,10 @@ def _recipe(
             raise InputError(f"keep='{name}' is unknown; allowed: trajectory, frames.")
     obs_keys = () if policy is None else tuple(policy.obs_keys)
     n_obs_steps = 1 if policy is None else policy.n_obs_steps
+    if policy is not None and protocol.n_action_steps not in (None, policy.n_action_steps):
+        raise InputError(
+            f"the protocol says n_action_steps={protocol.n_action_steps}, the policy answers with {policy.n_action_steps} actions."
+        )
     if policy is not None and not 0 <= protocol.n_latency_steps < policy.n_action_steps:
         raise InputError(
             f"n_latency_steps={protocol.n_latency_steps} leaves nothing of {policy.n_action_steps} actions to execute; "

@@ -64,7 +64,9 @@ class ISD:
     off_diagonal_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice(self, derivative=DERIVATIVES, velocity=("self", "sample"), times=TIMES, weight_by=("sample", "times"))
+        check_choice(
+            self, derivative=DERIVATIVES, velocity=("self", "sample"), times=TIMES, weight_by=("sample", "times")
+        )
         if self.bound < 0:
             raise InputError(f"objective.bound must be at least 0 (0: no bound), got {self.bound}.")
 

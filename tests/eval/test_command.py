@@ -128,6 +128,16 @@ def test_train_set_initial_states(checkpoint, tmp_path):
     assert [r["initial_state"] for r in info["episodes"]] == [pytest.approx(s.tolist(), rel=1e-5) for s in states]
 
 
+def test_a_chunk_executed_in_part_is_asked_for_more_often(checkpoint, tmp_path):
+    for n, out in ((8, "whole"), (2, "part")):
+        arguments = [f"checkpoint={checkpoint}", "episodes=1", "max_steps=8", "videos=0", "report=false"]
+        assert isdt(["eval", *arguments, f"n_action_steps={n}", f"out={tmp_path / out}"]) == 0
+    whole, part = (json.loads((tmp_path / out / "eval_info.json").read_text()) for out in ("whole", "part"))
+    assert (whole["policy"]["config"]["n_action_steps"], part["policy"]["config"]["n_action_steps"]) == (8, 2)
+    assert whole["episodes"][0]["digest"] != part["episodes"][0]["digest"]
+    assert isdt(["eval", *arguments, "n_action_steps=4", f"out={tmp_path / 'part'}"]) == 2  # not mixed with another's
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -141,6 +151,8 @@ def test_train_set_initial_states(checkpoint, tmp_path):
         (["checkpoint=CKPT", "steps=[euler]"], "steps"),
         (["checkpoint=CKPT", "seed_protocol=legacy"], "pusht-legacy"),
         (["checkpoint=CKPT", "n_latency_steps=8"], "allowed: 0 to 7"),
+        (["checkpoint=CKPT", "n_action_steps=16"], "n_action_steps=16 does not fit"),
+        (["policy=expert", "task=pusht", "n_action_steps=4"], "for checkpoints"),
         (["checkpoint=CKPT", "init=test"], "allowed: seed, train:STORE"),
         (["checkpoint=nowhere"], "does not exist"),
         (["policy=expert"], "needs task="),
