@@ -48,6 +48,7 @@ examples
   isdt compare a=run1/eval,run2/eval,run3/eval b=run4/eval,...  groups of training seeds: name=RESULT,RESULT,...
   isdt compare protocol=diffusion_policy a=s1/e50,s1/e100,...   best and last-10 average over checkpoints, 3 seeds
   isdt compare curves=learning.svg outputs/a/eval_*/            success against training step
+  isdt compare pairs=pairs.svg outputs/a/eval                   every seed's best reward, the first row's against the others'
   isdt compare power=0.70,0.75                                  how many episodes tell 0.70 from 0.75
 
 options
@@ -56,6 +57,7 @@ options
   out=FILE             write the table there instead of printing it
   confidence=0.95      of the intervals
   curves=FILE.svg      also draw success against training step (results must come from checkpoints with a step number)
+  pairs=FILE.svg       also draw one point per seed: its best reward in the first row, and in each other row
 """
 
 
@@ -135,6 +137,9 @@ def main(args: list[str]) -> int:
     if "curves" in options:
         draw_curves(groups, options.get("arm", "1"), Path(options["curves"]))
         print(f"curves: {options['curves']}")
+    if "pairs" in options:
+        draw_pairs(groups, options.get("arm"), Path(options["pairs"]))
+        print(f"pairs: {options['pairs']}")
     return 0
 
 
@@ -144,13 +149,18 @@ def compare(groups: Sequence[Group], arm: str | None = None, confidence: float =
     Raises:
         InputError: if conditions differ, an arm is missing, or nothing is shared.
     """
+    lines = _lines(groups, arm)
+    reference = lines[0]
+    return [_row(group, a, None if (group, a) == reference else reference, confidence) for group, a in lines]
+
+
+def _lines(groups: Sequence[Group], arm: str | None) -> list[tuple[Group, str]]:
     _check_comparable(groups)
     lines = [(group, a) for group in groups for a in group.arms if arm is None or a == arm]
     if not lines:
         known = sorted({a for group in groups for a in group.arms})
         raise InputError(f"no result has arm={arm}.{nearest(str(arm), known)} There are: {', '.join(known)}.")
-    reference = lines[0]
-    return [_row(group, a, None if (group, a) == reference else reference, confidence) for group, a in lines]
+    return lines
 
 
 def render(rows: Sequence[Row], form: str = "markdown") -> str:
@@ -204,19 +214,53 @@ def diffusion_policy_table(groups: Sequence[Group], arm: str = "1") -> str:
     return "\n".join(lines)
 
 
-def draw_curves(groups: Sequence[Group], arm: str, path: Path) -> None:
-    """Draw success with its interval against training step, one line per run."""
+def draw_pairs(groups: Sequence[Group], arm: str | None, path: Path) -> None:
+    """Draw the best reward of every shared seed, the first row's against each other row's, coloured by who succeeds.
+
+    Several training seeds of a row are averaged; a success is then a majority of them.
+    """
+    (first, first_arm), *others = _lines(groups, arm)
+    if not others:
+        raise InputError("pairs= needs two rows: give a second result, or leave arm= out.")
+    figure = _figure((3.6 * len(others), 3.9))
+    for axes, (group, a) in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):
+        sides = [first.episodes(first_arm), group.episodes(a)]
+        shared = sorted(set.intersection(*[set(run) for side in sides for run in side]))
+        x, y = (np.array([np.mean([run[s]["max_reward"] for run in side]) for s in shared]) for side in sides)
+        wins = [np.array([np.mean([run[s]["success"] for run in side]) > 0.5 for s in shared], bool) for side in sides]
+        for who, label, colour in (
+            (wins[0] & wins[1], "both succeed", "#bbbbbb"),
+            (wins[0] & ~wins[1], f"only {first.name}, {first_arm}", "#1f77b4"),
+            (~wins[0] & wins[1], f"only {group.name}, {a}", "#ff7f0e"),
+            (~wins[0] & ~wins[1], "neither", "#d62728"),
+        ):
+            axes.plot(x[who], y[who], "o", ms=4, alpha=0.7, color=colour, label=f"{label}: {int(who.sum())}")
+        low = min(x.min(), y.min())
+        room = 0.04 * (max(x.max(), y.max()) - low) + 1e-6
+        limits = (low - room, max(x.max(), y.max()) + room)
+        axes.set(xlabel=f"best reward: {first.name}, {first_arm}", ylabel=f"best reward: {group.name}, {a}")
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        axes.legend(fontsize=7, loc="lower left")
+    figure.savefig(path)
+
+
+def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("curves need Matplotlib: pip install 'isdt-policy[report]'.") from error
+        raise InputError("curves= and pairs= need Matplotlib: pip install 'isdt-policy[report]'.") from error
+    return Figure(figsize=size, layout="constrained")
+
+
+def draw_curves(groups: Sequence[Group], arm: str, path: Path) -> None:
+    """Draw success with its interval against training step, one line per run."""
     runs: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
     for group in groups:
         for info in group.infos:
             if arm in info["arms"]:
                 run, step = _run_and_step(info)
                 runs.setdefault(run, []).append((step, info["arms"][arm]["success_rate"]))
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    figure = _figure((6, 3.6))
     axes = figure.subplots()
     for run, points in runs.items():
         points.sort(key=lambda point: point[0])
@@ -293,7 +337,7 @@ def _check_comparable(groups: Sequence[Group]) -> None:
 def _parse(args: Sequence[str]) -> tuple[dict[str, str], list[Group]]:
     from isdt_policy.eval.command import read_info
 
-    allowed = ("arm", "format", "out", "confidence", "curves", "power", "protocol")
+    allowed = ("arm", "format", "out", "confidence", "curves", "pairs", "power", "protocol")
     options: dict[str, str] = {}
     named: list[tuple[str | None, list[str]]] = []
     for arg in args:

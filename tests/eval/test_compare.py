@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -112,6 +113,17 @@ def test_diffusion_policys_protocol(tmp_path, capsys):
     assert "<svg" in curves.read_text()
 
 
+def test_every_seed_is_a_point_of_the_pair_plot(tmp_path):
+    # Matplotlib writes SVG text as paths by default, so the words are asked for as text; the counts are by hand from A and B.
+    result(tmp_path / "a", A)
+    result(tmp_path / "b", B)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert isdt(["compare", str(tmp_path / "a"), str(tmp_path / "b"), f"pairs={tmp_path / 'p.svg'}"]) == 0
+    drawn = (tmp_path / "p.svg").read_text()
+    for label in ("both succeed: 10", "only a, 1: 0", "only b, 1: 10", "neither: 10"):
+        assert label in drawn
+
+
 def test_sample_size_from_the_command_line(capsys):
     assert isdt(["compare", "power=0.70,0.75"]) == 0
     assert "n = 1251 episodes" in capsys.readouterr().out
@@ -130,6 +142,7 @@ def test_other_conditions_are_refused(tmp_path, capsys):
         (["nowhere"], "cannot be read"),
         (["A", "arm=3"], "no result has arm=3"),
         (["A", "format=word"], "format='word'"),
+        (["A", "pairs=p.svg"], "needs two rows"),
         (["A", "fromat=csv"], "Did you mean 'format'"),
         (["format=csv"], "nothing to compare"),
         (["power=0.7"], "two rates"),
