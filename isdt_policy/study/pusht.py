@@ -44,6 +44,7 @@ class PushtSettings:
     Attributes:
         experiment: configuration whose data, network and optimiser every cell shares.
         steps, batch_size: optimiser steps, and windows in each.
+        n_action_steps: actions executed of each chunk.
         episodes: selection seeds (200000 ...) per number of evaluations, the same for every cell.
         compile: torch.compile the network in training.
     """
@@ -51,6 +52,7 @@ class PushtSettings:
     experiment: str = "pusht_demo"
     steps: int = 3000
     batch_size: int = 64
+    n_action_steps: int = 8
     episodes: int = 50
     compile: bool = True
 
@@ -68,6 +70,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
             f"training.seed={seed}",
             f"training.steps={settings.steps}",
             f"training.batch_size={settings.batch_size}",
+            f"policy.n_action_steps={settings.n_action_steps}",
             f"training.checkpoint_every={min(settings.steps, 500)}",
             "training.log_every=1",  # the distribution of gradient norms needs every step
             "training.tensorboard=false",

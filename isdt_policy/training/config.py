@@ -122,6 +122,11 @@ def _follow_objective(config: dict[str, Any], overrides: Sequence[str]) -> None:
     """Write down what the chosen objective decides: how its policy is sampled, and whether a warm start makes sense."""
     values = dict(config["objective"])
     objective = build("objective", OBJECTIVES[values.pop("name")], values)
+    if getattr(objective, "guidance_scale", 1.0) != 1 and objective.cond_drop <= 0:
+        raise InputError(
+            f"objective.guidance_scale={objective.guidance_scale:g} leads away from the null branch, which nothing trains at "
+            "objective.cond_drop=0. Add objective.cond_drop=0.1."
+        )
     if objective.sampling != FLOW_MAP:
         default = dataclasses.asdict(FLOW_MAP)
         chosen = dataclasses.asdict(objective.sampling)
