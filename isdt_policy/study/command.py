@@ -155,7 +155,7 @@ def _read(settings: type, args: Sequence[str]) -> tuple[Study, Any]:
 def report(args: Sequence[str]) -> None:
     """Write tables and figures from the cells below out=."""
     from isdt_policy.study.cells import read_json
-    from isdt_policy.study.figures import draw_toys
+    from isdt_policy.study.figures import draw_pusht, draw_toys
     from isdt_policy.study.pusht import PUSHT_ROWS
     from isdt_policy.study.rows import ROWS
     from isdt_policy.study.table import pusht_table, single_runs, toy_tables
@@ -176,6 +176,7 @@ def report(args: Sequence[str]) -> None:
             draw_toys(cells, out, out / "toys" / "samples")
             text = toy_tables(cells, stray_shares(out / "toys" / "samples"))
         else:
+            draw_pusht(cells, out)
             text = pusht_table(cells)
         (out / f"{study}.md").write_text(_conditions(cells) + "\n" + text)
         print(text)

@@ -25,6 +25,7 @@ COLORS = {
     "isd_t": "#0b5fa5",
     "weight_none": "#12a0a8",
     "weight_one": "#8a63d2",
+    "times_one": "#b5179e",
     "meanflow": "#e07b00",
     "consistency": "#c2334d",
     "naive_divided": "#7a4a21",
@@ -65,6 +66,37 @@ def draw_toys(cells: Cells, folder: Path, pictures: Path) -> list[Path]:
     for figure, path in drawn:
         figure.savefig(path, dpi=110)
     return [path for _, path in drawn]
+
+
+def draw_pusht(cells: Cells, folder: Path) -> list[Path]:
+    """Every training seed's success at one and ten evaluations, score at one, and gradient ratio; a bar at each mean."""
+    rows = by_row(cells)
+    panels: tuple[tuple[str, Any], ...] = (
+        ("success at 1 evaluation, %", lambda r: 100 * r["success"][NFE.index(1)]["value"]),
+        ("success at 10, %", lambda r: 100 * r["success"][NFE.index(10)]["value"]),
+        ("score at 1", lambda r: r["score"][NFE.index(1)]["value"]),
+        ("99 % / median of the gradient norm", lambda r: r["gradient"]["p99_over_median"]),
+    )
+    figure = new_figure(12, 1.2 + 0.24 * len(rows))
+    for i, (axes, (label, value)) in enumerate(zip(figure.subplots(1, len(panels), sharey=True), panels)):
+        for y, (row, runs) in enumerate(rows.items()):
+            known = [run["result"] for run in runs if run["result"]["success"] and run["result"]["gradient"]]
+            values, color = [value(result) for result in known], COLORS.get(row, "#9aa3ad")
+            axes.plot(values, [y] * len(values), "o", ms=5, alpha=0.6, color=color)
+            if values:
+                axes.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], color=color, lw=2)
+            if i == 0 and len(known) < len(runs):
+                axes.plot(axes.get_xlim()[0], y, "x", color=FAILED)
+        axes.set_xlabel(label, size=9)
+        axes.grid(axis="x", color="#e6e9ed", lw=0.7)
+        axes.set_axisbelow(True)
+        tidy(axes)
+    first = figure.axes[0]
+    first.set_yticks(range(len(rows)), [_short_title(runs[0]["settings"]["title"]) for runs in rows.values()])
+    first.invert_yaxis()
+    path = folder / "pusht.png"
+    figure.savefig(path, dpi=110)
+    return [path]
 
 
 def _samples(cells: Cells, pictures: Path) -> Figure:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from isdt_policy.study.table import single_runs, toy_tables
 from isdt_policy.study.toys import ToySettings, run_toys, toy_policy
 from isdt_policy.training.trainer import Trainer, TrainingConfig
 
+ROOT = Path(__file__).parents[2]
 TINY = ToySettings(steps=4, batch_size=16, width=16, depth=1, samples=64, repeats=1)
 
 
@@ -267,6 +270,14 @@ def test_a_pusht_cell_refuses_an_option_that_its_network_has_not(tmp_path):
     row = Row("wrong", "isd", network={"wings": 2})
     with pytest.raises(InputError, match=r"network\.wings"):
         pusht_config(row, 0, PushtSettings(), tmp_path / "run", threads=1)
+
+
+def test_the_committed_pusht_cells_make_the_committed_table(tmp_path):
+    committed = ROOT / "eval/results/method_study"
+    shutil.copytree(committed / "pusht", tmp_path / "pusht")
+    assert command.main(["report", f"out={tmp_path}"]) == 0
+    assert (tmp_path / "pusht.md").read_text() == (committed / "pusht.md").read_text()
+    assert (tmp_path / "pusht.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_pusht_cell_of_a_candidate_runs_to_its_scores(tmp_path):
