@@ -94,7 +94,7 @@ class ISD:
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         diagonal_loss = mean_square(diagonal - v_g, keep)
         if self.off_diagonal_weight <= 0:
-            return self._weighted(diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
+            return self._weighted(flow_map, diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
         v_hat = diagonal.detach() if self.velocity == "self" else v_g
@@ -106,10 +106,11 @@ class ISD:
         # 3. Weights of the residual, and of the per-sample sum.
         weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
         per_sample = diagonal_loss + weight * off_diagonal_loss
-        return self._weighted(per_sample, points.t, points.s, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
+        terms = {"diagonal": diagonal_loss, "off_diagonal": off_diagonal_loss}
+        return self._weighted(flow_map, per_sample, points.t, points.s, **terms)
 
-    def _weighted(self, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
+    def _weighted(self, flow_map: FlowMap, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
         if self.weight_by == "sample":
             return weighted(per_sample, self.weight_power, **terms)
-        total = (by_times(per_sample, t, s, self.weight_power) * per_sample).mean()
-        return Loss(total, {name: term.mean().detach() for name, term in terms.items()})
+        weight = by_times(per_sample, t, s, self.weight_power, networks=flow_map.networks)
+        return Loss((weight * per_sample).mean(), {name: term.mean().detach() for name, term in terms.items()})

@@ -80,7 +80,7 @@ def train_side_by_side(
     core = SideBySide(cores)
     wrapper = policies[0].network
     network = Preconditioned(core, wrapper.path, wrapper.sigma_data, wrapper.enabled)
-    flow_map = FlowMap(network, wrapper.path)
+    flow_map = FlowMap(network, wrapper.path, networks=n)
     parameters = list(core.parameters())
     averaged = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(

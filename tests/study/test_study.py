@@ -182,9 +182,10 @@ def test_training_side_by_side_is_the_ordinary_trainer(name, tmp_path):
     assert any(not torch.equal(p, before[key]) for key, p in mine.named_parameters())
 
 
-def test_networks_side_by_side_do_not_touch_each_other():
+@pytest.mark.parametrize("name", ["isd_t", "times_one"])
+def test_networks_side_by_side_do_not_touch_each_other(name):
     """Each trains as it would beside others of any data: with draws of its own, and past a neighbour that overflows."""
-    row, config = ROWS["isd_t"], TrainingConfig(seed=0, steps=4, batch_size=16, weight_decay=0.0, warmup_steps=1)
+    row, config = ROWS[name], TrainingConfig(seed=0, steps=4, batch_size=16, weight_decay=0.0, warmup_steps=1)
     points = DENSITIES["two_moons"](64, generator())
 
     def first(neighbour):
