@@ -70,6 +70,13 @@ ROWS: dict[str, Row] = {
     "sample_velocity": Row(
         "single-sample velocity, no bound, p = 0", "isd", {"weight_power": 0.0, "bound": 0.0, "velocity": "sample"}
     ),
+    "sample_times": Row(
+        "single-sample velocity, weight by times, p = 1", "isd",
+        {"weight_power": 1.0, "weight_by": "times", "bound": 0.0, "velocity": "sample"},
+    ),
+    "off_third": _isd(
+        "weight by times, p = 1, self-distillation at 0.3", weight_power=1.0, weight_by="times", off_diagonal_weight=0.3
+    ),
     "uniform_times": _isd("uniform times", times="uniform"),
     "one_step_times": _isd("a quarter of the pairs at (1, 0)", times="one_step_mix"),
     "fast_times": _isd("time features of 8 periods", network={"time_periods": 8.0}),
