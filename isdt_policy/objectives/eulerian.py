@@ -35,7 +35,7 @@ class Eulerian:
     sampling: ClassVar[Sampling] = Sampling("flow_map")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     derivative: Literal["central", "jvp"] = "central"
     eps: float = 0.005
     through_derivative: bool = True

@@ -27,7 +27,7 @@ class FlowMatching:
     sampling: ClassVar[Sampling] = Sampling("velocity")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     times: str = "beta"
     weight_power: float = 0.0
 

@@ -34,7 +34,7 @@ class ISD:
 
     Attributes:
         guidance_scale: w of the training guidance; 1 is plain flow matching on the diagonal, and saves an evaluation.
-        cond_drop: fraction of a batch trained without its condition, so that the null branch is learnt.
+        cond_drop: fraction of a batch trained without its condition, so that the null branch is learnt; guidance needs it.
         derivative: "jvp" (exact, forward mode, rides on the evaluation of F) or "central" (a difference of two evaluations
             more, in float32). On a trained UNet under bfloat16 both are 3 % from the float64 value.
         eps: half width of the central difference, in units of t.
@@ -53,7 +53,7 @@ class ISD:
     sampling: ClassVar[Sampling] = Sampling("flow_map")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     derivative: Literal["jvp", "central"] = "jvp"
     eps: float = 0.005
     velocity: Literal["self", "sample"] = "self"

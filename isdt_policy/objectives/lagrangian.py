@@ -30,7 +30,7 @@ class Lagrangian:
     sampling: ClassVar[Sampling] = Sampling("flow_map")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     derivative: Literal["central", "jvp"] = "central"
     eps: float = 0.005
     times: str = "beta"

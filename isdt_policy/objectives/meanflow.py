@@ -42,7 +42,7 @@ class MeanFlow:
     sampling: ClassVar[Sampling] = Sampling("flow_map")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     derivative: Literal["jvp", "central"] = "jvp"
     eps: float = 0.005
     off_diagonal_fraction: float = 0.25

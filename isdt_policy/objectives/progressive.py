@@ -34,7 +34,7 @@ class Progressive:
     sampling: ClassVar[Sampling] = Sampling("flow_map")
 
     guidance_scale: float = 1.0
-    cond_drop: float = 0.1
+    cond_drop: float = 0.0
     split: Literal["middle", "uniform"] = "middle"
     levels: int = 0
     times: str = "beta"

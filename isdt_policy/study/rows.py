@@ -7,12 +7,13 @@ be read off as a difference of two rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from isdt_policy.errors import InputError, nearest
 from isdt_policy.objectives import OBJECTIVES
 
+COND_DROP = 0.1  # wherever guidance could read the null branch, so that rows differ in its scale alone
 NFE = (1, 2, 4, 10)  # each run by the sampler of the objective's own kind
 
 
@@ -116,7 +117,9 @@ def chosen(kind: str, names: Sequence[str], allowed: Sequence[str]) -> list[str]
 
 def build_objective(row: Row) -> Any:
     """The objective of a row."""
-    return OBJECTIVES[row.objective](**row.settings)
+    kind = OBJECTIVES[row.objective]
+    shared = {"cond_drop": COND_DROP} if any(f.name == "guidance_scale" for f in fields(kind)) else {}
+    return kind(**shared, **row.settings)
 
 
 def describe(row: Row) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from isdt_policy.study.cells import Cell, read_json, run_cells
 from isdt_policy.study.densities import DENSITIES
 from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
 from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings, pusht_config, run_pusht
-from isdt_policy.study.rows import ROWS, Row, build_objective, chosen_rows
+from isdt_policy.study.rows import ROWS, Row, build_objective, chosen_rows, describe
 from isdt_policy.study.side_by_side import train_side_by_side
 from isdt_policy.study.table import single_runs, toy_tables
 from isdt_policy.study.toys import ToySettings, run_toys, toy_policy
@@ -271,6 +271,16 @@ def test_a_pusht_cell_refuses_an_option_that_its_network_has_not(tmp_path):
     row = Row("wrong", "isd", network={"wings": 2})
     with pytest.raises(InputError, match=r"network\.wings"):
         pusht_config(row, 0, PushtSettings(), tmp_path / "run", threads=1)
+
+
+@pytest.mark.parametrize(("study", "rows"), [("toys", ROWS), ("pusht", PUSHT_ROWS)])
+def test_the_committed_cells_are_of_the_rows_as_they_are_now(study, rows):
+    """A changed default would make a row of the table something that nobody can run again."""
+    cells = sorted((ROOT / "eval/results/method_study" / study / "cells").glob("*.json"))
+    assert cells
+    for path in cells:
+        settings = json.loads(path.read_text())["settings"]
+        assert json.loads(json.dumps(describe(rows[settings["row"]]))) == settings["of_row"], path.name
 
 
 def test_the_committed_pusht_cells_make_the_committed_table(tmp_path):
