@@ -68,25 +68,33 @@ def draw_toys(cells: Cells, folder: Path, pictures: Path) -> list[Path]:
     return [path for _, path in drawn]
 
 
+LOW = 0.7  # where the axis of the score begins; what is below it stands at the edge as an arrow
+
+
 def draw_pusht(cells: Cells, folder: Path) -> list[Path]:
-    """Every training seed's success at one and ten evaluations, score at one, and gradient ratio; a bar at each mean."""
+    """Every seed's success at 1, 2, 10 evaluations, score at one, gradient ratio (dotted: 5); a bar at each mean."""
     rows = by_row(cells)
     panels: tuple[tuple[str, Any], ...] = (
-        ("success at 1 evaluation, %", lambda r: 100 * r["success"][NFE.index(1)]["value"]),
-        ("success at 10, %", lambda r: 100 * r["success"][NFE.index(10)]["value"]),
-        ("score at 1", lambda r: r["score"][NFE.index(1)]["value"]),
-        ("99 % / median of the gradient norm", lambda r: r["gradient"]["p99_over_median"]),
+        *((f"success at {n}, %", lambda r, n=n: 100 * r["success"][NFE.index(n)]["value"]) for n in (1, 2, 10)),
+        (f"score at 1 (<: below {LOW})", lambda r: r["score"][NFE.index(1)]["value"]),
+        ("gradient, 99 % / median", lambda r: r["gradient"]["p99_over_median"]),
     )
-    figure = new_figure(12, 1.2 + 0.24 * len(rows))
+    figure = new_figure(13, 1.2 + 0.24 * len(rows))
     for i, (axes, (label, value)) in enumerate(zip(figure.subplots(1, len(panels), sharey=True), panels)):
+        low = LOW if label.startswith("score") else -np.inf
         for y, (row, runs) in enumerate(rows.items()):
             known = [run["result"] for run in runs if run["result"]["success"] and run["result"]["gradient"]]
-            values, color = [value(result) for result in known], COLORS.get(row, "#9aa3ad")
-            axes.plot(values, [y] * len(values), "o", ms=5, alpha=0.6, color=color)
-            if values:
-                axes.plot([np.mean(values)] * 2, [y - 0.35, y + 0.35], color=color, lw=2)
+            values, color = np.array([value(result) for result in known]), COLORS.get(row, "#9aa3ad")
+            for shown, marker in ((values[values >= low], "o"), (np.maximum(values[values < low], low), "<")):
+                axes.plot(shown, [y] * len(shown), marker, ms=5, alpha=0.6, color=color)
+            if len(values) and values.mean() >= low:
+                axes.plot([values.mean()] * 2, [y - 0.35, y + 0.35], color=color, lw=2)
             if i == 0 and len(known) < len(runs):
                 axes.plot(axes.get_xlim()[0], y, "x", color=FAILED)
+        if label.startswith("gradient"):
+            axes.axvline(5, color=INK, lw=0.8, ls=":")
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
         axes.set_xlabel(label, size=9)
         axes.grid(axis="x", color="#e6e9ed", lw=0.7)
         axes.set_axisbelow(True)

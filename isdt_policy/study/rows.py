@@ -64,6 +64,12 @@ ROWS: dict[str, Row] = {
     "trigonometric_none": _unbounded("trigonometric, no bound, p = 0", 0.0, "trigonometric"),
     "trigonometric_one": _unbounded("trigonometric, p = 1 (the paper's)", 1.0, "trigonometric"),
     "guidance_2": _isd("training guidance w = 2", guidance_scale=2.0),
+    "guidance_times": _isd(
+        "training guidance w = 2, weight by times, p = 1", guidance_scale=2.0, weight_power=1.0, weight_by="times"
+    ),
+    "guidance_3": _isd(
+        "training guidance w = 3, weight by times, p = 1", guidance_scale=3.0, weight_power=1.0, weight_by="times"
+    ),
     "unpreconditioned": _isd("preconditioning off", precondition=False),
     "warm_start": _isd("half of the steps on the diagonal alone", warm_start=0.5),
     "central": _isd("central difference for the exact JVP", derivative="central"),
@@ -97,6 +103,7 @@ ROWS: dict[str, Row] = {
         "naive: divided by the step", "eulerian", {"through_derivative": False, "divide_by_step": True}
     ),
     "flow_matching": Row("flow matching, Euler", "flow_matching"),
+    "flow_matching_2": Row("flow matching, Euler, training guidance w = 2", "flow_matching", {"guidance_scale": 2.0}),
     # Predicting the sample: with epsilon, diffusers' few-step spacing starts from a level that pure noise does not have.
     "ddim": Row("diffusion, DDIM", "diffusion", {"prediction": "sample"}, interpolant="trigonometric"),
 }  # fmt: skip

@@ -63,15 +63,15 @@ def toy_tables(cells: Cells, strays: Mapping[tuple[str, str], float] | None = No
 def pusht_table(cells: Cells) -> str:
     """Score and success over training seeds at each number of evaluations, gradient norms, diverged runs."""
     lines = [
-        "| row | score 1 | score 2 | score 4 | score 10 | success 1 | success 10 | gradient median | 99 % / median | "
-        "max / median | diverged |",
-        "|" + "---|" * 11,
+        "| row | score 1 | score 2 | score 4 | score 10 | success 1 | success 2 | success 4 | success 10 | gradient median | "
+        "99 % / median | max / median | diverged |",
+        "|" + "---|" * 13,
     ]
     for runs in by_row(cells).values():
         results = [cell["result"] for cell in runs]
         done = [r for r in results if r["score"] is not None]
         score = [spread([r["score"][i]["value"] for r in done]) for i in range(len(NFE))]
-        success = [spread([100 * r["success"][i]["value"] for r in done], "{:.0f}", " %") for i in (0, len(NFE) - 1)]
+        success = [spread([100 * r["success"][i]["value"] for r in done], "{:.0f}", " %") for i in range(len(NFE))]
         lines.append(
             f"| {runs[0]['settings']['title']} | {' | '.join(score + success)} | {_gradients(results)} | {_diverged(results)} |"
         )
