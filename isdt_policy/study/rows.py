@@ -84,6 +84,13 @@ ROWS: dict[str, Row] = {
     "off_third": _isd(
         "weight by times, p = 1, self-distillation at 0.3", weight_power=1.0, weight_by="times", off_diagonal_weight=0.3
     ),
+    "off_tenth": _isd(
+        "weight by times, p = 1, self-distillation at 0.1", weight_power=1.0, weight_by="times", off_diagonal_weight=0.1
+    ),
+    "guidance_third": _isd(
+        "training guidance w = 2, weight by times, p = 1, self-distillation at 0.3",
+        guidance_scale=2.0, weight_power=1.0, weight_by="times", off_diagonal_weight=0.3,
+    ),
     "uniform_times": _isd("uniform times", times="uniform"),
     "one_step_times": _isd("a quarter of the pairs at (1, 0)", times="one_step_mix"),
     "fast_times": _isd("time features of 8 periods", network={"time_periods": 8.0}),
