@@ -273,10 +273,13 @@ def test_a_pusht_cell_refuses_an_option_that_its_network_has_not(tmp_path):
         pusht_config(row, 0, PushtSettings(), tmp_path / "run", threads=1)
 
 
-@pytest.mark.parametrize(("study", "rows"), [("toys", ROWS), ("pusht", PUSHT_ROWS)])
+@pytest.mark.parametrize(
+    ("study", "rows"),
+    [("method_study/toys", ROWS), ("method_study/pusht", PUSHT_ROWS), ("method_study_long/toys", ROWS)],
+)
 def test_the_committed_cells_are_of_the_rows_as_they_are_now(study, rows):
     """A changed default would make a row of the table something that nobody can run again."""
-    cells = sorted((ROOT / "eval/results/method_study" / study / "cells").glob("*.json"))
+    cells = sorted((ROOT / "eval/results" / study / "cells").glob("*.json"))
     assert cells
     for path in cells:
         settings = json.loads(path.read_text())["settings"]
