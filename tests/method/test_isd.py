@@ -13,6 +13,7 @@ from isdt_policy.networks.mlp import MLP
 from isdt_policy.networks.preconditioning import Preconditioned
 from isdt_policy.networks.unet1d import UNet1d
 from isdt_policy.objectives import ISD
+from isdt_policy.objectives.parts import Points, guided_velocity
 from isdt_policy.objectives.times import TIMES
 from isdt_policy.objectives.weighting import adaptive, by_times
 
@@ -135,7 +136,7 @@ def test_a_bounded_residual_changes_nothing_below_its_bound_and_caps_each_sample
     assert (onto(short) - onto(residual)).norm() > 0.05 * onto(residual).norm()
 
 
-def test_guidance_of_scale_one_is_flow_matching_and_the_null_branch_keeps_its_mean(path, batch):
+def test_the_null_branch_keeps_its_mean_under_guidance(path):
     """v_g = u + w (v_t - u) has mean E[v] exactly where u = E[v]: the null branch's fixed point does not move with w."""
     mean, std = torch.tensor([0.3, -0.8]).double(), torch.tensor([0.5, 1.2]).double()
     exact = FlowMap(closed_forms.gaussian(path, mean, std), path)
@@ -145,9 +146,23 @@ def test_guidance_of_scale_one_is_flow_matching_and_the_null_branch_keeps_its_me
     z = torch.randn(n, 1, 2, generator=generator, dtype=torch.float64)
     t = torch.full((n,), 0.5, dtype=torch.float64)
     x_t, v_t = interpolate(path, x, z, t), conditional_velocity(path, x, z, t)
-    u = exact.velocity(x_t, t, torch.zeros(n, 1))
+    null = torch.zeros(1)
+    points = Points(z, t, t, null.expand(n, 1), x_t, v_t)
+    u = exact.velocity(x_t, t, points.cond)
     for w in (1.0, 3.0):
-        assert (u + w * (v_t - u) - u).mean(dim=0).abs().max() < 0.03
+        assert (guided_velocity(exact, points, null, w) - u).mean(dim=0).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_the_target_of_the_diagonal_is_as_far_beyond_the_null_branch_as_guidance_says(path, batch, scale):
+    """A network that answers its condition c, and so n for the null one: target n + w (v - n), known by hand."""
+    flow_map = FlowMap(lambda x, t, s, cond: cond[:, None, :2].expand_as(x), path)
+    null = torch.tensor([5.0, -3.0, 0.0], dtype=torch.float64)
+    velocity = conditional_velocity(path, batch["x"], batch["z"], batch["t"])
+    target = null[:2] + scale * (velocity - null[:2])
+    expected = (batch["cond"][:, None, :2] - target).square().mean()
+    loss = evaluate(dataclasses.replace(PLAIN, guidance_scale=scale), flow_map, batch, null=null)
+    assert loss.terms["diagonal"] == pytest.approx(float(expected), rel=1e-12)
 
 
 def test_nothing_is_dropped_at_rate_zero_and_everything_at_rate_one(path, batch):
