@@ -26,6 +26,7 @@ SCHEMA = "isdt-eval/1"
 
 HELP = """usage: isdt eval checkpoint=PATH [key=value ...]
        isdt eval repeat RESULT.json [key=value ...]
+       isdt eval curve checkpoint=RUN [key=value ...]
 
 Run a policy on listed seeds and report success rates with 95 % intervals: eval_info.json, report.html, videos.
 
@@ -36,6 +37,7 @@ examples
   isdt eval policy=expert task=pusht episodes=50                         the scripted expert of a task
   isdt eval repeat eval/results/pusht.json                               run a result again, compare seed by seed
   isdt eval repeat eval/results/pusht.json checkpoint=PATH episodes=20   ... its first 20 seeds, weights found elsewhere
+  isdt eval curve checkpoint=outputs/pusht_demo                          every checkpoint kept: success against time and windows
 
 what is evaluated
   checkpoint=PATH        run directory, checkpoint or folder written by save_pretrained
@@ -115,6 +117,10 @@ def main(args: list[str]) -> int:
         return 0
     if args[0] == "repeat":
         return repeat(args[1:])
+    if args[0] == "curve":
+        from isdt_policy.eval import curve
+
+        return curve.main(args[1:])
     options = parse_options(args)
     run(options, command="isdt eval " + shlex.join(args))
     return 0
@@ -385,6 +391,7 @@ def describe(
     result: EvalResult, policy: Policy, options: Options, command: str, fingerprint: str | None
 ) -> dict[str, Any]:
     """Return the content of eval_info.json: numbers first, then all it takes to get them again."""
+    from isdt_policy.eval.curve import training_of
     from isdt_policy.provenance import commit
 
     first = result.summary[result.arms[0]]
@@ -404,6 +411,7 @@ def describe(
             "name": options.policy,
             "fingerprint": fingerprint,
             "parameters": parameter_count(policy),
+            "training": training_of(options.checkpoint) if options.checkpoint else None,
             "config": asdict(config) if config is not None and hasattr(config, "__dataclass_fields__") else config,
         },
         "versions": versions(result.protocol.task),

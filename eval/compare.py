@@ -47,7 +47,7 @@ examples
   isdt compare format=latex out=table.tex outputs/*/eval        a table for a paper
   isdt compare a=run1/eval,run2/eval,run3/eval b=run4/eval,...  groups of training seeds: name=RESULT,RESULT,...
   isdt compare protocol=diffusion_policy a=s1/e50,s1/e100,...   best and last-10 average over checkpoints, 3 seeds
-  isdt compare curves=learning.svg outputs/a/eval_*/            success against training step
+  isdt compare curves=learning.svg outputs/a/curve/*/           success against training
   isdt compare pairs=pairs.svg outputs/a/eval                   every seed's best reward, the first row's against the others'
   isdt compare power=0.70,0.75                                  how many episodes tell 0.70 from 0.75
 
@@ -56,7 +56,8 @@ options
   format=markdown      markdown, csv or latex
   out=FILE             write the table there instead of printing it
   confidence=0.95      of the intervals
-  curves=FILE.svg      also draw success against training step (results must come from checkpoints with a step number)
+  curves=FILE.svg      also draw success against windows seen and minutes of training (results must come from checkpoints
+                       with a step number, as `isdt eval curve` makes them)
   pairs=FILE.svg       also draw one point per seed: its best reward in the first row, and in each other row
 """
 
@@ -135,7 +136,7 @@ def main(args: list[str]) -> int:
     else:
         print(text)
     if "curves" in options:
-        draw_curves(groups, options.get("arm", "1"), Path(options["curves"]))
+        draw_curves(groups, options.get("arm"), Path(options["curves"]))
         print(f"curves: {options['curves']}")
     if "pairs" in options:
         draw_pairs(groups, options.get("arm"), Path(options["pairs"]))
@@ -252,31 +253,47 @@ def _figure(size: tuple[float, float]) -> Any:
     return Figure(figsize=size, layout="constrained")
 
 
-def draw_curves(groups: Sequence[Group], arm: str, path: Path) -> None:
-    """Draw success with its interval against training step, one line per run."""
-    runs: dict[str, list[tuple[int, Mapping[str, float]]]] = {}
-    for group in groups:
-        for info in group.infos:
-            if arm in info["arms"]:
-                run, step = _run_and_step(info)
-                runs.setdefault(run, []).append((step, info["arms"][arm]["success_rate"]))
-    figure = _figure((6, 3.6))
-    axes = figure.subplots()
-    for run, points in runs.items():
-        points.sort(key=lambda point: point[0])
-        x, rates = [p[0] for p in points], [p[1] for p in points]
-        (line,) = axes.plot(x, [100 * r["value"] for r in rates], "o-", label=run)
-        axes.fill_between(
-            x,
-            [100 * r["low"] for r in rates],
-            [100 * r["high"] for r in rates],
-            color=line.get_color(),
-            alpha=0.15,
-            lw=0,
-        )
-    axes.set(xlabel="training step", ylabel="success, %", ylim=(0, 100))
-    axes.legend(frameon=False)
+def draw_curves(groups: Sequence[Group], arm: str | None, path: Path) -> None:
+    """Draw success with its interval against windows seen and minutes of training, one line per run and arm.
+
+    Results that do not say what their training had cost are drawn against the step alone.
+    """
+    infos = [info for group in groups for info in group.infos]
+    costs = [info["policy"].get("training") for info in infos]
+    axes_of: dict[str, list[float]] = {"training step": [_run_and_step(info)[1] for info in infos]}
+    if all(costs):
+        axes_of = {
+            "training windows seen, thousands": [cost["windows"] / 1000 for cost in costs],
+            "minutes of training": [cost["seconds"] / 60 for cost in costs],
+        }
+    runs: dict[tuple[str, str], list[int]] = {}
+    for i, info in enumerate(infos):
+        for name in info["arms"]:
+            if arm in (None, name):
+                runs.setdefault((_run_and_step(info)[0], name), []).append(i)
+    figure = _figure((6 * len(axes_of), 3.6))
+    for axes, (label, x) in zip(figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0], axes_of.items()):
+        for (run, name), members in runs.items():
+            members = sorted(members, key=lambda i: x[i])
+            rates = [infos[i]["arms"][name]["success_rate"] for i in members]
+            at = [x[i] for i in members]
+            (line,) = axes.plot(
+                at, [100 * r["value"] for r in rates], "o-", ms=3, label=f"{Path(run).name}, {_words(name)}"
+            )
+            low, high = [100 * r["low"] for r in rates], [100 * r["high"] for r in rates]
+            axes.fill_between(at, low, high, color=line.get_color(), alpha=0.12, lw=0)
+        axes.set(xlabel=label, ylim=(0, 100))
+        axes.set_xlim(left=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    first = figure.axes[0]
+    first.set_ylabel(f"success, % (n = {infos[0]['arms'][next(iter(runs))[1]]['n']}, 95 %)" if runs else "success, %")
+    first.legend(frameon=False, fontsize=8)
     figure.savefig(path)
+
+
+def _words(arm: str) -> str:
+    return f"{arm} step{'' if arm == '1' else 's'}" if arm.isdigit() else arm
 
 
 def _row(group: Group, arm: str, reference: tuple[Group, str] | None, confidence: float) -> Row:
