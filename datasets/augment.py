@@ -1,4 +1,4 @@
-"""Demonstrations that follow from others by a symmetry of the scene."""
+"""Demonstrations that follow from others by moving or reflecting the scene."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MemoryStore:
         return self._arrays[key][start:stop]
 
 
-def with_mirror_images(store: DemoStore, task: TaskSpec) -> MemoryStore:
+def with_mirror_images(store: DemoStore | MemoryStore, task: TaskSpec) -> MemoryStore:
     """Episode i becomes episodes 2 i (as recorded) and 2 i + 1 (in the mirror).
 
     Only the task's stored keys and the action are kept: other keys are derived, so that they are mirrored consistently.
@@ -47,3 +47,19 @@ def with_mirror_images(store: DemoStore, task: TaskSpec) -> MemoryStore:
                 pieces[key].append(source[key][start:end])
     lengths = np.repeat(np.diff(store.episode_ends, prepend=0), 2)
     return MemoryStore({key: np.concatenate(value) for key, value in pieces.items()}, np.cumsum(lengths))
+
+
+def with_goals_in_hindsight(store: DemoStore, task: TaskSpec) -> MemoryStore:
+    """Every episode in a scene placed so that its end is the task's goal; stored keys and the action, others are derived."""
+    if task.hindsight_fn is None:
+        raise InputError(
+            f"task '{task.id}' has goals that cannot be moved to where an episode ended; set data.hindsight=false."
+        )
+    keys = [*task.stored_keys, "action"]
+    whole = {key: store.read(key) for key in keys}
+    starts = np.concatenate([[0], store.episode_ends[:-1]])
+    episodes = [
+        task.hindsight_fn({key: whole[key][start:end] for key in keys})
+        for start, end in zip(starts, store.episode_ends)
+    ]
+    return MemoryStore({key: np.concatenate([e[key] for e in episodes]) for key in keys}, store.episode_ends)

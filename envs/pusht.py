@@ -93,6 +93,24 @@ def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]
     return {"state": reflected.astype(np.float32), "action": (512 - action[..., ::-1]).astype(np.float32)}
 
 
+def hindsight(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """Move the whole scene {"state": (T, 5), "action": (T, 2)} rigidly so that the block's last pose is the goal.
+
+    Physics does not change with the place or the turn of a scene, walls aside, so the result demonstrates how to reach the
+    goal exactly, whatever pose the demonstrator had stopped at (goals relabelled in hindsight, Andrychowicz et al. 1707.01495).
+    """
+    state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
+    last, turn = state[-1, 2:4], GOAL_POSE[2] - state[-1, 4]
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+
+    def moved(points: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (points - last) @ rotation.T + GOAL_POSE[:2]
+
+    angle = np.mod(state[:, 4:] + turn, 2 * np.pi)
+    scene = np.concatenate([moved(state[:, :2]), moved(state[:, 2:4]), angle], axis=-1)
+    return {"state": scene.astype(np.float32), "action": moved(action).astype(np.float32)}
+
+
 SPEC = TaskSpec(
     id="pusht",
     observations={
@@ -147,6 +165,7 @@ SPEC = TaskSpec(
     # scale of the actions. The agent in the block's frame says which side it stands on, whatever the block's angle.
     default_obs_keys=("agent_pos", "keypoints", "agent_in_block"),
     mirror_fn=mirror,
+    hindsight_fn=hindsight,
 )
 
 

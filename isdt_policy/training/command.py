@@ -27,7 +27,7 @@ keys
   size=full            the published network and schedule, for a GPU, on top of any experiment
   name, run_dir        name of the run and where it goes (outputs/<name>)
   if_exists=...        error (default), resume or overwrite, when run_dir already holds a run
-  data.*               path, obs_keys, max_train_episodes, mask, val_mask, val_ratio, split_seed, mirror
+  data.*               path, obs_keys, max_train_episodes, mask, val_mask, val_ratio, split_seed, mirror, hindsight
   policy.*             n_obs_steps, horizon, n_action_steps, interpolant, cond_dim, encoder_hidden, precondition, ...
   network.*            down_dims, kernel_size, groups, time_dim, embed_dim
   objective.*          the parts of the objective, each on its own switch
@@ -121,7 +121,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     import numpy as np
     import torch
 
-    from isdt_policy.datasets.augment import MemoryStore, with_mirror_images
+    from isdt_policy.datasets.augment import MemoryStore, with_goals_in_hindsight, with_mirror_images
     from isdt_policy.datasets.store import DemoStore
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
@@ -156,9 +156,9 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         held_out = held_out if data.val_mask else np.intersect1d(held_out, named)
     if data.max_train_episodes:
         episodes = episodes[: data.max_train_episodes]
-    store: DemoStore | MemoryStore = recorded
+    store: DemoStore | MemoryStore = with_goals_in_hindsight(recorded, spec) if data.hindsight else recorded
     if data.mirror:  # an episode and its mirror image stand side by side and stay on the same side of the split
-        store = with_mirror_images(recorded, spec)
+        store = with_mirror_images(store, spec)
         episodes, held_out = (np.sort(np.concatenate([2 * e, 2 * e + 1])) for e in (episodes, held_out))
     keys = list(data.obs_keys) or list(spec.default_obs_keys)
     reference = policy_values["action_reference"]
@@ -199,7 +199,8 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     count = sum(p.numel() for p in policy.parameters()) / 1e6
     report = [
         f"data      {data.path}: {len(episodes)} episodes, {train_windows.n_windows} windows"
-        + (" (mirror images included)" if data.mirror else ""),
+        + (" (mirror images included)" if data.mirror else "")
+        + (", goals in hindsight" if data.hindsight else ""),
         f"policy    {config['network']['name']}, {count:.2f} M parameters, reads {', '.join(keys)}",
         f"training  {training.steps} steps of {training.batch_size} on {training.device}, "
         f"{torch.get_num_threads()} threads, amp {training.amp}, compile {trainer.compile_note}",

@@ -39,6 +39,8 @@ class DataConfig:
         val_ratio: share of episodes held out for the validation error.
         split_seed: of the draw of those episodes.
         mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
+        hindsight: place every episode's scene so that where it ended is the goal, for tasks where that can be done: a
+            demonstrator who stopped near the goal then demonstrates how to reach it.
     """
 
     path: str = "bundled:pusht_expert"
@@ -49,6 +51,7 @@ class DataConfig:
     val_ratio: float = 0.02
     split_seed: int = 42
     mirror: bool = False
+    hindsight: bool = False
 
 
 _GROUPS = ("experiment", "objective", "network", "size")
