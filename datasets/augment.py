@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from isdt_policy.errors import InputError
 
 
 class MemoryStore:
-    """Episodes held in memory, readable like a `DemoStore`."""
+    """Episodes held in memory, readable like a `DemoStore`.
 
-    def __init__(self, arrays: dict[str, NDArray[Any]], episode_ends: NDArray[np.int64]) -> None:
-        self._arrays, self.episode_ends = arrays, episode_ends
+    Attributes:
+        origin: (n_episodes,) number of the recorded episode that each was made from.
+    """
+
+    def __init__(
+        self, arrays: dict[str, NDArray[Any]], episode_ends: NDArray[np.int64], origin: NDArray[np.int64]
+    ) -> None:
+        self._arrays, self.episode_ends, self.origin = arrays, episode_ends, origin
         self.keys = tuple(sorted(arrays))
 
     @property
@@ -28,38 +35,42 @@ class MemoryStore:
             raise InputError(f"no key '{key}'; there are {', '.join(self.keys)}.")
         return self._arrays[key][start:stop]
 
+    def made_from(self, recorded: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of the episodes that were made from these recorded ones, rising."""
+        return np.flatnonzero(np.isin(self.origin, recorded))
+
 
 def with_mirror_images(store: DemoStore | MemoryStore, task: TaskSpec) -> MemoryStore:
-    """Episode i becomes episodes 2 i (as recorded) and 2 i + 1 (in the mirror).
-
-    Only the task's stored keys and the action are kept: other keys are derived, so that they are mirrored consistently.
-    """
+    """Every episode is followed by itself as seen in the mirror."""
     if task.mirror_fn is None:
         raise InputError(f"task '{task.id}' has no mirror symmetry; set data.mirror=false.")
-    keys = [*task.stored_keys, "action"]
-    whole = {key: store.read(key) for key in keys}
-    mirrored = task.mirror_fn(whole)
-    starts = np.concatenate([[0], store.episode_ends[:-1]])
-    pieces: dict[str, list[NDArray[Any]]] = {key: [] for key in keys}
-    for start, end in zip(starts, store.episode_ends):
-        for source in (whole, mirrored):
-            for key in keys:
-                pieces[key].append(source[key][start:end])
-    lengths = np.repeat(np.diff(store.episode_ends, prepend=0), 2)
-    return MemoryStore({key: np.concatenate(value) for key, value in pieces.items()}, np.cumsum(lengths))
+    mirror = task.mirror_fn
+    return _made(store, task, lambda episode: [episode, mirror(episode)])
 
 
-def with_goals_in_hindsight(store: DemoStore, task: TaskSpec) -> MemoryStore:
-    """Every episode in a scene placed so that its end is the task's goal; stored keys and the action, others are derived."""
+def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec) -> MemoryStore:
+    """Every episode gives way to what it demonstrates with goals named in hindsight; see `TaskSpec.hindsight_fn`."""
     if task.hindsight_fn is None:
         raise InputError(
             f"task '{task.id}' has goals that cannot be moved to where an episode ended; set data.hindsight=false."
         )
+    return _made(store, task, task.hindsight_fn)
+
+
+def _made(
+    store: DemoStore | MemoryStore,
+    task: TaskSpec,
+    make: Callable[[dict[str, NDArray[Any]]], list[dict[str, NDArray[Any]]]],
+) -> MemoryStore:
+    """The episodes that `make` makes of each. Only the task's stored keys and the action are kept: other keys are derived, and so
+    agree with them."""
     keys = [*task.stored_keys, "action"]
     whole = {key: store.read(key) for key in keys}
-    starts = np.concatenate([[0], store.episode_ends[:-1]])
-    episodes = [
-        task.hindsight_fn({key: whole[key][start:end] for key in keys})
-        for start, end in zip(starts, store.episode_ends)
-    ]
-    return MemoryStore({key: np.concatenate([e[key] for e in episodes]) for key in keys}, store.episode_ends)
+    recorded = store.origin if isinstance(store, MemoryStore) else np.arange(store.n_episodes)
+    made, origin = [], []
+    for number, start, end in zip(recorded, np.concatenate([[0], store.episode_ends[:-1]]), store.episode_ends):
+        found = make({key: whole[key][start:end] for key in keys})
+        made += found
+        origin += [number] * len(found)
+    ends = np.cumsum([len(episode["action"]) for episode in made])
+    return MemoryStore({key: np.concatenate([e[key] for e in made]) for key in keys}, ends, np.array(origin))

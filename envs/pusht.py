@@ -93,13 +93,41 @@ def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]
     return {"state": reflected.astype(np.float32), "action": (512 - action[..., ::-1]).astype(np.float32)}
 
 
-def hindsight(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
-    """Move the whole scene {"state": (T, 5), "action": (T, 2)} rigidly so that the block's last pose is the goal.
+def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
+    """What {"state": (T, 5), "action": (T, 2)} demonstrates once its goals are named in hindsight (Andrychowicz et al. 1707.01495).
 
-    Physics does not change with the place or the turn of a scene, walls aside, so the result demonstrates how to reach the
-    goal exactly, whatever pose the demonstrator had stopped at (goals relabelled in hindsight, Andrychowicz et al. 1707.01495).
+    The first is the whole episode, the others end each push after which the block came to rest: its last `CLIP` steps. Each
+    is moved rigidly so that the block's last pose is the goal. Physics does not change with the place or the turn of a scene,
+    walls aside, so it shows how to reach the goal exactly, whatever pose the demonstrator had stopped at. Pushes that the
+    move would carry into a wall are left out.
     """
     state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
+    found = [_ending_on_goal(state, action)]
+    moving = _travel(state[:-1], state[1:]) > 0.5
+    last = -APART
+    for end in np.flatnonzero(moving[:-2] & ~moving[1:-1] & ~moving[2:]) + 1:
+        start = max(0, end + 1 - CLIP)
+        if end < APART or end - last < APART or _travel(state[start], state[end]) < 3:
+            continue
+        clip = _ending_on_goal(state[start : end + 1], action[start : end + 1])
+        agent, target = clip["state"][:, :2], clip["action"]
+        if min(agent.min() - 15, target.min()) >= 0 and max(agent.max() + 15, target.max()) <= 512:
+            found.append(clip)
+            last = end
+    return found
+
+
+CLIP, APART = 32, 8  # steps of a push that are kept, and between the ends of two
+
+
+def _travel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far the block's material moves between two states, px: its turn counts at 60 px from its origin."""
+    turn = np.mod(b[..., 4] - a[..., 4] + np.pi, 2 * np.pi) - np.pi
+    result: NDArray[np.float64] = np.linalg.norm(b[..., 2:4] - a[..., 2:4], axis=-1) + 60 * np.abs(turn)
+    return result
+
+
+def _ending_on_goal(state: NDArray[np.float64], action: NDArray[np.float64]) -> dict[str, NDArray[np.float32]]:
     last, turn = state[-1, 2:4], GOAL_POSE[2] - state[-1, 4]
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
 

@@ -82,8 +82,8 @@ class TaskSpec:
         derive_fn: implementation of `derive`.
         mirror_fn: {key: (T, d)} of stored keys and "action" -> the same episode seen in the mirror, for tasks whose scene has
             that symmetry; None for the others.
-        hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the same episode in a scene placed so that its end
-            is the goal, for tasks where that can be done; None for the others.
+        hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the episodes it demonstrates with goals named in
+            hindsight, each in a scene placed so that its end is the goal; None for tasks where that cannot be done.
         action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
             `check_recorded`; empty where the array says it all.
     """
@@ -102,7 +102,7 @@ class TaskSpec:
     stored_keys: tuple[str, ...] = ()
     derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]] = _nothing_derived
     mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
-    hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
+    hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
     action_space: Mapping[str, Any] = field(default_factory=dict)
 
     def versions(self) -> dict[str, str]:

@@ -156,10 +156,13 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         held_out = held_out if data.val_mask else np.intersect1d(held_out, named)
     if data.max_train_episodes:
         episodes = episodes[: data.max_train_episodes]
-    store: DemoStore | MemoryStore = with_goals_in_hindsight(recorded, spec) if data.hindsight else recorded
-    if data.mirror:  # an episode and its mirror image stand side by side and stay on the same side of the split
+    store: DemoStore | MemoryStore = recorded
+    if data.hindsight:
+        store = with_goals_in_hindsight(store, spec)
+    if data.mirror:
         store = with_mirror_images(store, spec)
-        episodes, held_out = (np.sort(np.concatenate([2 * e, 2 * e + 1])) for e in (episodes, held_out))
+    if isinstance(store, MemoryStore):  # what was made of one recording stays on the same side of the split
+        episodes, held_out = store.made_from(episodes), store.made_from(held_out)
     keys = list(data.obs_keys) or list(spec.default_obs_keys)
     reference = policy_values["action_reference"]
     if reference and (absent := [key for key in reference.split(",") if key not in keys]):

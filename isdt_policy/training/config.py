@@ -39,8 +39,8 @@ class DataConfig:
         val_ratio: share of episodes held out for the validation error.
         split_seed: of the draw of those episodes.
         mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
-        hindsight: place every episode's scene so that where it ended is the goal, for tasks where that can be done: a
-            demonstrator who stopped near the goal then demonstrates how to reach it.
+        hindsight: name goals in hindsight, for tasks where that can be done: every episode, and every push in it, in a scene placed
+            so that where it ended is the goal. Whoever stopped near the goal then demonstrates how to reach it.
     """
 
     path: str = "bundled:pusht_expert"

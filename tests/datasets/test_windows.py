@@ -49,7 +49,7 @@ def test_indices_are_those_of_brute_force(episodes, horizon, pads):
 def memory_store(lengths):
     """Step s of the store holds s, so that a window tells where it was cut."""
     steps = np.arange(sum(lengths), dtype=np.float32)[:, None]
-    return MemoryStore({"state": steps, "action": -steps}, np.cumsum(lengths))
+    return MemoryStore({"state": steps, "action": -steps}, np.cumsum(lengths), np.arange(len(lengths)))
 
 
 @settings(max_examples=100, deadline=None)
