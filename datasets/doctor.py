@@ -24,7 +24,7 @@ usage: isdt data doctor PATH [task=NAME] [images=true] [format=table]
 
 Find what is wrong with demonstrations before training does: values that are not finite, constant or saturated
 dimensions, outlier actions, frozen or repeated frames, repeated episodes, quaternion sign flips, episode boundaries in
-the wrong place, actions shifted against observations, units that look wrong. Every finding says where and what to do.
+the wrong place, episodes that do not end in a success, actions shifted against observations, units that look wrong. Every finding says where and what to do.
 
   error     training on this gives a wrong policy; the exit code is 1
   warning   probably a mistake
@@ -164,6 +164,22 @@ def episode_lengths(demos: Demos) -> Iterator[Finding]:
         yield Finding(
             "warning", "episode_ends", "", f"{lengths[long[0]]} steps, the median is {median:g}",
             "several episodes joined into one? look at it: isdt data view", int(long[0]), count=len(long),
+        )  # fmt: skip
+
+
+def ends_in_failure(demos: Demos) -> Iterator[Finding]:
+    """Episodes whose last observation is no success: what a policy that imitates them perfectly cannot count on either."""
+    spec = demos.spec
+    if spec is None or spec.success_fn is None or not all(key in demos.low_dim for key in spec.stored_keys):
+        return
+    good = spec.success_fn({key: demos.low_dim[key][demos.ends - 1] for key in spec.stored_keys})
+    failed = np.flatnonzero(~good)
+    if 2 * len(failed) > len(good):
+        yield Finding(
+            "warning", "success", "", f"{good.sum()} of {len(good)} episodes end in a success ({spec.success})",
+            "name goals in hindsight, data.hindsight=true, so that they show how to reach one" if spec.hindsight_fn
+            else "a policy that imitates them perfectly fails too; record demonstrations that go on to the goal",
+            episode=int(failed[0]), count=len(failed),
         )  # fmt: skip
 
 
@@ -461,5 +477,6 @@ def _few(numbers: NDArray[Any]) -> str:
 
 
 CHECKS = (
-    episode_lengths, jumps, constant, saturated, outliers, frozen, repeated_episodes, quaternions, alignment, units,
+    episode_lengths, ends_in_failure, jumps, constant, saturated, outliers, frozen, repeated_episodes, quaternions,
+    alignment, units,
 )  # fmt: skip

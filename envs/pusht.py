@@ -93,6 +93,23 @@ def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]
     return {"state": reflected.astype(np.float32), "action": (512 - action[..., ::-1]).astype(np.float32)}
 
 
+# Outline of the block in its own frame, px.
+OUTLINE = np.array([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]], float)
+
+
+def success(stored: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    """Whether the block covers enough of the goal in each row of {"state": (n, 5)}, as the environment judges it."""
+    from shapely import Polygon
+
+    def placed(x: float, y: float, angle: float) -> Polygon:
+        cos, sin = np.cos(angle), np.sin(angle)
+        return Polygon(OUTLINE @ np.array([[cos, sin], [-sin, cos]]) + (x, y))
+
+    goal = placed(*GOAL_POSE)
+    covered = [goal.intersection(placed(*pose)).area / goal.area for pose in np.asarray(stored["state"], float)[:, 2:5]]
+    return np.array(covered) > SUCCESS_COVERAGE
+
+
 def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
     """What {"state": (T, 5), "action": (T, 2)} demonstrates once its goals are named in hindsight (Andrychowicz et al. 1707.01495).
 
@@ -194,6 +211,7 @@ SPEC = TaskSpec(
     default_obs_keys=("agent_pos", "keypoints", "agent_in_block"),
     mirror_fn=mirror,
     hindsight_fn=hindsight,
+    success_fn=success,
 )
 
 

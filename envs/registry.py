@@ -84,6 +84,7 @@ class TaskSpec:
             that symmetry; None for the others.
         hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the episodes it demonstrates with goals named in
             hindsight, each in a scene placed so that its end is the goal; None for tasks where that cannot be done.
+        success_fn: {key: (n, d)} of stored keys -> (n,) whether each state is a success; None where that takes the simulator.
         action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
             `check_recorded`; empty where the array says it all.
     """
@@ -103,6 +104,7 @@ class TaskSpec:
     derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]] = _nothing_derived
     mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
     hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
+    success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
     action_space: Mapping[str, Any] = field(default_factory=dict)
 
     def versions(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ FAULT_EPISODE, FAULT_STEP = 4, 20
 
 
 def clean(count=10, seed=0):
-    """A scene like PushT's: the agent runs after its target, the block rests, turns, rests; a quaternion and a camera."""
+    """A scene like PushT's: the agent runs after its target, the block rests, turns onto the goal; a quaternion and a camera."""
     rng = np.random.default_rng(seed)
     episodes = []
     for _ in range(count):
@@ -25,8 +25,9 @@ def clean(count=10, seed=0):
         agent[0] = target[0] + 20
         for t in range(steps - 1):
             agent[t + 1] = agent[t] + 0.7 * (target[t] - agent[t])
-        angle = np.mod(rng.uniform(0, 6) + 2 * np.clip(time - 0.5, 0, 1), 2 * np.pi)
-        block = 250 + 50 * np.clip(time - 0.5, 0, 1)
+        to_go = np.clip(1 - time, 0, 0.5)
+        angle = np.mod(np.pi / 4 - rng.uniform(1, 4) * to_go, 2 * np.pi)
+        block = 256 - 50 * to_go
         half = 0.2 + time
         image = np.broadcast_to(rng.integers(0, 255, (1, 12, 12, 3)), (steps, 12, 12, 3)).copy()
         image[np.arange(steps), np.arange(steps) % 12] = np.arange(steps)[:, None, None]
@@ -123,6 +124,7 @@ PLANTED = {
     "degrees": (everywhere("state", lambda s: s * [1, 1, 1, 1, 180 / np.pi]), "units", "error", "state", False),
     "normalised actions": (everywhere("action", lambda a: a / 256 - 1), "units", "error", "action", False),
     "normalised state": (everywhere("state", lambda s: s / 512), "units", "error", "state", False),
+    "demonstrators who stop short": (everywhere("state", lambda s: s + np.array([0, 0, 9, 0, 0])), "success", "warning", "", False),
     "one episode in other units": (at_fault("eef_quat", lambda q: q * 1000), "units", "warning", "eef_quat", False),
 }  # fmt: skip
 
@@ -163,7 +165,10 @@ def test_what_cannot_be_opened_is_one_finding_and_exit_code_one(tmp_path, capsys
     assert [f["check"] for f in found] == ["structure"]
 
 
-@pytest.mark.parametrize("task", [None, "pusht"])
-def test_the_human_demonstrations_of_pusht_have_no_findings(task, real_data):
-    path = real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr"
-    assert examine(str(path), task=task, images=False) == []
+def test_the_human_demonstrations_of_pusht_are_sound_but_none_ends_in_a_success(real_data):
+    path = str(real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr")
+    assert examine(path, images=False) == []  # the file names no task, so nothing is known of success
+    (found,) = examine(path, task="pusht", images=False)
+    assert (found.check, found.count) == ("success", 206)
+    assert found.message.startswith("0 of 206 episodes end in a success")
+    assert "data.hindsight=true" in found.advice

@@ -205,3 +205,16 @@ def test_render_sizes():
         assert image.dtype == np.uint8
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 4
     assert make("pusht").render() is None
+
+
+def test_success_without_a_simulator_is_the_simulators():
+    """Poses around the goal, on both sides of 95 %."""
+    env = make("pusht", obs_keys=["state"])
+    rng = np.random.default_rng(0)
+    states = np.array([[50, 50, 256, 256, np.pi / 4]] * 200) + rng.normal(0, 1, (200, 5)) * [0, 0, 2, 2, 0.02]
+    states[:, 4] += 2 * np.pi * (np.arange(200) % 2)
+    judged = [env.reset(options={"reset_to_state": state})[1] for state in states]
+    assert 50 < sum(info["is_success"] for info in judged) < 150
+    clear = [i for i, info in enumerate(judged) if abs(info["coverage"] - 0.95) > 1e-6]
+    good = task_spec("pusht").success_fn({"state": states})
+    np.testing.assert_array_equal(good[clear], [judged[i]["is_success"] for i in clear])
