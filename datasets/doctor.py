@@ -24,7 +24,8 @@ usage: isdt data doctor PATH [task=NAME] [images=true] [format=table]
 
 Find what is wrong with demonstrations before training does: values that are not finite, constant or saturated
 dimensions, outlier actions, frozen or repeated frames, repeated episodes, quaternion sign flips, episode boundaries in
-the wrong place, episodes that do not end in a success, actions shifted against observations, units that look wrong. Every finding says where and what to do.
+the wrong place, episodes that do not end in a success, actions shifted against observations, units that look wrong.
+Every finding says where and what to do.
 
   error     training on this gives a wrong policy; the exit code is 1
   warning   probably a mistake
