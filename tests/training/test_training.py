@@ -250,3 +250,26 @@ def test_named_masks_choose_the_episodes(mirror, tmp_path):
     assert trainer.train.n_windows == twice * sum(per_episode[i] for i in range(3))
     with pytest.raises(InputError, match=r"no episode mask 'trian'. Did you mean 'train'\?"):
         build_trainer(compose_config([*settings, "data.mask=trian"]))
+
+
+def test_goals_in_hindsight_are_read_and_stay_on_their_side_of_the_split(tmp_path):
+    """Episode i holds i + 1 pushes of 20 steps, each followed by a rest of 12, so the windows say which were read."""
+    from isdt_policy.datasets.store import DemoWriter
+
+    path = tmp_path / "pushes.zarr"
+    with DemoWriter(path, task="pusht", attributes={"masks": {"valid": [1]}}) as writer:
+        for i in range(3):
+            x = 200 + np.cumsum(np.r_[0, np.tile(np.r_[np.full(20, 2.0), np.zeros(12)], i + 1)])
+            state = np.stack([x - 50, np.full_like(x, 256), x, np.full_like(x, 256), np.full_like(x, 0.7)], axis=1)
+            writer.append({"state": state.astype(np.float32), "action": state[:, :2].astype(np.float32)})
+
+    def windows(length):
+        return length - 16 + 1 + 7 + 1  # edge padding of 1 before and 7 after
+
+    # The first push has 21 states, the later ones their last 32.
+    made = {i: windows(1 + 32 * (i + 1)) + windows(21) + i * windows(32) for i in range(3)}
+    settings = overrides(path, tmp_path / "run", "data.hindsight=true", "data.mirror=true", "data.val_mask=valid")
+    trainer, lines = build_trainer(compose_config(settings))
+    assert trainer.train.n_windows == 2 * (made[0] + made[2])
+    assert trainer.validation.n_windows == 2 * made[1]
+    assert "goals in hindsight" in lines[0]
