@@ -121,10 +121,10 @@ def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.
     state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
     found = [_ending_on_goal(state, action)]
     moving = _travel(state[:-1], state[1:]) > 0.5
-    last = -APART
-    for end in np.flatnonzero(moving[:-2] & ~moving[1:-1] & ~moving[2:]) + 1:
+    last = 0
+    for end in (np.flatnonzero(moving[:-2] & ~moving[1:-1] & ~moving[2:]) + 1).tolist():
         start = max(0, end + 1 - CLIP)
-        if end < APART or end - last < APART or _travel(state[start], state[end]) < 3:
+        if end - last < APART or _travel(state[start], state[end]) < 3:
             continue
         clip = _ending_on_goal(state[start : end + 1], action[start : end + 1])
         agent, target = clip["state"][:, :2], clip["action"]
