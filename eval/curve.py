@@ -79,7 +79,9 @@ def training_of(checkpoint: str | Path) -> dict[str, Any] | None:
     try:
         step = int(json.loads((path / "state" / "trainer.json").read_text())["step"])
         batch = int(json.loads((run / "config.json").read_text())["training"]["batch_size"])
-        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        text = (run / "log.jsonl").read_text()
+        # A run that is still writing may show half of its last line.
+        records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except (OSError, KeyError, ValueError):
         return None
     clocks = [r["elapsed_s"] for r in records if r["step"] <= step and "elapsed_s" in r]

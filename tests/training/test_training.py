@@ -44,7 +44,9 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(run: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    text = (run / "log.jsonl").read_text()
+    # Of a run that is still writing, whoever reads may see half of the last line.
+    records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     return {r["step"]: r["loss"] for r in records if "loss" in r}
 
 
