@@ -33,13 +33,14 @@ section,details{margin:0 0 24px}section:not(.cards):not(.plots),main>details{bac
 table{border-collapse:collapse;width:100%;font-size:14px}th{text-align:left;font-weight:500}
 .card th{color:var(--muted);padding:3px 0;white-space:nowrap}
 .card td{text-align:right;white-space:nowrap;padding:3px 0;font-variant-numeric:tabular-nums}
-.plots{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(320px,1fr))}
+.plots{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(320px,1fr))}
 figure{margin:0}
 .plot{background:var(--paper);border:1px solid var(--line);border-radius:12px;padding:16px}
 .plot figcaption{font-weight:600;margin-bottom:6px}
 .plot svg{width:100%;height:auto;display:block}
 .wide .plot{border:0;padding:0}
 .wide svg{max-width:1000px;margin:0 auto}
+.one svg{max-width:460px;margin:0}
 .grid th,.grid td{padding:6px 10px;border-bottom:1px solid var(--line);font-variant-numeric:tabular-nums;
   text-align:left}
 .grid tbody th{white-space:nowrap}

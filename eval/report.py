@@ -283,11 +283,12 @@ def _map(info: Mapping[str, Any]) -> str:
     if info["protocol"]["task"] != "pusht" or "initial_state" not in info["episodes"][0]:
         return ""
     arms = list(info["arms"])[:3]
-    size = (4.1 * len(arms) if len(arms) > 1 else 5.0, 4.3 if len(arms) > 1 else 5.0)
+    size = (4.1 * len(arms) if len(arms) > 1 else 5.0, 4.8 if len(arms) > 1 else 5.5)
     figure = _figure(partial(_plot_map, arms=arms), info, size, "", columns=len(arms))
+    kind = "wide" if len(arms) > 1 else "wide one"
     return (
         "<section><h2>Where episodes start, and how they end</h2>"
-        f"<div class=wide>{figure}</div><p class=note>Each T is the block's initial pose, drawn smaller than "
+        f"<div class='{kind}'>{figure}</div><p class=note>Each T is the block's initial pose, drawn smaller than "
         "it is, with a thin line to where the pusher starts; the grey shape is the goal.</p></section>"
     )
 
