@@ -62,8 +62,10 @@ def _made(
     task: TaskSpec,
     make: Callable[[dict[str, NDArray[Any]]], list[dict[str, NDArray[Any]]]],
 ) -> MemoryStore:
-    """The episodes that `make` makes of each. Only the task's stored keys and the action are kept: other keys are derived, and so
-    agree with them."""
+    """The episodes that `make` makes of each.
+
+    Only the task's stored keys and the action are kept: other keys are derived, and so agree with them.
+    """
     keys = [*task.stored_keys, "action"]
     whole = {key: store.read(key) for key in keys}
     recorded = store.origin if isinstance(store, MemoryStore) else np.arange(store.n_episodes)

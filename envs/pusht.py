@@ -110,6 +110,12 @@ def success(stored: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
     return np.array(covered) > SUCCESS_COVERAGE
 
 
+# A push: the block moves by more than MOVING px a step, then rests for two, and was carried SHORTEST px or more: jitter at a
+# contact is none. Its last CLIP steps hold the way to it (two horizons of 16); pushes that end within APART steps are one.
+MOVING, SHORTEST, CLIP, APART = 0.5, 3.0, 32, 8
+AGENT_RADIUS = 15.0
+
+
 def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
     """What {"state": (T, 5), "action": (T, 2)} demonstrates once its goals are named in hindsight (Andrychowicz et al. 1707.01495).
 
@@ -120,21 +126,18 @@ def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.
     """
     state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
     found = [_ending_on_goal(state, action)]
-    moving = _travel(state[:-1], state[1:]) > 0.5
+    moving = _travel(state[:-1], state[1:]) > MOVING
     last = 0
     for end in (np.flatnonzero(moving[:-2] & ~moving[1:-1] & ~moving[2:]) + 1).tolist():
         start = max(0, end + 1 - CLIP)
-        if end - last < APART or _travel(state[start], state[end]) < 3:
+        if end - last < APART or _travel(state[start], state[end]) < SHORTEST:
             continue
         clip = _ending_on_goal(state[start : end + 1], action[start : end + 1])
         agent, target = clip["state"][:, :2], clip["action"]
-        if min(agent.min() - 15, target.min()) >= 0 and max(agent.max() + 15, target.max()) <= 512:
+        if min(agent.min() - AGENT_RADIUS, target.min()) >= 0 and max(agent.max() + AGENT_RADIUS, target.max()) <= 512:
             found.append(clip)
             last = end
     return found
-
-
-CLIP, APART = 32, 8  # steps of a push that are kept, and between the ends of two
 
 
 def _travel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
