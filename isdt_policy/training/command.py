@@ -206,7 +206,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
         + (", goals in hindsight" if data.hindsight else ""),
         f"policy    {config['network']['name']}, {count:.2f} M parameters, reads {', '.join(keys)}",
         f"training  {training.steps} steps of {training.batch_size} on {training.device}, "
-        f"{torch.get_num_threads()} threads, amp {training.amp}, compile {trainer.compile_note}",
+        f"{torch.get_num_threads()} threads, amp {trainer.amp}, compile {trainer.compile_note}",
         f"run       {config['run_dir']}",
     ]
     return trainer, report

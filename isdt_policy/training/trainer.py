@@ -59,7 +59,8 @@ class TrainingConfig:
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: of the averaged weights that are evaluated.
         amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32), "off"
-            runs everything in float32.
+            runs everything in float32, "auto" chooses bf16 where the device multiplies it in hardware. The choice is kept in
+            the checkpoint, so that a run resumed on another machine stays the same run.
         compile: torch.compile the network; falls back to eager with the reason.
         threads: CPU threads; 0 leaves PyTorch's choice.
         device: "cpu", "cuda", ...
@@ -80,7 +81,7 @@ class TrainingConfig:
     diagonal_steps: int = 0
     grad_clip: float = 1.0
     ema_decay: float = 0.999
-    amp: str = "bf16"
+    amp: str = "auto"
     compile: bool = False
     threads: int = 0
     device: str = "cpu"
@@ -95,8 +96,8 @@ class TrainingConfig:
         for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.amp not in ("bf16", "off"):
-            raise InputError(f"training.amp='{self.amp}' is not one of bf16, off.")
+        if self.amp not in ("auto", "bf16", "off"):
+            raise InputError(f"training.amp='{self.amp}' is not one of auto, bf16, off.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"training.ema_decay must be in [0, 1), got {self.ema_decay}.")
 
@@ -133,6 +134,7 @@ class Trainer:
         self.device = torch.device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
+        self.amp = config.amp if config.amp != "auto" else "bf16" if multiplies_bf16(self.device) else "off"
         self.policy = policy.to(self.device).train()
         self.ema = EMA(self.policy, Policy(policy.config).to(self.device), config.ema_decay)
         self.parameters = list(self.policy.parameters())
@@ -192,7 +194,7 @@ class Trainer:
         # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
         cond = self.policy.encode(obs)
         x = self.policy.normalizer.normalize_action(action, obs)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=c.amp == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16"):
             objective = self.warm_start if self.step < c.diagonal_steps else self.objective
             loss: Loss = objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
         values = {"loss": loss.total.item(), **{name: term.item() for name, term in loss.terms.items()}}
@@ -240,12 +242,14 @@ class Trainer:
         """Continue from the last checkpoint of the run directory."""
         state = checkpoint.load(self.run, self.policy, self.ema.module, self.optimizer)
         self.step, self.best = int(state["step"]), float(state["best"] if state["best"] is not None else math.inf)
+        if self.config.amp == "auto":
+            self.amp = state.get("amp", self.amp)
 
     def save(self, metric: float | None) -> Path:
         best = metric is not None and metric <= self.best
         if best and metric is not None:
             self.best = metric
-        state = {"best": self.best if math.isfinite(self.best) else None, "seed": self.config.seed}
+        state = {"best": self.best if math.isfinite(self.best) else None, "seed": self.config.seed, "amp": self.amp}
         return checkpoint.save(
             self.run, self.step, self.policy, self.ema.module, self.optimizer, state,
             best=best, keep=self.config.keep_checkpoints,
@@ -292,6 +296,14 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
         return config.lr * (step + 1) / config.warmup_steps
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products run in hardware; elsewhere they are emulated, forty times as slow as float32 on AVX2."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
 
 
 _NON_FINITE_ADVICE = (

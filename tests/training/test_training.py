@@ -215,6 +215,29 @@ def test_bf16_autocast_stays_close_to_float32(tiny_store, tmp_path):
     assert torch.nn.functional.cosine_similarity(g32, g16, dim=0) > 0.95
 
 
+def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(tiny_store, tmp_path, monkeypatch):
+    """amp=auto: bfloat16 where it is multiplied in hardware; a resumed run goes on as it began."""
+    config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=4", "training.amp=auto"))
+
+    def trainer_where(in_hardware):
+        monkeypatch.setattr("isdt_policy.training.trainer.multiplies_bf16", lambda device: in_hardware)
+        trainer, _ = build_trainer(config)
+        trainer.run.mkdir(exist_ok=True)
+        return trainer
+
+    assert trainer_where(False).amp == "off"
+    first = trainer_where(True)
+    assert first.amp == "bf16"
+    first.fit(until=2)
+    other = trainer_where(False)
+    other.resume()
+    assert (other.step, other.amp) == (2, "bf16")
+    other.fit()
+    first.fit()
+    for mine, its in zip(first.parameters, other.parameters, strict=True):
+        assert torch.equal(mine, its)
+
+
 def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_path, monkeypatch, capsys):
     """A broken C++ compiler: the run equals one that never asked for compilation."""
     plain, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "plain", "training.steps=2")))
