@@ -12,7 +12,7 @@ from isdt_policy.errors import InputError, nearest
 
 OUT = "eval/results/method_study"
 
-HELP = """usage: isdt study toys|pusht|report [key=value ...]
+HELP = """usage: isdt study toys|pusht|tasks|report [key=value ...]
 
 Compare objectives on the same network, data, optimiser and number of steps, over training seeds: quality at 1, 2, 4 and 10
 network evaluations, gradient norms, diverged runs. Every toy row, and every PushT run, is a cell with a JSON file of its own: a
@@ -20,15 +20,21 @@ killed study goes on where it stopped, and rows can be added later with the same
 
   toys      8 Gaussians, checkerboard, two moons: sliced Wasserstein distance over its sampling floor
   pusht     PushT from states: score and success; cells call the ordinary training and evaluation
-  report    rewrite tables and figures from the cells that are there (toys and pusht do so at their end)
+  report    rewrite tables and figures of both from the cells that are there (they do so at their end)
+  tasks     shipped recipes against flow matching, MeanFlow, diffusion and regression on the same network, data and steps:
+            success of every training seed at 1, 2, 4 and more evaluations. Every cell is an ordinary run of isdt train
+            and isdt eval, and resumes like them. The same command in a second terminal takes the cells that are left.
 
 examples
   isdt study toys rows=[isd_t,meanflow] densities=[two_moons] seeds=1 steps=2000 out=/tmp/study
   isdt study toys                                          every row, three densities, three seeds
   isdt study pusht rows=[isd_t,weight_none,weight_one] seeds=3
   isdt study report
+  isdt study tasks experiments=[can] seeds=[42]                       Can, iSD-T and four baselines, one training seed
+  isdt study tasks experiments=[pusht_human] objectives=[recipe,meanflow] data.path=pusht_cchi_v7_replay.zarr
+  isdt study tasks experiments=[lift] training.steps=1000 out=/tmp/t  any setting of isdt train, for all cells
 
-keys
+keys of toys and pusht
   rows=[...]         default all: {rows}
   densities=[...]    toys: {densities}
   seeds=3            training seeds 0 ... seeds - 1
@@ -39,6 +45,11 @@ keys
   toys: {toy_settings}
   pusht: {pusht_settings}
   work=outputs/study pusht: where runs live until their cell is done
+
+keys of tasks: {task_keys}
+  objectives are "recipe", the one that the experiment names, and those of isdt train; out= holds a folder per cell with
+  eval_info.json and train_config.json, tables.md and success.png; work= the runs with their weights; report=only rewrites tables
+  and figures
 """
 
 
@@ -47,19 +58,21 @@ def main(args: list[str]) -> int:
     if not args or any(a in ("-h", "--help", "help") for a in args):
         from isdt_policy.study.densities import DENSITIES
         from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings
+        from isdt_policy.study.tasks import Tasks
         from isdt_policy.study.toys import ToySettings
 
         def defaults(settings: Any) -> str:
-            return ", ".join(f"{key}={value}" for key, value in asdict(settings).items())
+            values = {k: f"[{','.join(v)}]" if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+            return ", ".join(f"{key}={value}" for key, value in values.items())
 
         print(
             HELP.format(
                 rows=", ".join(PUSHT_ROWS), densities=", ".join(DENSITIES), out=OUT,
-                toy_settings=defaults(ToySettings()), pusht_settings=defaults(PushtSettings()),
+                toy_settings=defaults(ToySettings()), pusht_settings=defaults(PushtSettings()), task_keys=defaults(Tasks()),
             ).strip()
         )  # fmt: skip
         return 0
-    studies = {"toys": toys, "pusht": pusht, "report": report}
+    studies = {"toys": toys, "pusht": pusht, "tasks": tasks, "report": report}
     if args[0] not in studies:
         raise InputError(f"unknown study '{args[0]}'.{nearest(args[0], studies)} Allowed: {', '.join(studies)}.")
     studies[args[0]](args[1:])
@@ -125,6 +138,21 @@ def pusht(args: Sequence[str]) -> None:
     run_cells(cells, out / "pusht" / "cells", "study pusht")
     if study.report:
         report([f"out={out}"])
+
+
+def tasks(args: Sequence[str]) -> None:
+    """Run the cells of recipes and baselines, and write their tables."""
+    from isdt_policy.study.tasks import Tasks, report, run_tasks
+
+    overrides = [arg for arg in args if "." in arg.partition("=")[0]]
+    chosen = Tasks(**bind(Tasks, [arg for arg in args if arg not in overrides]))
+    if chosen.report not in ("true", "false", "only"):
+        raise InputError(f"report={chosen.report} is not one of true, false, only.")
+    if chosen.report != "only":
+        run_tasks(chosen, overrides)
+    if chosen.report != "false":
+        print(report(chosen.out))
+        print(f"written: {Path(chosen.out) / 'tables.md'}, {Path(chosen.out) / 'success.png'}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,295 @@
+"""Results of a task: the shipped recipe and its baselines on the same network, data and steps, over training seeds.
+
+A cell is an ordinary run of `isdt train` and an ordinary `isdt eval` of it; both resume. What is left of a cell is its
+eval_info.json and the configuration it was trained with, so every number of the table can be traced to its episodes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isdt_policy.errors import InputError
+from isdt_policy.eval.command import Options, read_info
+from isdt_policy.eval.command import run as run_eval
+from isdt_policy.eval.compare import Group, Row, compare
+from isdt_policy.eval.rollout import write_atomically
+from isdt_policy.eval.seeds import FINAL_START
+from isdt_policy.samplers import Sampling
+from isdt_policy.training.command import train
+from isdt_policy.training.config import compose_config
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECIPE = "recipe"  # the objective that the experiment itself names
+OBJECTIVES = (RECIPE, "flow_matching", "meanflow", "diffusion", "regression")
+TITLES = {
+    RECIPE: "**iSD-T**",
+    "flow_matching": "flow matching",
+    "meanflow": "MeanFlow",
+    "diffusion": "diffusion",
+    "regression": "regression",
+}
+
+# How a policy of each kind is asked: as its users run it, and at the few evaluations that it is compared at.
+ARMS: dict[str, tuple[str, ...]] = {
+    "flow_map": ("1", "2"),
+    "velocity": ("euler1", "euler2", "euler10"),
+    "consistency": ("1", "2"),
+    "regression": ("1",),
+    "diffusion": ("ddim2", "ddim10", "ddpm100"),
+}
+RECIPE_ARMS = ("1", "2", "4", "euler10")
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which cells to run; the arguments of `isdt study tasks`.
+
+    Attributes:
+        experiments: names of configs/experiment; required.
+        objectives: "recipe" and names of configs/objective.
+        seeds: training seeds.
+        episodes: final-evaluation seeds (100000 ...) per arm, the same for every cell.
+        threads: CPU threads of a cell.
+        n_envs, n_workers: of the evaluation.
+        out: where results stay; a folder per experiment.
+        work: where runs live, with their weights.
+        report: "true" writes tables and figures at the end, "only" does nothing else, "false" leaves them.
+    """
+
+    experiments: tuple[str, ...] = ()
+    objectives: tuple[str, ...] = OBJECTIVES
+    seeds: tuple[str, ...] = ("42", "43", "44")
+    episodes: int = 200
+    threads: int = 1
+    n_envs: int = 16
+    n_workers: int = 0
+    out: str = "eval/results/tasks"
+    work: str = "outputs"
+    report: str = "true"
+
+
+def run_tasks(tasks: Tasks, overrides: Sequence[str]) -> None:
+    """Run every cell that is missing and that no other process is running, one training seed of all before the next.
+
+    Args:
+        overrides: further settings of `isdt train` that all cells share, such as data.path=.
+
+    Raises:
+        InputError: nothing to run, a bad setting, or a cell made with other settings.
+    """
+    if not tasks.experiments:
+        raise InputError("which experiments? For example: isdt study tasks experiments=[lift,can]")
+    for seed in tasks.seeds:
+        if not seed.isdigit():
+            raise InputError(f"seeds={list(tasks.seeds)}: '{seed}' is not a whole number.")
+    cells = [
+        (experiment, objective, int(seed))
+        for seed in tasks.seeds
+        for objective in tasks.objectives
+        for experiment in tasks.experiments
+    ]
+    configs = {cell: cell_config(*cell, tasks, overrides) for cell in cells}  # all are checked before anything runs
+    for number, (cell, config) in enumerate(configs.items(), start=1):
+        name = "_".join(map(str, cell))
+        folder = cell_folder(tasks.out, *cell)
+        if finished(folder, config, name):
+            continue
+        with _claim(Path(tasks.work) / f"{name}.lock") as mine:
+            if not mine:
+                print(f"cell {number} of {len(cells)}: {name} is being run by another process")
+            elif not finished(folder, config, name):
+                print(f"cell {number} of {len(cells)}: {name}", flush=True)
+                run_cell(config, arms_of(cell[1], config), folder, tasks)
+
+
+def cell_folder(out: str | Path, experiment: str, objective: str, seed: int) -> Path:
+    """Where the result of a cell stays."""
+    return Path(out) / experiment / f"{objective}_{seed}"
+
+
+def cell_config(
+    experiment: str, objective: str, seed: int, tasks: Tasks, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The configuration of a cell's training run, as `isdt train` composes it."""
+    name = f"{experiment}_{objective}_{seed}"
+    chosen = [] if objective == RECIPE else [f"objective={objective}"]
+    config = compose_config([
+        f"experiment={experiment}", *chosen, f"name={name}", f"run_dir={Path(tasks.work) / name}", "if_exists=resume",
+        f"training.seed={seed}", f"training.threads={tasks.threads}", *overrides,
+    ])  # fmt: skip
+    return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as config.json holds them
+
+
+def finished(folder: Path, config: Mapping[str, Any], name: str) -> bool:
+    """Whether the result of a cell is there; InputError if it was trained with other settings."""
+    if not (folder / "eval_info.json").exists():
+        return False
+    was = json.loads((folder / "train_config.json").read_text())
+    for key in ("task", "data", "network", "objective", "policy", "training"):
+        before, now = _without_place(was[key]), _without_place(config[key])
+        if before != now:
+            what = (
+                next((k for k in {**before, **now} if before.get(k) != now.get(k)), key)
+                if isinstance(now, dict)
+                else key
+            )
+            raise InputError(
+                f"{folder} holds '{name}' trained with another {key}.{what}. Ask for the same settings, delete the folder, or "
+                "choose another out=."
+            )
+    return True
+
+
+def _without_place(section: Any) -> Any:
+    """Settings that cannot change a result left out: where the data lie, and on how many threads they are learnt from."""
+    skip = ("path", "threads", "tensorboard", "keep_checkpoints")
+    return {k: v for k, v in section.items() if k not in skip} if isinstance(section, dict) else section
+
+
+@contextmanager
+def _claim(path: Path) -> Iterator[bool]:
+    """Whether this process may run a cell; the claim ends with the process, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+    path.unlink(missing_ok=True)
+
+
+def arms_of(objective: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Arms of a cell's evaluation."""
+    return RECIPE_ARMS if objective == RECIPE else ARMS[Sampling.read(config["policy"].get("sampling", {})).kind]
+
+
+def run_cell(config: dict[str, Any], arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
+    """Train, evaluate, and put the result into `folder`."""
+    run = train(config, command="isdt study tasks")
+    options = Options(
+        checkpoint=str(run), steps=tuple(arms), episodes=tasks.episodes, seed_start=FINAL_START, n_envs=tasks.n_envs,
+        n_workers=tasks.n_workers, videos=0, report=False, out=str(run / "eval"),
+    )  # fmt: skip
+    command = f"isdt eval checkpoint={run} 'steps=[{','.join(arms)}]' episodes={tasks.episodes}"
+    info = run_eval(options, command)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run / "config.json", folder / "train_config.json")
+    write_atomically(folder / "eval_info.json", json.dumps(info, indent=1) + "\n")
+
+
+# Tables.
+
+
+def results(out: str | Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """{experiment: {objective: its results, by training seed}}, objectives in the order of `OBJECTIVES`, others last."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for path in sorted(Path(out).glob("*/*_*/eval_info.json")):
+        objective, _, seed = path.parent.name.rpartition("_")
+        info = {**read_info(path), "training_seed": int(seed)}
+        found.setdefault(path.parent.parent.name, {}).setdefault(objective, []).append(info)
+    order = {name: i for i, name in enumerate(OBJECTIVES)}
+    return {
+        experiment: dict(sorted(by.items(), key=lambda item: order.get(item[0], len(order))))
+        for experiment, by in found.items()
+    }
+
+
+def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The results of one experiment in Markdown; differences are from its first row."""
+    groups = [Group(name, tuple(infos)) for name, infos in by_objective.items()]
+    rows = compare(groups)
+    lines = [
+        "| policy | evaluations | success, % [95 %] | by training seed | score [95 %] | difference in success | p | minutes |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        infos = by_objective[row.name]
+        seeds = ", ".join(f"{100 * info['arms'][row.arm]['success_rate']['value']:.1f}" for info in infos)
+        costs = [info["policy"]["training"]["seconds"] / 60 for info in infos if info["policy"]["training"]]
+        minutes = f"{sum(costs) / len(costs):.0f}" if costs else ""
+        lines.append(
+            f"| {TITLES.get(row.name, row.name)} | {words(row.arm)} | {_percent(row)} | {seeds} | {row.score.value:.3f} "
+            f"[{row.score.low:.3f}, {row.score.high:.3f}] | {_difference(row)} | {minutes} |"
+        )
+    seeds = sorted({info["training_seed"] for infos in by_objective.values() for info in infos})
+    n = sorted({row.n // row.runs for row in rows})
+    many = any(row.runs > 1 for row in rows)
+    lines += [
+        "",
+        f"{' or '.join(map(str, n))} episodes for each training seed ({', '.join(map(str, seeds))}). Intervals: "
+        + ("bootstrap over training seeds and episodes, for a single training seed " if many else "")
+        + "Wilson for success, bootstrap for the score. Differences from the first row on common episode seeds, p: "
+        + ("exact McNemar for single training seeds, else " if many else "")
+        + ("paired bootstrap over episodes." if many else "exact McNemar."),
+    ]
+    return "\n".join(lines)
+
+
+def words(arm: str) -> str:
+    """An arm as a table names it: its evaluations, and the sampler if it is not the flow map's own."""
+    name, number = arm.rstrip("0123456789"), arm[len(arm.rstrip("0123456789")) :]
+    kinds = {"": "", "euler": " (Euler)", "ddim": " (DDIM)", "ddpm": " (DDPM)"}
+    return number + kinds.get(name, f" ({name})")
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row.success.value:.1f} [{100 * row.success.low:.0f}, {100 * row.success.high:.0f}]"
+
+
+def _difference(row: Row) -> str:
+    if row.success_difference is None or row.p_success is None:
+        return " | "
+    e = row.success_difference
+    p = "< 0.001" if row.p_success < 0.001 else f"{row.p_success:.2g}"
+    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] | {p}"
+
+
+def report(out: str | Path) -> str:
+    """Write tables.md and success.png below `out`; returns the tables."""
+    found = results(out)
+    if not found:
+        raise InputError(f"no results below '{out}'. Run some: isdt study tasks experiments=[lift] out={out}")
+    text = "\n\n".join(f"### {name}\n\n{table(by)}" for name, by in found.items()) + "\n"
+    write_atomically(Path(out) / "tables.md", text)
+    draw(found).savefig(Path(out) / "success.png", dpi=120)
+    return text
+
+
+def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Success of every row with its interval, a dot for every training seed; a panel per experiment."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("the figure needs Matplotlib: pip install 'isdt-policy[report]', or report=false.") from error
+    most = max(sum(len(infos[0]["arms"]) for infos in by.values()) for by in found.values())
+    figure = Figure(figsize=(3.3 * len(found) + 1.2, 0.27 * most + 1.1), layout="constrained")
+    for axes, (experiment, by) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
+        rows = compare([Group(name, tuple(infos)) for name, infos in by.items()])
+        labels = []
+        for y, row in enumerate(rows):
+            colour = "#0b5fa5" if row.name == RECIPE else "#777777"
+            ends = [[100 * (row.success.value - row.success.low)], [100 * (row.success.high - row.success.value)]]
+            axes.errorbar([100 * row.success.value], [y], xerr=ends, fmt="o", ms=5, color=colour, capsize=2, lw=1.2)
+            dots = [100 * info["arms"][row.arm]["success_rate"]["value"] for info in by[row.name]]
+            if len(dots) > 1:
+                axes.plot(dots, [y] * len(dots), "|", ms=8, color=colour, alpha=0.6)
+            labels.append(f"{TITLES.get(row.name, row.name).strip('*')}, {words(row.arm)}")
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_title(experiment, fontsize=10)
+        axes.set_xlabel("success, %")
+        axes.set_xlim(right=100.8)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

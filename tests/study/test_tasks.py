@@ -1,0 +1,123 @@
+"""Recipes against baselines: cells that resume and are not run twice, tables that say what the episodes say."""
+
+import fcntl
+import json
+import shutil
+
+import pytest
+
+from isdt_policy.errors import InputError
+from isdt_policy.study import command
+from isdt_policy.study.tasks import Tasks, arms_of, cell_config, report, words
+
+TINY = [
+    "training.steps=2", "training.batch_size=8", "training.compile=false", "training.tensorboard=false",
+    "network.down_dims=[8,8]", "policy.encoder_hidden=[8]", "training.warmup_steps=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_store):
+    """Two objectives of one experiment, two training seeds of the recipe."""
+    folder = tmp_path_factory.mktemp("tasks")
+    common = ["experiments=[pusht_demo]", f"out={folder / 'out'}", f"work={folder / 'work'}", "episodes=2", "n_envs=2"]
+    common += [f"data.path={tiny_store}", *TINY]
+    assert command.main(["tasks", "objectives=[recipe]", "seeds=[1,2]", "report=false", *common]) == 0
+    assert command.main(["tasks", "objectives=[recipe,regression]", "seeds=[1]", *common]) == 0
+    return folder, common
+
+
+def read(folder, cell):
+    return json.loads((folder / "out/pusht_demo" / cell / "eval_info.json").read_text())
+
+
+def test_a_cell_is_an_ordinary_run_and_an_ordinary_result_of_it(study):
+    folder, _ = study
+    recipe, regression = read(folder, "recipe_1"), read(folder, "regression_1")
+    assert list(recipe["arms"]) == ["1", "2", "4", "euler10"]
+    assert list(regression["arms"]) == ["1"]
+    assert recipe["seeds"] == [100000, 100001]
+    assert recipe["policy"]["training"]["windows"] == 16
+    trained = json.loads((folder / "out/pusht_demo/recipe_2/train_config.json").read_text())
+    assert trained["training"]["seed"] == 2
+    assert trained["objective"]["name"] == "isd"
+    assert (folder / "work/pusht_demo_recipe_2/checkpoints/last/policy/model.safetensors").exists()
+
+
+def test_a_finished_cell_is_not_run_again_and_needs_no_weights(study, capsys):
+    folder, common = study
+    shutil.rmtree(folder / "work")
+    before = (folder / "out/pusht_demo/recipe_1/eval_info.json").stat().st_mtime_ns
+    assert command.main(["tasks", "objectives=[recipe,regression]", "seeds=[1]", *common]) == 0
+    assert (folder / "out/pusht_demo/recipe_1/eval_info.json").stat().st_mtime_ns == before
+    assert "cell" not in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"another training\.steps"):
+        command.main(["tasks", "objectives=[recipe]", "seeds=[1]", *common, "training.steps=3"])
+
+
+def test_the_table_says_what_the_episodes_say(study):
+    folder, _ = study
+    text = report(folder / "out")
+    score = [
+        sum(r["max_reward"] for r in read(folder, f"recipe_{seed}")["episodes"] if r["arm"] == "4") / 2
+        for seed in (1, 2)
+    ]
+    (line,) = [line for line in text.splitlines() if line.startswith("| **iSD-T** | 4 |")]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[4] == "0.0, 0.0"
+    assert cells[5].startswith(f"{sum(score) / 2:.3f} [")
+    (line,) = [line for line in text.splitlines() if line.startswith("| regression | 1 |")]
+    assert "+0.0" in line
+    assert (folder / "out/success.png").read_bytes()[:4] == b"\x89PNG"
+    assert text == (folder / "out/tables.md").read_text()
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys):
+    _, common = study
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    elsewhere = [arg for arg in common if not arg.startswith(("out=", "work="))] + [f"out={out}", f"work={work}"]
+    with (work / "pusht_demo_regression_1.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command.main(["tasks", "objectives=[regression]", "seeds=[1]", "report=false", *elsewhere])
+    assert "pusht_demo_regression_1 is being run by another process" in capsys.readouterr().out
+    assert not out.exists()
+    command.main(["tasks", "objectives=[regression]", "seeds=[1]", "report=false", *elsewhere])
+    assert (out / "pusht_demo/regression_1/eval_info.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "arms"),
+    [("recipe", ("1", "2", "4", "euler10")), ("meanflow", ("1", "2")), ("flow_matching", ("euler1", "euler2", "euler10")),
+     ("diffusion", ("ddim2", "ddim10", "ddpm100")), ("regression", ("1",))],
+)  # fmt: skip
+def test_a_baseline_differs_from_the_recipe_in_its_objective_alone_and_is_asked_as_its_users_do(objective, arms):
+    config = cell_config("can", objective, 43, Tasks())
+    assert arms_of(objective, config) == arms
+    recipe = cell_config("can", "recipe", 43, Tasks())
+    for section in ("task", "data", "network"):
+        assert config[section] == recipe[section]
+    same = {**config["training"], "diagonal_steps": recipe["training"]["diagonal_steps"]}
+    assert same == recipe["training"]
+    different = {k for k in recipe["policy"] if config["policy"].get(k) != recipe["policy"][k]}
+    assert different <= {"interpolant"}
+
+
+def test_arms_are_named_by_their_evaluations():
+    assert [words(arm) for arm in ("1", "euler10", "ddpm100", "ddim2")] == ["1", "10 (Euler)", "100 (DDPM)", "2 (DDIM)"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tasks"], "which experiments"),
+        (["tasks", "experiments=[cann]"], "cann"),
+        (["tasks", "experiments=[can]", "seeds=[a]"], "whole number"),
+        (["tasks", "experiments=[can]", "objectives=[mean_flow]"], "Did you mean 'meanflow'"),
+        (["tasks", "experiments=[can]", "report=maybe"], "true, false, only"),
+        (["tasks", "report=only", "out=/nowhere"], "no results"),
+    ],
+)
+def test_wrong_arguments_get_one_line(args, message):
+    with pytest.raises(InputError, match=message):
+        command.main(args)
