@@ -222,12 +222,12 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             f"| {TITLES.get(row.name, row.name)} | {words(row.arm)} | {_percent(row)} | {seeds} | {row.score.value:.3f} "
             f"[{row.score.low:.3f}, {row.score.high:.3f}] | {_difference(row)} | {minutes} |"
         )
-    seeds = sorted({info["training_seed"] for infos in by_objective.values() for info in infos})
+    trained = sorted({info["training_seed"] for infos in by_objective.values() for info in infos})
     n = sorted({row.n // row.runs for row in rows})
     many = any(row.runs > 1 for row in rows)
     lines += [
         "",
-        f"{' or '.join(map(str, n))} episodes for each training seed ({', '.join(map(str, seeds))}). Intervals: "
+        f"{' or '.join(map(str, n))} episodes for each training seed ({', '.join(map(str, trained))}). Intervals: "
         + ("bootstrap over training seeds and episodes, for a single training seed " if many else "")
         + "Wilson for success, bootstrap for the score. Differences from the first row on common episode seeds, p: "
         + ("exact McNemar for single training seeds, else " if many else "")
