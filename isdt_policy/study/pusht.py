@@ -66,6 +66,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
     config = compose_config(
         [
             f"experiment={settings.experiment}",
+            "data.hindsight=false",  # goals as recorded: the committed cells were made before the recipes moved them
             f"name={run.name}",
             f"training.seed={seed}",
             f"training.steps={settings.steps}",
