@@ -41,7 +41,7 @@ TITLES = {
 # How a policy of each kind is asked: as its users run it, and at the few evaluations that it is compared at.
 ARMS: dict[str, tuple[str, ...]] = {
     "flow_map": ("1", "2"),
-    "velocity": ("euler1", "euler2", "euler10"),
+    "velocity": ("1", "2", "euler10"),
     "consistency": ("1", "2"),
     "regression": ("1",),
     "diffusion": ("ddim2", "ddim10", "ddpm100"),
@@ -150,8 +150,8 @@ def finished(folder: Path, config: Mapping[str, Any], name: str) -> bool:
 
 
 def _without_place(section: Any) -> Any:
-    """Settings that cannot change a result left out: where the data lie, and on how many threads they are learnt from."""
-    skip = ("path", "threads", "tensorboard", "keep_checkpoints")
+    """What belongs to the machine left out: where the data lie, how many threads learn from them, and in which precision."""
+    skip = ("path", "threads", "amp", "tensorboard", "keep_checkpoints")
     return {k: v for k, v in section.items() if k not in skip} if isinstance(section, dict) else section
 
 
@@ -266,30 +266,50 @@ def report(out: str | Path) -> str:
     return text
 
 
+COLOURS = {
+    RECIPE: "#0b5fa5",
+    "flow_matching": "#2a9d5c",
+    "meanflow": "#e07b00",
+    "diffusion": "#8e44ad",
+    "regression": "#b03a2e",
+}
+
+
 def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Success of every row with its interval, a dot for every training seed; a panel per experiment."""
+    """Success against network evaluations, a line per objective with intervals; a panel per experiment."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("the figure needs Matplotlib: pip install 'isdt-policy[report]', or report=false.") from error
-    most = max(sum(len(infos[0]["arms"]) for infos in by.values()) for by in found.values())
-    figure = Figure(figsize=(3.3 * len(found) + 1.2, 0.27 * most + 1.1), layout="constrained")
-    for axes, (experiment, by) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
-        rows = compare([Group(name, tuple(infos)) for name, infos in by.items()])
-        labels = []
-        for y, row in enumerate(rows):
-            colour = "#0b5fa5" if row.name == RECIPE else "#777777"
-            ends = [[100 * (row.success.value - row.success.low)], [100 * (row.success.high - row.success.value)]]
-            axes.errorbar([100 * row.success.value], [y], xerr=ends, fmt="o", ms=5, color=colour, capsize=2, lw=1.2)
-            dots = [100 * info["arms"][row.arm]["success_rate"]["value"] for info in by[row.name]]
-            if len(dots) > 1:
-                axes.plot(dots, [y] * len(dots), "|", ms=8, color=colour, alpha=0.6)
-            labels.append(f"{TITLES.get(row.name, row.name).strip('*')}, {words(row.arm)}")
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.invert_yaxis()
-        axes.set_title(experiment, fontsize=10)
-        axes.set_xlabel("success, %")
-        axes.set_xlim(right=100.8)
-        axes.grid(axis="x", alpha=0.3)
+    figure = Figure(figsize=(3.4 * len(found) + 1.6, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    handles: dict[str, Any] = {}
+    for axes, (experiment, by) in zip(panels, found.items()):
+        lines: dict[str, list[Row]] = {}
+        for row in compare([Group(name, tuple(infos)) for name, infos in by.items()]):
+            own = row.name != RECIPE or not row.arm.startswith("euler")
+            title = TITLES.get(row.name, row.name).strip("*") + ("" if own else ", its velocity by Euler")
+            lines.setdefault(title, []).append(row)
+        for number, (title, rows) in enumerate(lines.items()):
+            shift = 1.05 ** (number - len(lines) / 2)  # beside each other instead of on top
+            x = [int(words(row.arm).split()[0]) * shift for row in rows]
+            y = [100 * row.success.value for row in rows]
+            ends = [
+                [100 * (row.success.value - row.success.low) for row in rows],
+                [100 * (row.success.high - row.success.value) for row in rows],
+            ]
+            style = "o-" if "Euler" not in title else "D"
+            handles[title] = axes.errorbar(
+                x, y, yerr=ends, fmt=style, ms=5, lw=1.4, capsize=2, color=COLOURS.get(rows[0].name, "#777777"),
+                mfc="white" if "Euler" in title else None, zorder=3 if rows[0].name == RECIPE else 2,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 4, 10, 100], ["1", "2", "4", "10", "100"])
+        axes.minorticks_off()
+        axes.set(xlabel="network evaluations per chunk", title=experiment)
+        axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(top=101)
+    panels[0].set_ylabel("success, % (95 %)")
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=8)
     return figure
