@@ -267,6 +267,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             else:
                 # A soft reset gives the same episode where the model is not drawn (a test compares), 200 times faster.
                 self.sim.hard_reset = self.scene.drawn_model or not self._model_is_usual
+                if self.sim.hard_reset:
+                    self._compat.release(self.sim)
                 self.sim.reset()
         self._model_is_usual = model_file is None
         if state is not None:

@@ -164,6 +164,16 @@ def reseed(env: Any, seed: int) -> None:
             holder.rng = env.rng
 
 
+def release(env: Any) -> None:
+    """Let go of the simulation ahead of a hard reset.
+
+    robosuite's own way of doing so collects the garbage of the whole process: 0.3 s of a reset of 0.5 s beside PyTorch.
+    Counting references frees model and data as well. Where images are drawn its way stays: it closes the context.
+    """
+    if not env.has_offscreen_renderer:
+        env.sim = None
+
+
 def step(env: Any, action: NDArray[np.float64]) -> None:
     """Advance by one control step, leaving the derived quantities in agreement with the new state.
 

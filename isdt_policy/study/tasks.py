@@ -21,7 +21,7 @@ from isdt_policy.eval.command import run as run_eval
 from isdt_policy.eval.compare import Group, Row, compare
 from isdt_policy.eval.rollout import write_atomically
 from isdt_policy.eval.seeds import FINAL_START
-from isdt_policy.samplers import Sampling
+from isdt_policy.samplers import Sampling, plan
 from isdt_policy.training.command import train
 from isdt_policy.training.config import compose_config
 
@@ -58,6 +58,7 @@ class Tasks:
         objectives: "recipe" and names of configs/objective.
         seeds: training seeds.
         episodes: final-evaluation seeds (100000 ...) per arm, the same for every cell.
+        arms: in place of `RECIPE_ARMS` and `ARMS` where a policy can be asked so; more of them can be added later.
         threads: CPU threads of a cell.
         n_envs, n_workers: of the evaluation.
         out: where results stay; a folder per experiment.
@@ -69,6 +70,7 @@ class Tasks:
     objectives: tuple[str, ...] = OBJECTIVES
     seeds: tuple[str, ...] = ("42", "43", "44")
     episodes: int = 200
+    arms: tuple[str, ...] = ()
     threads: int = 1
     n_envs: int = 16
     n_workers: int = 0
@@ -98,17 +100,18 @@ def run_tasks(tasks: Tasks, overrides: Sequence[str]) -> None:
         for experiment in tasks.experiments
     ]
     configs = {cell: cell_config(*cell, tasks, overrides) for cell in cells}  # all are checked before anything runs
+    arms = {cell: arms_of(cell[1], config, tasks.arms) for cell, config in configs.items()}
     for number, (cell, config) in enumerate(configs.items(), start=1):
         name = "_".join(map(str, cell))
         folder = cell_folder(tasks.out, *cell)
-        if finished(folder, config, name):
+        if finished(folder, config, arms[cell]):
             continue
         with _claim(Path(tasks.work) / f"{name}.lock") as mine:
             if not mine:
                 print(f"cell {number} of {len(cells)}: {name} is being run by another process")
-            elif not finished(folder, config, name):
+            elif not finished(folder, config, arms[cell]):
                 print(f"cell {number} of {len(cells)}: {name}", flush=True)
-                run_cell(config, arms_of(cell[1], config), folder, tasks)
+                run_cell(config, arms[cell], folder, tasks)
 
 
 def cell_folder(out: str | Path, experiment: str, objective: str, seed: int) -> Path:
@@ -129,30 +132,24 @@ def cell_config(
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as config.json holds them
 
 
-def finished(folder: Path, config: Mapping[str, Any], name: str) -> bool:
-    """Whether the result of a cell is there; InputError if it was trained with other settings."""
+def finished(folder: Path, config: Mapping[str, Any], arms: Sequence[str]) -> bool:
+    """Whether the result of a cell is there, with these arms; InputError if it was trained with other settings."""
     if not (folder / "eval_info.json").exists():
         return False
     was = json.loads((folder / "train_config.json").read_text())
-    for key in ("task", "data", "network", "objective", "policy", "training"):
-        before, now = _without_place(was[key]), _without_place(config[key])
-        if before != now:
-            what = (
-                next((k for k in {**before, **now} if before.get(k) != now.get(k)), key)
-                if isinstance(now, dict)
-                else key
-            )
-            raise InputError(
-                f"{folder} holds '{name}' trained with another {key}.{what}. Ask for the same settings, delete the folder, or "
-                "choose another out=."
-            )
-    return True
+    for section in ("data", "network", "objective", "policy", "training"):
+        before, now = was[section], config[section]
+        for key in sorted({*before, *now} - OF_THE_MACHINE):
+            if before.get(key) != now.get(key):
+                raise InputError(
+                    f"{folder} was trained with {section}.{key}={before.get(key)}, now {now.get(key)}. Ask for the same settings, "
+                    "delete the folder, or choose another out=."
+                )
+    return set(arms) <= set(read_info(folder)["arms"])
 
 
-def _without_place(section: Any) -> Any:
-    """What belongs to the machine left out: where the data lie, how many threads learn from them, and in which precision."""
-    skip = ("path", "threads", "amp", "tensorboard", "keep_checkpoints")
-    return {k: v for k, v in section.items() if k not in skip} if isinstance(section, dict) else section
+# Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
+OF_THE_MACHINE = {"path", "threads", "amp", "tensorboard", "keep_checkpoints"}
 
 
 @contextmanager
@@ -169,9 +166,25 @@ def _claim(path: Path) -> Iterator[bool]:
     path.unlink(missing_ok=True)
 
 
-def arms_of(objective: str, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Arms of a cell's evaluation."""
-    return RECIPE_ARMS if objective == RECIPE else ARMS[Sampling.read(config["policy"].get("sampling", {})).kind]
+def arms_of(objective: str, config: Mapping[str, Any], wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """Arms of a cell's evaluation: those wanted that its policy can be asked, or else the usual ones."""
+    sampling = Sampling.read(config["policy"].get("sampling", {}))
+    if not wanted:
+        return RECIPE_ARMS if objective == RECIPE else ARMS[sampling.kind]
+    able = tuple(arm for arm in wanted if _answers(arm, sampling))
+    if not able:
+        raise InputError(
+            f"no entry of arms=[{','.join(wanted)}] suits '{objective}', which is asked {', '.join(ARMS[sampling.kind])}."
+        )
+    return able
+
+
+def _answers(arm: str, sampling: Sampling) -> bool:
+    try:
+        plan(arm, sampling)
+    except InputError:
+        return False
+    return True
 
 
 def run_cell(config: dict[str, Any], arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
@@ -207,14 +220,13 @@ def results(out: str | Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 
 def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The results of one experiment in Markdown; differences are from its first row."""
-    groups = [Group(name, tuple(infos)) for name, infos in by_objective.items()]
-    rows = compare(groups)
+    rows = rows_of(by_objective)
     lines = [
         "| policy | evaluations | success, % [95 %] | by training seed | score [95 %] | difference in success | p | minutes |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        infos = by_objective[row.name]
+        infos = [info for info in by_objective[row.name] if row.arm in info["arms"]]
         seeds = ", ".join(f"{100 * info['arms'][row.arm]['success_rate']['value']:.1f}" for info in infos)
         costs = [info["policy"]["training"]["seconds"] / 60 for info in infos if info["policy"]["training"]]
         minutes = f"{sum(costs) / len(costs):.0f}" if costs else ""
@@ -234,6 +246,22 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         + ("paired bootstrap over episodes." if many else "exact McNemar."),
     ]
     return "\n".join(lines)
+
+
+def rows_of(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+    """One row per objective and arm, over the training seeds that have the arm; differences are from the first."""
+    lines = [
+        (name, arm, tuple(info for info in infos if arm in info["arms"]))
+        for name, infos in by_objective.items()
+        for arm in dict.fromkeys(arm for info in infos for arm in info["arms"])
+    ]
+    first = _only(*lines[0])
+    return [compare([first])[0], *(compare([first, _only(*line)])[1] for line in lines[1:])]
+
+
+def _only(name: str, arm: str, infos: Sequence[Mapping[str, Any]]) -> Group:
+    """A group with a single arm."""
+    return Group(name, tuple({**info, "arms": {arm: info["arms"][arm]}} for info in infos))
 
 
 def words(arm: str) -> str:
@@ -286,7 +314,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
     handles: dict[str, Any] = {}
     for axes, (experiment, by) in zip(panels, found.items()):
         lines: dict[str, list[Row]] = {}
-        for row in compare([Group(name, tuple(infos)) for name, infos in by.items()]):
+        for row in rows_of(by):
             own = row.name != RECIPE or not row.arm.startswith("euler")
             title = TITLES.get(row.name, row.name).strip("*") + ("" if own else ", its velocity by Euler")
             lines.setdefault(title, []).append(row)

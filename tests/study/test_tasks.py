@@ -51,7 +51,7 @@ def test_a_finished_cell_is_not_run_again_and_needs_no_weights(study, capsys):
     assert command.main(["tasks", "objectives=[recipe,regression]", "seeds=[1]", *common]) == 0
     assert (folder / "out/pusht_demo/recipe_1/eval_info.json").stat().st_mtime_ns == before
     assert "cell" not in capsys.readouterr().out
-    with pytest.raises(InputError, match=r"another training\.steps"):
+    with pytest.raises(InputError, match=r"training\.steps=2, now 3"):
         command.main(["tasks", "objectives=[recipe]", "seeds=[1]", *common, "training.steps=3"])
 
 
@@ -101,6 +101,30 @@ def test_a_baseline_differs_from_the_recipe_in_its_objective_alone_and_is_asked_
     assert same == recipe["training"]
     different = {k for k in recipe["policy"] if config["policy"].get(k) != recipe["policy"][k]}
     assert different <= {"interpolant"}
+
+
+def test_arms_that_are_asked_for_later_join_those_that_are_there(study, tmp_path, tiny_store):
+    _, common = study
+    elsewhere = [arg for arg in common if not arg.startswith(("out=", "work="))]
+    elsewhere += [f"out={tmp_path / 'out'}", f"work={tmp_path / 'work'}", "objectives=[recipe]", "report=false"]
+    assert command.main(["tasks", "seeds=[1,2]", "arms=[1]", *elsewhere]) == 0
+    read = lambda: json.loads((tmp_path / "out/pusht_demo/recipe_1/eval_info.json").read_text())  # noqa: E731
+    before = read()
+    assert command.main(["tasks", "seeds=[1]", "arms=[1,euler10]", *elsewhere]) == 0
+    after = read()
+    assert list(after["arms"]) == ["1", "euler10"]
+    assert after["policy"]["fingerprint"] == before["policy"]["fingerprint"]
+    assert [r for r in after["episodes"] if r["arm"] == "1"] == before["episodes"]
+    text = report(tmp_path / "out")  # an arm that one training seed alone has is a row of that seed
+    assert "| **iSD-T** | 10 (Euler) | 0.0 [0, 66] | 0.0 |" in text
+    assert "| **iSD-T** | 1 | 0.0 [0, 0] | 0.0, 0.0 |" in text
+
+
+def test_arms_that_no_policy_of_the_objective_answers_are_refused():
+    config = cell_config("can", "diffusion", 43, Tasks())
+    assert arms_of("diffusion", config, ("1", "euler10", "ddim2")) == ("1", "ddim2")
+    with pytest.raises(InputError, match="suits 'diffusion'"):
+        arms_of("diffusion", config, ("euler10",))
 
 
 def test_arms_are_named_by_their_evaluations():
