@@ -180,12 +180,32 @@ def step(env: Any, action: NDArray[np.float64]) -> None:
     robosuite samples its observables in every physics step and returns values from before the last one; here they are read
     once, after `forward`, so that an observation is a function of the state, as in robomimic's recordings.
     """
+    substeps = _substeps(env)
+    if substeps is not None:
+        substeps.step(action)
+    else:
+        step_as_robosuite(env, action)
+    env.sim.forward()
+
+
+def step_as_robosuite(env: Any, action: NDArray[np.float64]) -> None:
+    """Advance by one control step with robosuite's own code, observables left out."""
     env._update_observables = env._get_observations = _nothing
     try:
         env.step(action)
     finally:
         del env._update_observables, env._get_observations
-    env.sim.forward()
+
+
+def _substeps(env: Any) -> Any:
+    """What carries out control steps until the next reset; None where robosuite's own code has to."""
+    if is_composite():
+        return None
+    from isdt_policy.envs.robosuite_substeps import Substeps, forward_leaves_no_trace
+
+    if not hasattr(env, "substeps") or (env.substeps is not None and not env.substeps.fits()):
+        env.substeps = Substeps(env) if forward_leaves_no_trace(env.sim.model._model) else None
+    return env.substeps
 
 
 def _nothing(force: bool = False) -> None:

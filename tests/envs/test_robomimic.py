@@ -96,6 +96,39 @@ def test_a_soft_reset_is_as_good_as_a_hard_one():
 
 
 @needs_14
+@pytest.mark.parametrize("task", ["lift", "can_abs", "transport_abs"])
+def test_a_control_step_gives_the_bits_of_robosuites_own(task):
+    """Arms that push, grip and turn; two resets, so that new controllers are noticed."""
+
+    def theirs(env, action):
+        robosuite_compat.step_as_robosuite(env, action)
+        env.sim.forward()
+
+    def trace(step):
+        env, states = make(task), []
+        down = np.array([-0.35 if i % 10 == 2 else 0.0 for i in range(env.action_space.shape[0])])
+        for seed in (1, 2):
+            obs, _ = env.reset(seed=seed)
+            rng = np.random.default_rng(seed)
+            for k in range(25):
+                action = rng.uniform(-1, 1, env.action_space.shape) + down
+                if task.endswith("abs"):
+                    hands = [obs[f"robot{i}_eef_pos"] - [0, 0, 0.03] for i in range(len(action) // 10)]
+                    tail = [1, 0, 0, 0, -1, 0.1 * rng.normal(), 1 if k % 8 < 4 else -1]
+                    action = np.concatenate([[*hand, *tail] for hand in hands])
+                step(env.sim, env._command(action.astype(np.float32)))
+                obs = env.observe()
+                states.append(env.state())
+                states.append(np.concatenate([v.ravel() for v in obs.values()]))
+        return states, env.sim.sim.data._data.ncon
+
+    (ours, contacts), (expected, _) = trace(robosuite_compat.step), trace(theirs)
+    assert contacts > 0
+    for a, b in zip(ours, expected, strict=True):
+        assert np.array_equal(a, b)
+
+
+@needs_14
 @pytest.mark.parametrize("name", LIFT_FILES)
 def test_real_demonstrations_replay(name, real_data, lift, lift_abs):
     import h5py
