@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from isdt_policy.errors import InputError, nearest
 
 Statistics = Mapping[str, Any]
 MODES = ("limits", "gaussian", "gaussian_per_step")
+ACTION_MODES = (*MODES, "gaussian_vectors")
 
 
 class Affine(nn.Module):
@@ -89,13 +91,26 @@ class Normalizer(nn.Module):
         self.action = Affine(horizon, action_dim)
 
     def fit(self, statistics: Mapping[str, Statistics], obs_mode: str = "limits", action_mode: str = "limits") -> None:
-        """Fit every map; `statistics` has one entry per observation key and one named "action" (see `action_statistics`)."""
+        """Fit every map; `statistics` has one entry per observation key and one named "action" (see `action_statistics`).
+
+        "gaussian_vectors", for actions, is "gaussian_per_step" with one scale for the entries of a position and one for those of
+        a rotation: an entry that hardly changes, such as a hand's tilt, is not blown up to the weight of those that do.
+        """
         missing = [key for key in [*self.obs, "action"] if key not in statistics]
         if missing:
             raise InputError(f"no statistics for {', '.join(missing)}; the dataset offers {', '.join(statistics)}.")
         for key, affine in self.obs.items():
             affine.fit(statistics[key], obs_mode)  # type: ignore[operator]
-        self.action.fit(statistics["action"], action_mode)
+        action = dict(statistics["action"])
+        if action_mode == "gaussian_vectors":
+            action["std"] = _pooled(np.asarray(action["std"], np.float64), vectors(self.action.offset.shape[-1]))
+            action_mode = "gaussian_per_step"
+        elif action_mode not in MODES:
+            raise InputError(
+                f"unknown action_normalization '{action_mode}'; allowed: {', '.join(ACTION_MODES)}."
+                f"{nearest(action_mode, ACTION_MODES)}"
+            )
+        self.action.fit(action, action_mode)
 
     def action_spread(self, statistics: Statistics) -> float:
         """Root mean square of the normalised actions: sigma_data of the preconditioning."""
@@ -124,6 +139,25 @@ class Normalizer(nn.Module):
 
     def _frame(self, obs: Mapping[str, Tensor]) -> Tensor:
         return frame_of(obs, self.reference, self.action.offset.shape[-1])
+
+
+def vectors(action_dim: int) -> list[int]:
+    """Sizes of the vectors that an action consists of.
+
+    >>> vectors(2), vectors(10), vectors(14)
+    ([2], [3, 6, 1], [3, 3, 1, 3, 3, 1])
+    """
+    for size, parts in ((10, [3, 6, 1]), (7, [3, 3, 1])):  # position, rotation (6D or axis-angle), gripper of an arm
+        if action_dim % size == 0:
+            return parts * (action_dim // size)
+    return [action_dim]
+
+
+def _pooled(std: NDArray[np.float64], sizes: list[int]) -> NDArray[np.float64]:
+    """(..., d) with the entries of each vector replaced by their root mean square."""
+    parts = np.split(std, np.cumsum(sizes)[:-1], axis=-1)
+    pooled = [np.broadcast_to(np.sqrt(np.square(p).mean(axis=-1, keepdims=True)), p.shape) for p in parts]
+    return np.concatenate(pooled, axis=-1)
 
 
 def frame_of(obs: Mapping[str, Tensor], reference: str, action_dim: int) -> Tensor:

@@ -52,7 +52,8 @@ class PolicyConfig:
             many sines and cosines it reads of every entry (see `StateEncoder`).
         precondition: scale network input and output to unit variance.
         sigma_data: standard deviation of the normalised actions.
-        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step".
+        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step", "gaussian_vectors"; see
+            `Affine.fit` and `Normalizer.fit`.
         action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
             "" for absolute chunks.
         action_type: what an action means, checked against the environment.

@@ -181,6 +181,29 @@ class TestNormalization:
         drift = rng.normal(1.0, 2.0, (5000, 4, 3)) * np.arange(1, 5)[:, None]
         return {"obs": {"agent": agent}, "action": (agent[:, -1:] + drift).astype(np.float32)}
 
+    def test_vectors_of_an_action_share_one_scale_each(self):
+        """A tilt of 0.01 keeps a hundredth of the weight of a turn of 1, and a metre along x that of one along z."""
+        std = np.array(
+            [[0.3, 0.1, 0.2, 1.0, 0.01, 0.5, 0.5, 1.0, 0.01, 0.8]] * 2 + [[0.6, 0.2, 0.4, *[0.5] * 6, 0.4]] * 2
+        )
+        statistics = {"min": -std, "max": std, "mean": np.zeros_like(std), "std": std}
+        normalizer = Normalizer({"p": 3}, 4, 10)
+        normalizer.fit(
+            {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics}, "limits", "gaussian_vectors"
+        )
+        scale = normalizer.action.scale.numpy()
+        assert np.allclose(scale[0, :3], (0.14 / 3) ** -0.5)
+        assert np.allclose(scale[0, 3:9], (2.5002 / 6) ** -0.5)
+        assert np.allclose(scale[:, 9], [1.25, 1.25, 2.5, 2.5])
+        assert np.allclose(scale[2], [*[(0.56 / 3) ** -0.5] * 3, *[2.0] * 6, 2.5])
+        chunk = torch.from_numpy(std).float()[None]
+        there = normalizer.normalize_action(chunk, {})
+        assert torch.allclose(normalizer.unnormalize_action(there, {}), chunk, atol=1e-6)
+        with pytest.raises(InputError, match="Did you mean 'gaussian_vectors'"):
+            normalizer.fit(
+                {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics}, "limits", "gaussian_vector"
+            )
+
     @pytest.mark.parametrize(("mode", "pooled"), [("gaussian", True), ("gaussian_per_step", False)])
     def test_relative_chunks_have_unit_variance_and_come_back(self, batch, mode, pooled):
         normalizer = Normalizer({"agent": 3}, 4, 3, action_reference="agent")
