@@ -248,6 +248,25 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def failures(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Which seeds fail at one evaluation of the recipe and which at more, for every training seed; "" without such arms."""
+    lines = []
+    for info in by_objective.get(RECIPE, ()):
+        others = [arm for arm in info["arms"] if arm != "1"]
+        if "1" not in info["arms"] or not others:
+            continue
+        for row in rows_of({RECIPE: [{**info, "arms": {arm: info["arms"][arm] for arm in ("1", *others)}}]})[1:]:
+            assert row.failures is not None
+            assert row.p_success is not None
+            one, other, both, chance = row.failures
+            lines.append(
+                f"| {info['training_seed']} | {row.n} | {words(row.arm)} | {one} | {other} | {both} | {chance:.1f} | "
+                f"{_p(row.p_success)} |"
+            )
+    head = "| training seed | episodes | against | 1 evaluation alone | the other alone | both | by chance | p |"
+    return "\n".join(["Episodes that fail:", "", head, "|" + "---|" * 8, *lines]) if lines else ""
+
+
 def rows_of(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
     """One row per objective and arm, over the training seeds that have the arm; differences are from the first."""
     lines = [
@@ -279,8 +298,11 @@ def _difference(row: Row) -> str:
     if row.success_difference is None or row.p_success is None:
         return " | "
     e = row.success_difference
-    p = "< 0.001" if row.p_success < 0.001 else f"{row.p_success:.2g}"
-    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] | {p}"
+    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] | {_p(row.p_success)}"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def report(out: str | Path) -> str:
@@ -288,7 +310,8 @@ def report(out: str | Path) -> str:
     found = results(out)
     if not found:
         raise InputError(f"no results below '{out}'. Run some: isdt study tasks experiments=[lift] out={out}")
-    text = "\n\n".join(f"### {name}\n\n{table(by)}" for name, by in found.items()) + "\n"
+    parts = [part for name, by in found.items() for part in (f"### {name}", table(by), failures(by)) if part]
+    text = "\n\n".join(parts) + "\n"
     write_atomically(Path(out) / "tables.md", text)
     draw(found).savefig(Path(out) / "success.png", dpi=120)
     return text

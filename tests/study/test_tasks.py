@@ -68,6 +68,7 @@ def test_the_table_says_what_the_episodes_say(study):
     assert cells[5].startswith(f"{sum(score) / 2:.3f} [")
     (line,) = [line for line in text.splitlines() if line.startswith("| regression | 1 |")]
     assert "+0.0" in line
+    assert "| 2 | 2 | 4 | 0 | 0 | 2 | 2.0 | 1 |" in text  # both episodes of training seed 2 fail with either
     assert (folder / "out/success.png").read_bytes()[:4] == b"\x89PNG"
     assert text == (folder / "out/tables.md").read_text()
 
