@@ -218,6 +218,37 @@ def results(out: str | Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     }
 
 
+SUMMARY: dict[str, tuple[str, str]] = {
+    "**iSD-T, 1**": (RECIPE, "1"),
+    "iSD-T, 2": (RECIPE, "2"),
+    "flow matching, 1": ("flow_matching", "1"),
+    "flow matching, 10": ("flow_matching", "euler10"),
+    "MeanFlow, 1": ("meanflow", "1"),
+    "DDIM, 2": ("diffusion", "ddim2"),
+    "DDIM, 10": ("diffusion", "ddim10"),
+    "regression, 1": ("regression", "1"),
+}
+
+
+def summary(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+    """Success of every experiment at the evaluations that matter most, a line each, in Markdown."""
+    lines = [
+        "| success, % [95 %] | " + " | ".join(SUMMARY) + " |",
+        "|" + "---|" * (len(SUMMARY) + 1),
+    ]
+    counts = set()
+    for experiment, by in found.items():
+        rows = {(row.name, row.arm): row for row in rows_of(by)}
+        counts |= {f"{row.runs} x {row.n // row.runs}" for key, row in rows.items() if key in SUMMARY.values()}
+        cells = []
+        for title, key in SUMMARY.items():
+            text = _percent(rows[key]) if key in rows else ""
+            cells.append(f"**{text}**" if text and title.startswith("**") else text)
+        lines.append(f"| {experiment} | " + " | ".join(cells) + " |")
+    note = f"Training seeds x episodes: {', '.join(sorted(counts, reverse=True))}; each in the tables below."
+    return "\n".join([*lines, "", note])
+
+
 def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The results of one experiment in Markdown; differences are from its first row."""
     rows = rows_of(by_objective)
@@ -310,7 +341,8 @@ def report(out: str | Path) -> str:
     found = results(out)
     if not found:
         raise InputError(f"no results below '{out}'. Run some: isdt study tasks experiments=[lift] out={out}")
-    parts = [part for name, by in found.items() for part in (f"### {name}", table(by), failures(by)) if part]
+    parts = [summary(found)]
+    parts += [part for name, by in found.items() for part in (f"### {name}", table(by), failures(by)) if part]
     text = "\n\n".join(parts) + "\n"
     write_atomically(Path(out) / "tables.md", text)
     draw(found).savefig(Path(out) / "success.png", dpi=120)
