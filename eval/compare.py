@@ -23,7 +23,7 @@ from isdt_policy.eval.statistics import (
     bootstrap_mean,
     hierarchical_bootstrap,
     mcnemar,
-    paired_bootstrap,
+    paired_difference,
     sample_size,
     wilson,
 )
@@ -38,8 +38,8 @@ CSV_COLUMNS = (
 HELP = """usage: isdt compare RESULT [RESULT ...] [key=value ...]
 
 Compare evaluations (eval_info.json, or folders that hold one). The first row is the reference; every other row shows
-its difference on the seeds they share, with a 95 % interval, and two p-values: exact McNemar for success, paired bootstrap
-for the score.
+its difference on the seeds they share, with a 95 % interval, and two p-values: exact McNemar for success, permutation
+of signs for the score.
 
 examples
   isdt compare outputs/a/eval outputs/b/eval                    every arm of both
@@ -76,9 +76,9 @@ class Row:
         latency_ms: median of one row; None without a policy.
         paired: seeds shared with the reference; 0 for the reference itself.
         success_difference: on shared seeds.
-        p_success: exact McNemar, or of the bootstrap over pairs for groups.
+        p_success: exact McNemar, or a permutation of signs for groups.
         score_difference: on shared seeds.
-        p_score: paired bootstrap.
+        p_score: permutation of signs.
         failures: on shared seeds, how many fail in the reference alone, here alone, in both, and in how many both would fail
             if the same seeds were not the harder ones for both (single runs only).
     """
@@ -325,14 +325,14 @@ def _with_differences(
         return [float(np.mean([run[seed][name] for run in side])) for seed in shared]
 
     a, b = values(others, "success"), values(runs, "success")
-    success_difference, p_success = paired_bootstrap(a, b, confidence)
+    success_difference, p_success = paired_difference(a, b, confidence)
     failures = None
     if len(runs) == len(others) == 1:
         p_success = mcnemar(a, b).p_value
         first, second = 1 - np.array(a), 1 - np.array(b)
         both = int((first * second).sum())
         failures = (int(first.sum()) - both, int(second.sum()) - both, both, float(first.mean() * second.sum()))
-    score_difference, p_score = paired_bootstrap(values(others, "max_reward"), values(runs, "max_reward"), confidence)
+    score_difference, p_score = paired_difference(values(others, "max_reward"), values(runs, "max_reward"), confidence)
     return Row(
         row.name, row.arm, row.n, row.runs, row.success, row.score, row.latency_ms,
         len(shared), success_difference, p_success, score_difference, p_score, failures,
@@ -466,7 +466,7 @@ def _footnote(rows: Sequence[Row]) -> str:
     note = f"; {unpaired} rows share no seeds with the first" if unpaired else ""
     several = any(row.runs > 1 for row in rows)
     kind = "bootstrap over training seeds and episodes" if several else "Wilson for success, bootstrap for the score"
-    tests = "paired bootstrap" if several else "exact McNemar (success), paired bootstrap (score)"
+    tests = "permutation of signs" if several else "exact McNemar (success), permutation of signs (score)"
     return f"{100 * rows[0].success.confidence:g} % intervals: {kind}{shared}; p: {tests}{note}."
 
 

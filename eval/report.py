@@ -22,7 +22,7 @@ from isdt_policy.envs.protocol import Policy
 from isdt_policy.errors import InputError
 from isdt_policy.eval.page import PAGE
 from isdt_policy.eval.rollout import EvalResult, evaluate
-from isdt_policy.eval.statistics import advice, mcnemar, paired_bootstrap
+from isdt_policy.eval.statistics import advice, mcnemar, paired_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -229,8 +229,8 @@ def _pairs(info: Mapping[str, Any]) -> str:
     for arm in arms[1:]:
         other = _of(info, arm)
         test = mcnemar([r["success"] for r in first], [r["success"] for r in other])
-        rate, _ = paired_bootstrap([r["success"] for r in first], [r["success"] for r in other])
-        score, p_score = paired_bootstrap([r["max_reward"] for r in first], [r["max_reward"] for r in other])
+        rate, _ = paired_difference([r["success"] for r in first], [r["success"] for r in other])
+        score, p_score = paired_difference([r["max_reward"] for r in first], [r["max_reward"] for r in other])
         rows.append(
             f"<tr><th>{_e(arm_title(arm))} &minus; {_e(arm_title(arms[0]))}"
             f"<td>{100 * rate.value:+.1f} points<br><span class=dim>{100 * rate.low:+.1f} to {100 * rate.high:+.1f}</span>"
@@ -239,7 +239,7 @@ def _pairs(info: Mapping[str, Any]) -> str:
         )
     return (
         "<section><h2>Compared on the same seeds</h2><table class=grid><thead><tr><th><th>success"
-        f"<th>only {_e(arm_title(arms[0]))} / only the other<th>p (McNemar, exact)<th>score<th>p (paired bootstrap)"
+        f"<th>only {_e(arm_title(arms[0]))} / only the other<th>p (McNemar, exact)<th>score<th>p (permutation of signs)"
         f"</thead><tbody>{''.join(rows)}</tbody></table></section>"
     )
 

@@ -2,6 +2,7 @@
 
 Sources
     Wilson (1927) interval; McNemar (1947) test in its exact (binomial) form; Efron (1979) bootstrap percentiles;
+    Fisher (1935) permutation of the signs of paired differences;
     Davison & Hinkley (1997) section 3.8 for resampling nested data, top level first.
 """
 
@@ -124,14 +125,16 @@ def mcnemar(a: ArrayLike, b: ArrayLike) -> PairedTest:
     return PairedTest(only_a, only_b, _binomial_two_sided(only_a, only_a + only_b), len(x))
 
 
-def paired_bootstrap(
+def paired_difference(
     a: ArrayLike, b: ArrayLike, confidence: float = 0.95, n_boot: int = 10_000, seed: int = 0
 ) -> tuple[Estimate, float]:
     """Return mean(b - a) with its bootstrap interval, and a two-sided p-value for "no difference".
 
     Episodes are resampled as pairs: start states differ in difficulty by far more than policies do, and pairing removes
-    that. The p-value is twice the share of resampled differences on the other side of zero (with one added to
-    numerator and denominator, so that it is never 0).
+    that. The p-value is a permutation test's: if A and B are alike, the sign of every difference is a coin's, and p is
+    the share of `n_boot` draws of all signs that lie as far from zero as what was seen (with one added to numerator and
+    denominator, so that it is never 0). On single outcomes that is McNemar's exact test; resampled means, which hardly
+    cross zero where few episodes differ and all the same way, would call five of them certain.
 
     Args:
         a: (n,) numbers of A, one per seed.
@@ -145,8 +148,10 @@ def paired_bootstrap(
     rng = np.random.default_rng(seed)
     means = _resampled_means(difference, n_boot, rng)
     low, high = np.quantile(means, _tails(confidence))
-    below, above = int(np.sum(means <= 0)), int(np.sum(means >= 0))
-    p_value = min(1.0, 2 * (min(below, above) + 1) / (n_boot + 1))
+    moved = difference[difference != 0]
+    flipped = (1 - 2 * rng.integers(0, 2, (n_boot, len(moved)), dtype=np.int8)) @ moved
+    as_far = np.abs(flipped) >= abs(moved.sum()) - 1e-9 * np.abs(moved).sum()  # sums round
+    p_value = (int(as_far.sum()) + 1) / (n_boot + 1)
     return Estimate(float(difference.mean()), float(low), float(high), confidence, len(x)), p_value
 
 

@@ -274,7 +274,7 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         + ("bootstrap over training seeds and episodes, for a single training seed " if many else "")
         + "Wilson for success, bootstrap for the score. Differences from the first row on common episode seeds, p: "
         + ("exact McNemar for single training seeds, else " if many else "")
-        + ("paired bootstrap over episodes." if many else "exact McNemar."),
+        + ("permutation of signs over episodes." if many else "exact McNemar."),
     ]
     return "\n".join(lines)
 

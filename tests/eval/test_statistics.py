@@ -12,7 +12,7 @@ from isdt_policy.eval.statistics import (
     bootstrap_mean,
     hierarchical_bootstrap,
     mcnemar,
-    paired_bootstrap,
+    paired_difference,
     sample_size,
     wilson,
 )
@@ -72,20 +72,31 @@ def test_bootstrap_of_the_mean_is_scipys():
     assert bootstrap_mean(x) == bootstrap_mean(x)
 
 
-def test_paired_bootstrap_covers_the_difference_and_sees_it():
+def test_paired_difference_covers_the_difference_and_sees_it():
     rng = np.random.default_rng(3)
     covered = false_alarms = 0
     for _ in range(400):
         difficulty = rng.normal(0, 1, 60)  # shared, five times the noise
         a, b = difficulty + rng.normal(0, 0.2, 60), difficulty + 0.1 + rng.normal(0, 0.2, 60)
-        estimate, _ = paired_bootstrap(a, b, n_boot=1000)
+        estimate, _ = paired_difference(a, b, n_boot=1000)
         covered += estimate.low <= 0.1 <= estimate.high
-        false_alarms += paired_bootstrap(a, b - 0.1, n_boot=1000)[1] < 0.05
+        false_alarms += paired_difference(a, b - 0.1, n_boot=1000)[1] < 0.05
     assert 0.91 <= covered / 400 <= 0.98
-    assert false_alarms / 400 <= 0.09
-    estimate, p_value = paired_bootstrap(a, b)
+    assert false_alarms / 400 <= 0.08
+    estimate, p_value = paired_difference(a, b)
     assert estimate.value == pytest.approx(np.mean(b) - np.mean(a))
     assert p_value < 0.05
+
+
+def test_the_p_value_of_paired_differences_is_mcnemars_for_outcomes_and_counts_few_differing_episodes_as_few():
+    rng = np.random.default_rng(5)
+    a, b = rng.random(100) < 0.7, rng.random(100) < 0.8
+    assert paired_difference(a, b)[1] == pytest.approx(mcnemar(a, b).p_value, abs=0.015)
+    for n in (5, 8):  # of 200 episodes n differ, all the same way, each by the half that one of two trained policies is
+        halves = np.zeros(200)
+        halves[:n] = 0.5
+        assert paired_difference(np.zeros(200), halves)[1] == pytest.approx(2 * 0.5**n, abs=0.005)
+    assert paired_difference(a, a)[1] == 1.0
 
 
 def test_hierarchical_bootstrap_covers_what_one_level_does_not():
