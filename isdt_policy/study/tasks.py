@@ -387,12 +387,16 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
                 mfc="white" if "Euler" in title else None, zorder=3 if rows[0].name == RECIPE else 2,
             )  # fmt: skip
         axes.set_xscale("log")
-        axes.set_xticks([1, 2, 4, 10, 100], ["1", "2", "4", "10", "100"])
+        most = max(int(words(row.arm).split()[0]) for rows in lines.values() for row in rows)
+        ticks = [tick for tick in (1, 2, 4, 10, 100) if tick <= max(most, 4)]
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlim(0.8, 1.25 * ticks[-1])
         axes.minorticks_off()
         axes.set(xlabel="network evaluations per chunk", title=experiment)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(top=101)
+        axes.set_ylim(min(79, axes.get_ylim()[0]), 101)  # a panel of small differences should look like one
+        axes.locator_params(axis="y", nbins=6, integer=True)
     panels[0].set_ylabel("success, % (95 %)")
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=8)
     return figure

@@ -3,13 +3,15 @@
 import fcntl
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from isdt_policy.errors import InputError
 from isdt_policy.study import command
-from isdt_policy.study.tasks import Tasks, arms_of, cell_config, report, words
+from isdt_policy.study.tasks import Tasks, arms_of, cell_config, report, results, summary, words
 
+ROOT = Path(__file__).parents[2]
 TINY = [
     "training.steps=2", "training.batch_size=8", "training.compile=false", "training.tensorboard=false",
     "network.down_dims=[8,8]", "policy.encoder_hidden=[8]", "training.warmup_steps=1",
@@ -71,6 +73,13 @@ def test_the_table_says_what_the_episodes_say(study):
     assert "| 2 | 2 | 4 | 0 | 0 | 2 | 2.0 | 1 |" in text  # both episodes of training seed 2 fail with either
     assert (folder / "out/success.png").read_bytes()[:4] == b"\x89PNG"
     assert text == (folder / "out/tables.md").read_text()
+
+
+def test_the_readme_shows_what_the_committed_episodes_say():
+    shown = (ROOT / "README.md").read_text()
+    rows = [line for line in summary(results(ROOT / "eval/results/tasks")).splitlines() if line.startswith("|")]
+    assert len(rows) > 2
+    assert "\n".join(rows) in shown
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys):
