@@ -190,7 +190,9 @@ def hierarchical_bootstrap(
     totals = np.zeros(n_boot)
     for draw in chosen:
         totals += stretched[draw, rng.integers(0, n_boot, size=n_boot)]
-    low, high = np.quantile(totals / k, _tails(confidence))
+    # A mean lies among its numbers; resampled runs that were stretched may not.
+    ends = min(g.min() for g in data), max(g.max() for g in data)
+    low, high = np.quantile(totals / k, _tails(confidence)).clip(*ends)
     return Estimate(grand, float(low), float(high), confidence, sum(len(g) for g in data))
 
 

@@ -122,6 +122,13 @@ def test_hierarchical_bootstrap_of_equal_runs_is_about_the_flat_one():
     assert flat.high - flat.low < ours.high - ours.low < 2 * (flat.high - flat.low)
 
 
+def test_hierarchical_bootstrap_stays_among_the_numbers_it_averages():
+    """Lift at two evaluations: 197, 200 and 198 of 200; the stretched runs reached 1.002."""
+    runs = [np.arange(200) < k for k in (197, 200, 198)]
+    assert hierarchical_bootstrap(runs).high == 1.0
+    assert hierarchical_bootstrap([~run for run in runs]).low == 0.0
+
+
 @pytest.mark.parametrize(("p_a", "p_b"), [(0.5, 0.7), (0.8, 0.95)])
 def test_sample_size_gives_the_power_it_promises(p_a, p_b):
     n = sample_size(p_a, p_b)
