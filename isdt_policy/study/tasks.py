@@ -274,7 +274,8 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         + ("bootstrap over training seeds and episodes, for a single training seed " if many else "")
         + "Wilson for success, bootstrap for the score. Differences from the first row on common episode seeds, p: "
         + ("exact McNemar for single training seeds, else " if many else "")
-        + ("permutation of signs over episodes." if many else "exact McNemar."),
+        + ("permutation of signs over episodes." if many else "exact McNemar.")
+        + " These differences and p take the trained policies as given: chance in training is not in them.",
     ]
     return "\n".join(lines)
 
