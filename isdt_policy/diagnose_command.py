@@ -25,8 +25,9 @@ SCHEMA = "isdt-diagnose/1"
 HELP = """usage: isdt diagnose checkpoint=PATH [key=value ...]
 
 Say what a trained flow map got right and wrong, without an environment: how heavy the tail of its gradients is, how far it
-is from consistent, what two steps change against one, whether its one-step samples are as varied as the data, and
-whether the null branch drifted. Writes diagnostics.json and diagnostics.png; some minutes on one core.
+is from consistent, what two steps change against one, how far it lands from its own flow, whether its one-step samples
+are as varied as the data, and whether the null branch drifted. Writes diagnostics.json and diagnostics.png; some minutes
+on one core.
 
 examples
   isdt diagnose checkpoint=outputs/pusht_demo
@@ -106,7 +107,7 @@ def diagnose(
             raise InputError(f"{name}={value} is too small: at least {least}.")
     import torch
 
-    from isdt_policy.diagnostics import consistency_residual, diversity, null_drift, semigroup_error
+    from isdt_policy.diagnostics import consistency_residual, diversity, flow_error, null_drift, semigroup_error
     from isdt_policy.diagnostics_figure import draw_page
     from isdt_policy.eval.rollout import write_atomically
     from isdt_policy.policy import Policy, find_policy
@@ -136,6 +137,9 @@ def diagnose(
     residual = consistency_residual(flow_map, x, cond, noise, grid)
     _say("semigroup error")
     semigroup = semigroup_error(flow_map, x, cond, noise, grid)
+    _say("distance from the network's own flow")
+    flow = flow_error(flow_map, x, cond, noise)
+    executed = slice(policy.n_obs_steps - 1, policy.n_obs_steps - 1 + policy.n_action_steps)
     _say(f"diversity, {draws} draws per observation")
     spread = diversity(flow_map, x, cond, generator, draws)
     _say("null branch")
@@ -151,10 +155,11 @@ def diagnose(
         "weights_sha256": json.loads((find_policy(checkpoint) / "config.json").read_text()).get("weights_sha256"),
         "data": source.note,
         "n_windows": len(x),
-        "executed": [policy.n_obs_steps - 1, policy.n_obs_steps - 1 + policy.n_action_steps],
+        "executed": [executed.start, executed.stop],
         "seed": seed,
         "consistency": {"overall": residual.overall, "one_step": residual.one_step, **_lists(residual)},
         "semigroup": {"overall": semigroup.overall, "one_step": semigroup.one_step, **_lists(semigroup)},
+        "flow": {"relative": flow.relative(executed).tolist(), **_lists(flow)},
         "diversity": {"against_euler": spread.against_euler, "against_data": spread.against_data, **_lists(spread)},
         "null_drift": {"overall": drift.overall, **_lists(drift)},
         "gradient_norms": {
@@ -191,6 +196,7 @@ def gradient_summary(values: Sequence[float]) -> dict[str, float]:
 def read_numbers(info: dict[str, Any], grad_clip: float = 0.0) -> list[dict[str, Any]]:
     """The numbers in sentences: [{"key", "title", "text", "good"}], good None where nothing was measured."""
     residual, semigroup = info["consistency"], info["semigroup"]
+    flow = info["flow"]
     spread, drift, norms = info["diversity"], info["null_drift"], info["gradient_norms"]
     lines = []
 
@@ -229,6 +235,15 @@ def read_numbers(info: dict[str, Any], grad_clip: float = 0.0) -> list[dict[str,
         "semigroup", "Two steps against one", good,
         f"going from noise to action in two steps moves it by {semigroup['one_step']:.1%} of the data's spread"
         + ("; more steps change little." if good else "; a second evaluation gives another action, compare them in rollouts."),
+    )  # fmt: skip
+    one, *_, last = flow["relative"]
+    velocity = ", ".join(f"{flow['velocity'][i]:.3f} at {flow['t'][i]:g}" for i in (0, len(flow["t"]) // 2, -1))
+    add(
+        "flow", "Against its own flow", one <= DISAGREEING,
+        f"one evaluation lands {one:.1%} of the data's spread beside 25 steps of Heun's method from the same noise, "
+        f"{flow['evaluations'][-1]:g} evaluations {last:.1%}"
+        + (": longer training, or more self-distillation, is what brings it closer" if one > DISAGREEING else "")
+        + f". Squared error of the velocity: {velocity} (0 is data, 1 noise; compare runs on the same data).",
     )  # fmt: skip
     ratio, truth = spread["against_euler"], spread["against_data"]
     good = NARROW <= ratio <= WIDE and truth >= NARROW

@@ -13,6 +13,7 @@ from isdt_policy.diagnose_command import diagnose, gradient_summary, main, read_
 from isdt_policy.diagnostics import (
     consistency_residual,
     diversity,
+    flow_error,
     gradient_norms,
     loss_terms,
     null_drift,
@@ -96,6 +97,39 @@ def test_two_steps_of_a_shifted_map_differ_by_a_known_amount(batch):
     data = (x - x.mean(dim=0)).square().mean().sqrt().item()
     np.testing.assert_allclose(found.scale, data, rtol=1e-12)
     assert found.overall == pytest.approx(np.sqrt(np.square(miss).mean()) / data)
+
+
+# The network's own flow.
+
+
+def test_a_shifted_map_lands_beside_its_flow_by_the_shift_and_n_evaluations_by_what_is_left_of_it(path, batch):
+    """The flow is the diagonal's, which the shift leaves alone; linear: each step adds (1/n) e, then shrinks with the rest."""
+    x, cond, noise = batch
+    assert flow_error(shifted(path, 0.0), x, cond, noise).distance.max() < 1e-2  # what Heun's method itself misses
+    found = flow_error(shifted(path, 0.25), x, cond, noise, evaluations=(1, 2))
+    b = path.map_coefficients(torch.tensor(path.phase_rate, dtype=torch.float64))[1].item()
+    np.testing.assert_allclose(found.distance[0], 0.25 * b, rtol=0.05)
+    if isinstance(path, Linear):
+        half = torch.tensor(0.5, dtype=torch.float64)
+        gain = STD / torch.sqrt(half**2 * STD**2 + half**2)  # from t = 1/2 to 0, the ratio of spreads
+        expected = (0.125 * (1 + gain)).square().mean().sqrt().item()
+        np.testing.assert_allclose(found.distance[1], expected, rtol=0.05)
+    spread = (x - x.mean(dim=0)).square().mean(dim=(0, 2)).sqrt().numpy()
+    np.testing.assert_allclose(found.spread, spread, rtol=1e-12)
+    ratio = np.sqrt(np.square(found.distance[0, 1:]).mean() / np.square(spread[1:]).mean())
+    assert found.relative(slice(1, None))[0] == pytest.approx(ratio)
+
+
+def test_the_velocity_of_a_gaussian_misses_what_the_point_leaves_open(path):
+    """Var(v | x_t) = (alpha beta' - beta alpha')^2 var(x) / (alpha^2 var(x) + beta^2), and the bracket is 1 on both paths."""
+    generator = torch.Generator().manual_seed(3)
+    x, noise = torch.randn(2, 20_000, 1, 2, generator=generator, dtype=torch.float64)
+    x = MEAN + STD * x
+    found = flow_error(shifted(path, 0.0), x, x.new_zeros(len(x), 1), noise, times=(0.1, 0.5, 1.0))
+    for t, error in zip(found.t, found.velocity):
+        at = torch.tensor(t, dtype=torch.float64)
+        left = STD**2 / (path.alpha(at) ** 2 * STD**2 + path.beta(at) ** 2)
+        assert error == pytest.approx(left.mean().item(), rel=0.03)
 
 
 # Gradients.
@@ -236,6 +270,7 @@ def numbers(**changes):
     info = {
         "consistency": triangle,
         "semigroup": dict(triangle),
+        "flow": {"relative": [0.05, 0.01], "evaluations": [1, 4], "t": [0.1, 1.0], "velocity": [0.4, 0.1]},
         "diversity": {"against_euler": 1.0, "against_data": 1.0, "euler_steps": 10},
         "null_drift": {"overall": 0.01, "effect": [0.5], "velocity": [1.0]},
         "gradient_norms": {"loss": {**gradient_summary([1.0, 2.0]), "values": [1.0, 2.0]}},
@@ -253,6 +288,7 @@ def numbers(**changes):
         ({"consistency": {"one_step": 0.9}}, "consistency", "rarely draws that pair"),
         ({"diversity": {"against_data": 0.3}}, "diversity", "lie further out"),
         ({"semigroup": {"one_step": 0.3}}, "semigroup", "gives another action"),
+        ({"flow": {"relative": [0.3, 0.02]}}, "flow", "is what brings it closer"),
         ({"diversity": {"against_euler": 0.1}}, "diversity", "collapsed"),
         ({"diversity": {"against_euler": 0.6}}, "diversity", "narrower"),
         ({"diversity": {"against_euler": 1.6}}, "diversity", "wider"),
@@ -304,6 +340,7 @@ def test_the_command_runs_end_to_end(run, capsys):
     assert info["n_windows"] == 9
     assert {k: v["n"] for k, v in info["gradient_norms"].items()} == {"diagonal": 3, "off_diagonal": 3, "loss": 3}
     assert len(info["consistency"]["error"]) == 6
+    assert np.shape(info["flow"]["distance"]) == (3, 16)
     assert np.shape(info["diversity"]["one_step"]) == (9, 16)
     assert all(line["text"] in out for line in info["reading"])
     page = (run / "diagnostics" / "diagnostics.png").read_bytes()
@@ -315,7 +352,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_p
     quick = {"batches": 1, "windows": 4, "draws": 2, "grid": 2}
     first, again, other = (diagnose(str(run), out=str(tmp_path / str(i)), seed=seed, **quick)
                            for i, seed in enumerate((0, 0, 1)))  # fmt: skip
-    for key in ("consistency", "semigroup", "diversity", "null_drift", "gradient_norms"):
+    for key in ("consistency", "semigroup", "flow", "diversity", "null_drift", "gradient_norms"):
         assert first[key] == again[key]
         assert first[key] != other[key]
 
