@@ -57,6 +57,7 @@ on which episodes
   init=train:STORE       start from the first states of the demonstrations in STORE instead (seed = episode number)
   n_latency_steps=0      simulated inference latency, in control steps
   n_action_steps=N       actions executed of each chunk before the next is asked for (default: the checkpoint's)
+  noise_scale=S          of the initial noise, 0 to 1 (default: the checkpoint's); less draws nearer to the middle
   inference_batch=16     most rows in an inference call (a fixed number: last bits depend on it)
 
 how (none of these changes a result)
@@ -91,6 +92,7 @@ class Options:
     init: str = "seed"
     n_latency_steps: int = 0
     n_action_steps: int | None = None
+    noise_scale: float | None = None
     inference_batch: int = 16
     max_steps: int | None = None
     n_envs: int = 16
@@ -268,11 +270,14 @@ def load_policy(options: Options) -> Policy:
         from isdt_policy.policy import Policy as TrainedPolicy
 
         trained: Any = TrainedPolicy.from_pretrained(options.checkpoint)
-        if options.n_action_steps is not None:
-            trained.config = replace(trained.config, n_action_steps=options.n_action_steps)
+        for name in ("n_action_steps", "noise_scale"):
+            if getattr(options, name) is not None:
+                trained.config = replace(trained.config, **{name: getattr(options, name)})
         return trained  # type: ignore[no-any-return]
     if options.n_action_steps is not None:
         raise InputError("n_action_steps= is for checkpoints; an expert decides at every step.")
+    if options.noise_scale is not None:
+        raise InputError("noise_scale= is for checkpoints; an expert draws nothing.")
     if options.policy != "expert":
         raise InputError(f"policy='{options.policy}' is unknown; allowed: expert. A trained one: checkpoint=PATH.")
     if options.task is None:
@@ -362,6 +367,7 @@ def protocol_of(options: Options, task: str) -> Protocol:
         seed_protocol=seed_protocol,
         n_latency_steps=options.n_latency_steps,
         n_action_steps=options.n_action_steps,
+        noise_scale=options.noise_scale,
         inference_batch=options.inference_batch,
         max_steps=options.max_steps,
         init=options.init,

@@ -344,7 +344,7 @@ def _check_comparable(groups: Sequence[Group]) -> None:
     for group in groups:
         for info in group.infos:
             for key, value in info["protocol"].items():
-                if key not in ("inference_batch", "n_action_steps") and first.get(key) != value:
+                if key not in ("inference_batch", "n_action_steps", "noise_scale") and first.get(key) != value:
                     raise InputError(
                         f"'{group.name}' was evaluated with {key}={value}, '{groups[0].name}' with {key}={first.get(key)}: "
                         "their episodes are different ones. Evaluate both under the same conditions."

@@ -52,6 +52,7 @@ class Protocol:
         seed_protocol: rule from seed to initial state; None is the task's first.
         n_latency_steps: simulated latency of inference, in control steps.
         n_action_steps: actions executed per chunk; None is the policy's own number, any other must equal it.
+        noise_scale: of the initial noise; None is the policy's own, any other must equal it.
         inference_batch: most rows in an inference call. Calls are padded to it unless the policy has an attribute
             `inference_rows`, by which it says that its rows do not depend on their neighbours.
         max_steps: episode limit; None is the task's.
@@ -62,6 +63,7 @@ class Protocol:
     seed_protocol: str | None = None
     n_latency_steps: int = 0
     n_action_steps: int | None = None
+    noise_scale: float | None = None
     inference_batch: int = 16
     max_steps: int | None = None
     init: str = "seed"
@@ -253,6 +255,11 @@ def summarise(records: Sequence[Mapping[str, Any]], confidence: float = 0.95) ->
     }
 
 
+def _stated(header: Mapping[str, Any]) -> dict[str, Any]:
+    """A journal's header without what was left to the policy, so that a condition added since reads as left to it."""
+    return {**header, "protocol": {k: v for k, v in header["protocol"].items() if v is not None}}
+
+
 class Journal:
     """Records on disk: one JSON line per finished episode, appended and flushed at once.
 
@@ -269,7 +276,7 @@ class Journal:
         head = self.path.with_name("protocol.json")
         if head.exists() and self.path.exists():
             found = json.loads(head.read_text())
-            if found != header:
+            if _stated(found) != _stated(header):
                 raise InputError(
                     f"{self.path.parent} holds episodes of another evaluation ({_difference(found, header)}); "
                     "mixing them would be wrong. Give another out=, or overwrite=true to start anew."
@@ -564,6 +571,12 @@ def _recipe(
     if policy is not None and protocol.n_action_steps not in (None, policy.n_action_steps):
         raise InputError(
             f"the protocol says n_action_steps={protocol.n_action_steps}, the policy answers with {policy.n_action_steps} actions."
+        )
+    own = getattr(policy, "noise_scale", None)
+    if policy is not None and protocol.noise_scale not in (None, own):
+        raise InputError(
+            f"the protocol says noise_scale={protocol.noise_scale}, the policy draws "
+            + ("no noise that can be scaled." if own is None else f"its noise at {own}.")
         )
     if policy is not None and not 0 <= protocol.n_latency_steps < policy.n_action_steps:
         raise InputError(

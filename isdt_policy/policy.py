@@ -57,6 +57,8 @@ class PolicyConfig:
         action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
             "" for absolute chunks.
         action_type: what an action means, checked against the environment.
+        noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
+            the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
         sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
             objective and decides what `steps` may be.
     """
@@ -78,6 +80,7 @@ class PolicyConfig:
     action_normalization: str = "limits"
     action_reference: str = ""
     action_type: str = ""
+    noise_scale: float = 1.0
     sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "flow_map"})
 
     def __post_init__(self) -> None:
@@ -94,6 +97,8 @@ class PolicyConfig:
         ):
             if value not in table:
                 raise InputError(f"{name}='{value}' is not one of {', '.join(table)}.{nearest(value, table)}")
+        if not 0 <= self.noise_scale <= 1:
+            raise InputError(f"noise_scale must be in [0, 1], got {self.noise_scale}.")
         sampling = Sampling.read(self.sampling)
         if sampling.kind == "diffusion":
             if self.interpolant != "trigonometric":
@@ -145,6 +150,10 @@ class Policy(nn.Module):
     @property
     def n_action_steps(self) -> int:
         return self.config.n_action_steps
+
+    @property
+    def noise_scale(self) -> float:
+        return self.config.noise_scale
 
     @property
     def horizon(self) -> int:
@@ -220,7 +229,15 @@ class Policy(nn.Module):
         """
         # "limits" scales actions to [-1, 1]; the other modes to unit variance, where five standard deviations hold all.
         clip = 1.0 if self.config.action_normalization == "limits" else 5.0
-        return plan(steps, self.sampling, clip)
+        chosen = plan(steps, self.sampling, clip)
+        scale = self.config.noise_scale
+        if scale == 1:
+            return chosen
+
+        def run(flow_map: FlowMap, noise: Tensor, cond: Tensor, **later: Any) -> Tensor:
+            return chosen.run(flow_map, scale * noise, cond, **later)
+
+        return dataclasses.replace(chosen, run=run)
 
     def sample(self, noise: Tensor, cond: Tensor, steps: int | str = 1) -> Tensor:
         """Normalised chunks from standard normal noise (batch, horizon, action_dim) and embeddings (batch, cond_dim).

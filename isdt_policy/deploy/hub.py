@@ -157,6 +157,7 @@ def model_card(policy: Policy, info: dict[str, Any] | None, repo: str | None = N
         f"| observations | {', '.join(f'{key} ({dim})' for key, dim in config.obs_dims.items())}, {config.n_obs_steps} steps |",
         f"| actions | {config.action_dim}, {config.action_type or 'meaning not recorded'} |",
         f"| window | predicts {config.horizon} actions, executes {config.n_action_steps} |",
+        f"| initial noise | standard normal times {config.noise_scale:g} |",
         f"| network | {config.network['name']}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path |",
         "",
         "## Results",

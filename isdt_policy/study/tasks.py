@@ -21,6 +21,7 @@ from isdt_policy.eval.command import run as run_eval
 from isdt_policy.eval.compare import Group, Row, compare
 from isdt_policy.eval.rollout import write_atomically
 from isdt_policy.eval.seeds import FINAL_START
+from isdt_policy.policy import find_policy
 from isdt_policy.samplers import Sampling, plan
 from isdt_policy.training.command import train
 from isdt_policy.training.config import compose_config
@@ -124,7 +125,8 @@ def cell_config(
 ) -> dict[str, Any]:
     """The configuration of a cell's training run, as `isdt train` composes it."""
     name = f"{experiment}_{objective}_{seed}"
-    chosen = [] if objective == RECIPE else [f"objective={objective}"]
+    # Baselines draw standard normal noise, as their papers have it.
+    chosen = [] if objective == RECIPE else [f"objective={objective}", "policy.noise_scale=1"]
     config = compose_config([
         f"experiment={experiment}", *chosen, f"name={name}", f"run_dir={Path(tasks.work) / name}", "if_exists=resume",
         f"training.seed={seed}", f"training.threads={tasks.threads}", *overrides,
@@ -136,16 +138,18 @@ def finished(folder: Path, config: Mapping[str, Any], arms: Sequence[str]) -> bo
     """Whether the result of a cell is there, with these arms; InputError if it was trained with other settings."""
     if not (folder / "eval_info.json").exists():
         return False
-    was = json.loads((folder / "train_config.json").read_text())
+    was, info = json.loads((folder / "train_config.json").read_text()), read_info(folder)
+    # Training does not read it, so it is the evaluation's that counts; cells from before it was a setting have 1.
+    was["policy"]["noise_scale"] = info["policy"]["config"].get("noise_scale", 1.0)
     for section in ("data", "network", "objective", "policy", "training"):
         before, now = was[section], config[section]
         for key in sorted({*before, *now} - OF_THE_MACHINE):
             if before.get(key) != now.get(key):
                 raise InputError(
-                    f"{folder} was trained with {section}.{key}={before.get(key)}, now {now.get(key)}. Ask for the same settings, "
+                    f"{folder} was made with {section}.{key}={before.get(key)}, now {now.get(key)}. Ask for the same settings, "
                     "delete the folder, or choose another out=."
                 )
-    return set(arms) <= set(read_info(folder)["arms"])
+    return set(arms) <= set(info["arms"])
 
 
 # Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
@@ -190,11 +194,15 @@ def _answers(arm: str, sampling: Sampling) -> bool:
 def run_cell(config: dict[str, Any], arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
     """Train, evaluate, and put the result into `folder`."""
     run = train(config, command="isdt study tasks")
+    scale = config["policy"].get("noise_scale", 1.0)
+    saved = json.loads((find_policy(run) / "config.json").read_text()).get("noise_scale", 1.0)
     options = Options(
         checkpoint=str(run), steps=tuple(arms), episodes=tasks.episodes, seed_start=FINAL_START, n_envs=tasks.n_envs,
         n_workers=tasks.n_workers, videos=0, report=False, out=str(run / "eval"),
+        noise_scale=None if scale == saved else scale,
     )  # fmt: skip
     command = f"isdt eval checkpoint={run} 'steps=[{','.join(arms)}]' episodes={tasks.episodes}"
+    command += "" if scale == saved else f" noise_scale={scale}"
     info = run_eval(options, command)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", folder / "train_config.json")

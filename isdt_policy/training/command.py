@@ -240,7 +240,8 @@ def _load_config(run: Path) -> dict[str, Any]:
 def _same_settings(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
     from isdt_policy.errors import InputError
 
-    ignored = ("if_exists", "resume", "run_dir")
+    # Training does not read how a policy draws when it acts.
+    ignored = ("if_exists", "resume", "run_dir", "policy.noise_scale")
 
     def flat(node: Any, prefix: str = "") -> dict[str, Any]:
         if not isinstance(node, dict):
