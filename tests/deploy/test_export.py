@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_more_evaluations_and_started_chunks_agree_too(tmp_path, steps, prefix):
     assert parity(policy, path, steps=steps, prefix=prefix, inputs=1000) <= 1e-4
     if not prefix:  # the number of evaluations is in the graph: that of another number is another policy
         assert parity(policy, path, steps=1, inputs=50) > 1e-2
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_the_noise_scale_is_in_the_graph(tmp_path, format):
+    policy = tiny_policy(reference="agent_pos", network=MLP)
+    policy.config = replace(policy.config, noise_scale=0.5)
+    path = export(policy, tmp_path / f"p.{format}", format=format)
+    assert parity(policy, path, inputs=100) <= 1e-4
+    policy.config = replace(policy.config, noise_scale=1.0)
+    assert parity(policy, path, inputs=100) > 1e-2
 
 
 def test_the_parity_check_sees_a_wrong_statistic(unet):

@@ -138,9 +138,34 @@ def test_a_chunk_executed_in_part_is_asked_for_more_often(checkpoint, tmp_path):
     assert isdt(["eval", *arguments, "n_action_steps=4", f"out={tmp_path / 'part'}"]) == 2  # not mixed with another's
 
 
+def test_the_noise_scale_of_an_evaluation_is_in_its_protocol_and_its_episodes(checkpoint, tmp_path):
+    arguments = [f"checkpoint={checkpoint}", "episodes=1", "max_steps=8", "videos=0", "report=false"]
+    for out, scale in (("own", []), ("same", ["noise_scale=1"]), ("half", ["noise_scale=0.5"])):
+        assert isdt(["eval", *arguments, *scale, f"out={tmp_path / out}"]) == 0
+    own, same, half = (json.loads((tmp_path / out / "eval_info.json").read_text()) for out in ("own", "same", "half"))
+    assert [info["protocol"]["noise_scale"] for info in (own, same, half)] == [None, 1.0, 0.5]
+    assert half["policy"]["config"]["noise_scale"] == 0.5
+    assert own["episodes"][0]["digest"] == same["episodes"][0]["digest"] != half["episodes"][0]["digest"]
+    assert isdt(["eval", *arguments, f"out={tmp_path / 'half'}"]) == 2  # not mixed with another's
+    assert isdt(["eval", "repeat", str(tmp_path / "half" / "eval_info.json")]) == 0
+    assert isdt(["compare", str(tmp_path / "own"), str(tmp_path / "half")]) == 0  # the same initial states
+
+
+def test_an_evaluation_begun_before_a_condition_was_one_goes_on(checkpoint, tmp_path):
+    arguments = [f"checkpoint={checkpoint}", "max_steps=8", "videos=0", "report=false", f"out={tmp_path}"]
+    assert isdt(["eval", *arguments, "episodes=1"]) == 0
+    head = json.loads((tmp_path / "protocol.json").read_text())
+    del head["protocol"]["noise_scale"]
+    (tmp_path / "protocol.json").write_text(json.dumps(head))
+    assert isdt(["eval", *arguments, "episodes=2"]) == 0
+    assert isdt(["eval", *arguments, "episodes=2", "noise_scale=0.5"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["checkpoint=CKPT", "noise_scale=2"], "noise_scale must be in [0, 1], got 2"),
+        (["policy=expert", "task=pusht", "noise_scale=0.5"], "an expert draws nothing"),
         (["checkpoint=CKPT", "episodes=0"], "episodes=0 evaluates nothing"),
         (["checkpoint=CKPT", "seeds=[100000,100000]"], "listed twice"),
         (["checkpoint=CKPT", "seed_start=199999", "episodes=2"], "cross from one range"),

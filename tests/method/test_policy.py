@@ -1,5 +1,6 @@
 """The policy as users hold it: saving, refusing bad input, noise per row."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -59,6 +60,37 @@ def test_noise_is_a_function_of_episode_and_decision(policy):
     same_same_other = policy.predict_action(obs, noise_seeds=np.array([[7, 0], [7, 0], [7, 1]]))["action"]
     assert np.array_equal(same_same_other[0], same_same_other[1])
     assert not np.array_equal(same_same_other[0], same_same_other[2])
+
+
+def at_scale(policy, scale):
+    scaled = Policy(dataclasses.replace(policy.config, noise_scale=scale))
+    scaled.load_state_dict(policy.state_dict())
+    return scaled.eval()
+
+
+@pytest.mark.parametrize("steps", [1, 2, "euler3"])
+def test_the_noise_scale_scales_the_initial_noise_and_nothing_else(policy, steps):
+    obs, seeds = observations(16), np.stack([np.arange(16), np.zeros(16, int)], 1)
+    z = np.stack([np.random.default_rng(row.tolist()).standard_normal((16, 2), dtype=np.float32) for row in seeds])
+    with torch.no_grad():
+        given = {k: torch.as_tensor(v, dtype=torch.float32) for k, v in obs.items()}
+        normalised = policy.sample(0.25 * torch.from_numpy(z), policy.encode(given), steps)
+        expected = policy.normalizer.unnormalize_action(normalised, given).numpy()
+    found = at_scale(policy, 0.25).predict_action(obs, steps=steps, noise_seeds=seeds)["action_pred"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # px
+    assert np.abs(found - policy.predict_action(obs, steps=steps, noise_seeds=seeds)["action_pred"]).max() > 1
+
+
+def test_at_a_noise_scale_of_0_every_draw_is_the_same(policy):
+    obs = {k: np.repeat(v, 2, axis=0) for k, v in observations(1).items()}
+    one, other = at_scale(policy, 0.0).predict_action(obs, noise_seeds=np.array([[7, 0], [8, 0]]))["action"]
+    assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("scale", [-0.1, 1.5, float("nan")])
+def test_a_noise_scale_out_of_range_is_refused(policy, scale):
+    with pytest.raises(InputError, match=r"noise_scale must be in \[0, 1\]"):
+        dataclasses.replace(policy.config, noise_scale=scale)
 
 
 def test_saving_and_loading_gives_the_same_actions(policy, tmp_path):

@@ -110,7 +110,31 @@ def test_a_baseline_differs_from_the_recipe_in_its_objective_alone_and_is_asked_
     same = {**config["training"], "diagonal_steps": recipe["training"]["diagonal_steps"]}
     assert same == recipe["training"]
     different = {k for k in recipe["policy"] if config["policy"].get(k) != recipe["policy"][k]}
-    assert different <= {"interpolant"}
+    assert different <= {"interpolant", "noise_scale"}
+    assert (config["policy"]["noise_scale"], recipe["policy"]["noise_scale"]) == (
+        1.0 if objective != "recipe" else 0.5,
+        0.5,
+    )
+
+
+def test_how_a_policy_draws_is_the_evaluations_and_not_the_trainings(study, tmp_path):
+    """Weights that are there are evaluated at another scale; a result at another scale is refused."""
+    _, common = study
+    elsewhere = [arg for arg in common if not arg.startswith(("out=", "work="))] + [f"work={tmp_path / 'work'}"]
+    elsewhere += ["objectives=[recipe]", "seeds=[1]", "arms=[1]", "report=false"]
+    assert command.main(["tasks", *elsewhere, f"out={tmp_path / 'one'}"]) == 0
+    shutil.rmtree(tmp_path / "work/pusht_demo_recipe_1/eval")
+    half = [*elsewhere, "policy.noise_scale=0.5"]
+    with pytest.raises(InputError, match=r"made with policy\.noise_scale=1\.0, now 0\.5"):
+        command.main(["tasks", *half, f"out={tmp_path / 'one'}"])
+    assert command.main(["tasks", *half, f"out={tmp_path / 'half'}"]) == 0
+    assert command.main(["tasks", *half, f"out={tmp_path / 'half'}"]) == 0  # finished
+    one, other = (
+        json.loads((tmp_path / out / "pusht_demo/recipe_1/eval_info.json").read_text()) for out in ("one", "half")
+    )
+    assert one["policy"]["fingerprint"] == other["policy"]["fingerprint"]
+    assert one["episodes"][0]["digest"] != other["episodes"][0]["digest"]
+    assert other["command"].endswith("noise_scale=0.5")
 
 
 def test_arms_that_are_asked_for_later_join_those_that_are_there(study, tmp_path, tiny_store):
