@@ -291,20 +291,16 @@ def flow_error(
 ) -> FlowError:
     """Compare the composed map with the network's own flow, and its velocity with the data; see `FlowError`."""
     flow = heun(flow_map, noise, cond, uniform_grid(25))
-    distance = [_rms_per_step(compose(flow_map, noise, cond, uniform_grid(n)) - flow) for n in evaluations]
+    misses = [compose(flow_map, noise, cond, uniform_grid(n)) - flow for n in evaluations]
+    distance = np.stack([_per_step(miss.square().mean(dim=0)) for miss in misses])
     velocity = []
     for time in times:
         t = action.new_full((len(action),), time)
         found = flow_map.velocity(interpolate(flow_map.path, action, noise, t), t, cond)
         error = found - conditional_velocity(flow_map.path, action, noise, t)
         velocity.append(float(error.square().mean()))
-    spread = _rms_per_step(action - action.mean(dim=0))
-    return FlowError(np.array(evaluations, float), np.stack(distance), spread, np.array(times), np.array(velocity))
-
-
-def _rms_per_step(x: Tensor) -> Array:
-    """(horizon,) of (batch, horizon, action_dim)."""
-    return x.square().mean(dim=(0, 2)).sqrt().double().cpu().numpy()
+    spread = _per_step((action - action.mean(dim=0)).square().mean(dim=0))
+    return FlowError(np.array(evaluations, float), distance, spread, np.array(times), np.array(velocity))
 
 
 # The null branch.

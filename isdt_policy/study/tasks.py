@@ -194,7 +194,7 @@ def _answers(arm: str, sampling: Sampling) -> bool:
 def run_cell(config: dict[str, Any], arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
     """Train, evaluate, and put the result into `folder`."""
     run = train(config, command="isdt study tasks")
-    scale = config["policy"].get("noise_scale", 1.0)
+    scale = config["policy"]["noise_scale"]
     saved = json.loads((find_policy(run) / "config.json").read_text()).get("noise_scale", 1.0)
     options = Options(
         checkpoint=str(run), steps=tuple(arms), episodes=tasks.episodes, seed_start=FINAL_START, n_envs=tasks.n_envs,

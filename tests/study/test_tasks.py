@@ -101,7 +101,9 @@ def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys)
     [("recipe", ("1", "2", "4", "euler10")), ("meanflow", ("1", "2")), ("flow_matching", ("1", "2", "euler10")),
      ("diffusion", ("ddim2", "ddim10", "ddpm100")), ("regression", ("1",))],
 )  # fmt: skip
-def test_a_baseline_differs_from_the_recipe_in_its_objective_alone_and_is_asked_as_its_users_do(objective, arms):
+def test_a_baseline_differs_from_the_recipe_in_its_objective_and_its_noise_alone_and_is_asked_as_its_users_do(
+    objective, arms
+):
     config = cell_config("can", objective, 43, Tasks())
     assert arms_of(objective, config) == arms
     recipe = cell_config("can", "recipe", 43, Tasks())
