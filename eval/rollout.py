@@ -185,7 +185,8 @@ def evaluate(
     recipe = _recipe(policy, protocol, make_env, make_actor, keep)
     journal = Journal(out, protocol, fingerprint)
     wanted = [Episode(seed, arm, _start(init_states, seed)) for arm in arms for seed in seeds]
-    finished = {} if keep else journal.finished()
+    journalled = {} if keep else journal.finished()  # of other arms and seeds too
+    finished = {_key(episode): journalled[_key(episode)] for episode in wanted if _key(episode) in journalled}
     queue = deque(episode for episode in wanted if _key(episode) not in finished)
     n_slots = max(1, min(n_envs, len(queue)))
     run = _Run(policy, protocol, queue, finished, journal, [*listeners], len(wanted))

@@ -139,8 +139,13 @@ def test_interrupted_evaluation_resumes_with_what_was_done(tmp_path):
     assert again.records == whole
     assert again.timing["episodes"] == 9
     assert len(path.read_text().splitlines()) == 14
-    more = evaluate(NoisyPolicy(), CHAOS, [*SEEDS, 100_100], [1], make_env=Chaos, out=tmp_path)
+    heard = []
+    more = evaluate(
+        NoisyPolicy(), CHAOS, [*SEEDS, 100_100], [1], make_env=Chaos, out=tmp_path,
+        listeners=[lambda record, done, total: heard.append((record["seed"], done, total))],
+    )  # fmt: skip
     assert more.timing["episodes"] == 1
+    assert heard == [(100_100, 8, 8)], "the seven of the other arm are not part of this evaluation"
 
 
 KILLED = """
