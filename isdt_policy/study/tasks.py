@@ -368,17 +368,24 @@ COLOURS = {
 
 
 def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Success against network evaluations, a line per objective with intervals; a panel per experiment."""
+    """Success against network evaluations, a line per objective with intervals; a panel per experiment.
+
+    The scale begins below the recipe's lowest; points under it are arrows with their value.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("the figure needs Matplotlib: pip install 'isdt-policy[report]', or report=false.") from error
+    # One scale for all panels, so that a small difference looks like one; a policy that does not work would flatten the others.
+    all_rows = {experiment: rows_of(by) for experiment, by in found.items()}
+    recipe = [100 * row.success.low for rows in all_rows.values() for row in rows if row.name == RECIPE]
+    floor = max(0, 10 * int((min(recipe, default=0) - 15) // 10))
     figure = Figure(figsize=(3.4 * len(found) + 1.6, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     handles: dict[str, Any] = {}
-    for axes, (experiment, by) in zip(panels, found.items()):
+    for axes, (experiment, in_panel) in zip(panels, all_rows.items()):
         lines: dict[str, list[Row]] = {}
-        for row in rows_of(by):
+        for row in in_panel:
             own = row.name != RECIPE or not row.arm.startswith("euler")
             title = TITLES.get(row.name, row.name).strip("*") + ("" if own else ", its velocity by Euler")
             lines.setdefault(title, []).append(row)
@@ -395,6 +402,13 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
                 x, y, yerr=ends, fmt=style, ms=5, lw=1.4, capsize=2, color=COLOURS.get(rows[0].name, "#777777"),
                 mfc="white" if "Euler" in title else None, zorder=3 if rows[0].name == RECIPE else 2,
             )  # fmt: skip
+            for at, value in zip(x, y):
+                if value < floor:
+                    colour = COLOURS.get(rows[0].name, "#777777")
+                    axes.plot(at, floor + 1, "v", ms=5, color=colour)
+                    axes.annotate(
+                        f"{value:.1f}", (at, floor + 1), (7, -1), textcoords="offset points", color=colour, fontsize=8
+                    )
         axes.set_xscale("log")
         most = max(int(words(row.arm).split()[0]) for rows in lines.values() for row in rows)
         ticks = [tick for tick in (1, 2, 4, 10, 100) if tick <= max(most, 4)]
@@ -404,8 +418,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
         axes.set(xlabel="network evaluations per chunk", title=experiment)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(min(79, axes.get_ylim()[0]), 101)  # a panel of small differences should look like one
-        axes.locator_params(axis="y", nbins=6, integer=True)
+        axes.set_ylim(floor, 101)
     panels[0].set_ylabel("success, % (95 %)")
     figure.legend(list(handles.values()), list(handles), loc="outside right upper", frameon=False, fontsize=8)
     return figure

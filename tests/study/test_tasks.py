@@ -9,7 +9,7 @@ import pytest
 
 from isdt_policy.errors import InputError
 from isdt_policy.study import command
-from isdt_policy.study.tasks import Tasks, arms_of, cell_config, report, results, summary, words
+from isdt_policy.study.tasks import Tasks, arms_of, cell_config, draw, report, results, rows_of, summary, words
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -80,6 +80,17 @@ def test_the_readme_shows_what_the_committed_episodes_say():
     rows = [line for line in summary(results(ROOT / "eval/results/tasks")).splitlines() if line.startswith("|")]
     assert len(rows) > 2
     assert "\n".join(rows) in shown
+
+
+def test_the_figure_has_one_scale_and_hides_no_number():
+    found = results(ROOT / "eval/results/tasks")
+    below = 0
+    for axes, rows in zip(draw(found).axes, map(rows_of, found.values()), strict=True):
+        assert axes.get_ylim() == (60.0, 101.0)  # 15 and more below the recipe's lowest interval
+        missing = [100 * row.success.value for row in rows if 100 * row.success.value < 60]
+        assert [text.get_text() for text in axes.texts] == [f"{value:.1f}" for value in missing]
+        below += len(missing)
+    assert below >= 3, "DDIM does not work in two evaluations on three of the tasks"
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys):
