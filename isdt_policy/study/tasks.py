@@ -398,13 +398,13 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
                 [100 * (row.success.high - row.success.value) for row in rows],
             ]
             style = "o-" if "Euler" not in title else "D"
+            colour = COLOURS.get(rows[0].name, "#777777")
             handles[title] = axes.errorbar(
-                x, y, yerr=ends, fmt=style, ms=5, lw=1.4, capsize=2, color=COLOURS.get(rows[0].name, "#777777"),
+                x, y, yerr=ends, fmt=style, ms=5, lw=1.4, capsize=2, color=colour,
                 mfc="white" if "Euler" in title else None, zorder=3 if rows[0].name == RECIPE else 2,
             )  # fmt: skip
             for at, value in zip(x, y):
                 if value < floor:
-                    colour = COLOURS.get(rows[0].name, "#777777")
                     axes.plot(at, floor + 1, "v", ms=5, color=colour)
                     axes.annotate(
                         f"{value:.1f}", (at, floor + 1), (7, -1), textcoords="offset points", color=colour, fontsize=8
