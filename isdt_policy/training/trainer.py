@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,6 +181,9 @@ class Trainer:
             self.compile_note = f"failed: {reason}"
             print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
             self.flow_map = self.policy.flow_map
+            # A failure inside a derivative leaves its level of forward-mode AD open, and there is room for one.
+            with suppress(RuntimeError):  # none is open
+                torch._C._exit_dual_level(level=0)
             return self._train_step()
 
     def _train_step(self) -> dict[str, float]:
