@@ -19,6 +19,7 @@ from isdt_policy.objectives.parts import (
     DERIVATIVES,
     check_choice,
     draw_points,
+    first_rows,
     guided_velocity,
     prediction_and_rate,
     weighted,
@@ -62,6 +63,7 @@ class ISD:
     weight_by: Literal["sample", "times"] = "sample"
     bound: float = 0.0
     off_diagonal_weight: float = 1.0
+    off_diagonal_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         check_choice(
@@ -69,6 +71,11 @@ class ISD:
         )
         if self.bound < 0:
             raise InputError(f"objective.bound must be at least 0 (0: no bound), got {self.bound}.")
+        if not 0 < self.off_diagonal_fraction <= 1:
+            raise InputError(
+                f"objective.off_diagonal_fraction must be above 0 and at most 1, got {self.off_diagonal_fraction}; "
+                "no self-distillation at all is objective.off_diagonal_weight=0."
+            )
 
     def __call__(
         self,
@@ -98,16 +105,18 @@ class ISD:
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
         v_hat = diagonal.detach() if self.velocity == "self" else v_g
-        off_diagonal, rate = prediction_and_rate(flow_map, points, v_hat, self.derivative, self.eps)
+        off, v_off, keep_off = first_rows(self.off_diagonal_fraction, flow_map.networks, points, v_hat, keep)
+        off_diagonal, rate = prediction_and_rate(flow_map, off, v_off, self.derivative, self.eps)
         prediction = off_diagonal.detach()
-        residual = eulerian_residual(flow_map.path, points.x_t, prediction, v_hat, rate, points.t, points.s)
-        off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep)
+        residual = eulerian_residual(flow_map.path, off.x_t, prediction, v_off, rate, off.t, off.s)
+        off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep_off)
 
-        # 3. Weights of the residual, and of the per-sample sum.
+        # 3. Weights of the residual, and of the per-sample sum; on the rows that are left s = t, and the residual is 0.
         weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
-        per_sample = diagonal_loss + weight * off_diagonal_loss
-        terms = {"diagonal": diagonal_loss, "off_diagonal": off_diagonal_loss}
-        return self._weighted(flow_map, per_sample, points.t, points.s, **terms)
+        left = points.t[len(off.t) :]
+        per_sample = diagonal_loss + torch.cat([weight * off_diagonal_loss, 0 * left])
+        terms = {"diagonal": diagonal_loss, "off_diagonal": torch.cat([off_diagonal_loss, 0 * left])}
+        return self._weighted(flow_map, per_sample, points.t, torch.cat([off.s, left]), **terms)
 
     def _weighted(self, flow_map: FlowMap, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
         if self.weight_by == "sample":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -66,6 +67,18 @@ def draw_points(
         noise, t, s, null_like(cond, null, drop),
         interpolate(path, action, noise, t), conditional_velocity(path, action, noise, t),
     )  # fmt: skip
+
+
+def first_rows(
+    fraction: float, networks: int, points: Points, velocity: Tensor, keep: Tensor | None
+) -> tuple[Points, Tensor, Tensor | None]:
+    """The first rows of a batch, which is in no order: this fraction of those of each network (see `FlowMap`), one at least."""
+    if fraction == 1:
+        return points, velocity, keep
+    n = math.ceil(fraction * len(velocity) / networks) * networks
+    # Copies: torch 2.13 does not compile a derivative along part of a tensor.
+    some = Points(*(getattr(points, field.name)[:n].clone() for field in fields(points)))
+    return some, velocity[:n].clone(), None if keep is None else keep[:n]
 
 
 def at_times(path: Interpolant, action: Tensor, points: Points, t: Tensor, s: Tensor) -> Points:

@@ -207,6 +207,28 @@ def test_the_callers_tensors_are_not_written_to(path, batch):
         assert torch.equal(value, copies[key]), key
 
 
+@pytest.mark.parametrize("weighting", [{}, {"weight_by": "times", "bound": 0.5}])
+def test_a_fraction_off_the_diagonal_is_the_whole_with_the_other_rows_on_it(path, batch, weighting):
+    """Loss, terms and gradient: the residual at s = t is 0, so leaving it out changes nothing."""
+    flow_map = FlowMap(mlp(path), path)
+    parameters = list(flow_map.network.parameters())
+    whole, some = ISD(**weighting), ISD(**weighting, off_diagonal_fraction=0.25)  # two of eight rows
+    on = torch.arange(B) >= 2
+    expected = evaluate(whole, flow_map, batch, s=torch.where(on, batch["t"], batch["s"]))
+    actual = evaluate(some, flow_map, batch)
+    torch.testing.assert_close(actual.total, expected.total)
+    torch.testing.assert_close(actual.terms, expected.terms)
+    gradients = [torch.autograd.grad(loss.total, parameters) for loss in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+    assert evaluate(whole, flow_map, batch).terms["off_diagonal"] > 1.5 * actual.terms["off_diagonal"]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5])
+def test_a_fraction_that_is_none_is_refused(fraction):
+    with pytest.raises(InputError, match="above 0 and at most 1"):
+        ISD(off_diagonal_fraction=fraction)
+
+
 def test_adaptive_weights_divide_each_sample_by_its_own_loss(path, batch):
     flow_map = FlowMap(mlp(path), path)
     per_sample = torch.tensor([0.5, 2.0, 0.0])
