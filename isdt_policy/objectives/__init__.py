@@ -27,10 +27,14 @@ OBJECTIVES: dict[str, type] = {
     "regression": Regression,
 }
 
+# Settings that came later, at the value that changes nothing: a run or a cell without one was made with that, and is the same.
+YOUNGER = {"off_diagonal_fraction": 1.0}
+
 __all__ = [
     "ISD",
     "MIP",
     "OBJECTIVES",
+    "YOUNGER",
     "Consistency",
     "Diffusion",
     "DiscreteConsistency",

@@ -9,7 +9,18 @@ import pytest
 
 from isdt_policy.errors import InputError
 from isdt_policy.study import command
-from isdt_policy.study.tasks import Tasks, arms_of, cell_config, draw, report, results, rows_of, summary, words
+from isdt_policy.study.tasks import (
+    Tasks,
+    arms_of,
+    cell_config,
+    draw,
+    finished,
+    report,
+    results,
+    rows_of,
+    summary,
+    words,
+)
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -105,6 +116,15 @@ def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys)
     assert not out.exists()
     command.main(["tasks", "objectives=[regression]", "seeds=[1]", "report=false", *elsewhere])
     assert (out / "pusht_demo/regression_1/eval_info.json").exists()
+
+
+def test_the_committed_cells_are_of_the_recipes_as_they_ship():
+    """A changed recipe or a changed default would make the README's table something that nobody can run again."""
+    cells = sorted((ROOT / "eval/results/tasks").glob("*/*_4?"))
+    assert {cell.parent.name for cell in cells} == {"can", "lift", "pusht_human", "square"}
+    for cell in cells:
+        objective, seed = cell.name.rsplit("_", 1)
+        assert finished(cell, cell_config(cell.parent.name, objective, int(seed), Tasks()), [])
 
 
 @pytest.mark.parametrize(

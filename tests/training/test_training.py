@@ -93,6 +93,18 @@ def test_a_complete_run_is_not_trained_again(tiny_store, tmp_path, capsys):
         train({**config, "if_exists": "resume", "training": {**config["training"], "lr": 0.5}})
 
 
+def test_a_run_from_before_a_setting_existed_is_the_same_run(tiny_store, tmp_path, capsys):
+    config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1"))
+    run = train(config)
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["objective"].pop("off_diagonal_fraction") == 1.0
+    (run / "config.json").write_text(json.dumps(saved))
+    train({**config, "if_exists": "resume"})
+    assert "complete, 1 of 1 steps" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"off_diagonal_fraction=1.0, now objective.off_diagonal_fraction=0.25"):
+        train({**config, "if_exists": "resume", "objective": {**config["objective"], "off_diagonal_fraction": 0.25}})
+
+
 def test_the_saved_policy_acts_like_the_averaged_one_in_memory(tiny_store, tmp_path):
     trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=5")))
     trainer.run.mkdir()
