@@ -1,5 +1,8 @@
 """Training objectives, one file each; all are called alike (see base.py). `OBJECTIVES` is the registry."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from isdt_policy.objectives.base import Loss, Objective
 from isdt_policy.objectives.consistency import Consistency
 from isdt_policy.objectives.consistency_discrete import DiscreteConsistency
@@ -27,14 +30,20 @@ OBJECTIVES: dict[str, type] = {
     "regression": Regression,
 }
 
-# Settings that came later, at the value that changes nothing: a run or a cell without one was made with that, and is the same.
-YOUNGER = {"off_diagonal_fraction": 1.0}
+# Settings that came later, at the value that changes nothing: what was made before one existed was made with that.
+LATER_SETTINGS = {"off_diagonal_fraction": 1.0}
+
+
+def completed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an objective as an older run saved them, with those of `now` that did not exist then."""
+    return {**{key: value for key, value in LATER_SETTINGS.items() if key in now}, **before}
+
 
 __all__ = [
     "ISD",
+    "LATER_SETTINGS",
     "MIP",
     "OBJECTIVES",
-    "YOUNGER",
     "Consistency",
     "Diffusion",
     "DiscreteConsistency",
@@ -46,4 +55,5 @@ __all__ = [
     "Objective",
     "Progressive",
     "Regression",
+    "completed",
 ]

@@ -114,8 +114,9 @@ class ISD:
         # 3. Weights of the residual, and of the per-sample sum; on the rows that are left s = t, and the residual is 0.
         weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
         left = points.t[len(off.t) :]
-        per_sample = diagonal_loss + torch.cat([weight * off_diagonal_loss, 0 * left])
-        terms = {"diagonal": diagonal_loss, "off_diagonal": torch.cat([off_diagonal_loss, 0 * left])}
+        zero = torch.zeros_like(left)
+        per_sample = diagonal_loss + torch.cat([weight * off_diagonal_loss, zero])
+        terms = {"diagonal": diagonal_loss, "off_diagonal": torch.cat([off_diagonal_loss, zero])}
         return self._weighted(flow_map, per_sample, points.t, torch.cat([off.s, left]), **terms)
 
     def _weighted(self, flow_map: FlowMap, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:

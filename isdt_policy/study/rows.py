@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from isdt_policy.errors import InputError, nearest
-from isdt_policy.objectives import OBJECTIVES, YOUNGER
+from isdt_policy.objectives import LATER_SETTINGS, OBJECTIVES
 
 COND_DROP = 0.1  # wherever guidance could read the null branch, so that rows differ in its scale alone
 NFE = (1, 2, 4, 10)  # each run by the sampler of the objective's own kind
@@ -139,4 +139,4 @@ def build_objective(row: Row) -> Any:
 def describe(row: Row) -> dict[str, Any]:
     """Every setting of a row, as the record of its cells: a changed default is a changed cell."""
     settings = asdict(build_objective(row)).items()
-    return {**asdict(row), "settings": {k: v for k, v in settings if k not in YOUNGER or v != YOUNGER[k]}}
+    return {**asdict(row), "settings": {k: v for k, v in settings if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}}

@@ -21,7 +21,7 @@ from isdt_policy.eval.command import run as run_eval
 from isdt_policy.eval.compare import Group, Row, compare
 from isdt_policy.eval.rollout import write_atomically
 from isdt_policy.eval.seeds import FINAL_START
-from isdt_policy.objectives import YOUNGER
+from isdt_policy.objectives import completed
 from isdt_policy.policy import find_policy
 from isdt_policy.samplers import Sampling, plan
 from isdt_policy.training.command import train
@@ -142,7 +142,7 @@ def finished(folder: Path, config: Mapping[str, Any], arms: Sequence[str]) -> bo
     was, info = json.loads((folder / "train_config.json").read_text()), read_info(folder)
     # Training does not read it, so it is the evaluation's that counts; cells from before it was a setting have 1.
     was["policy"]["noise_scale"] = info["policy"]["config"].get("noise_scale", 1.0)
-    was["objective"] = {**{k: v for k, v in YOUNGER.items() if k in config["objective"]}, **was["objective"]}
+    was["objective"] = completed(was["objective"], config["objective"])
     for section in ("data", "network", "objective", "policy", "training"):
         before, now = was[section], config[section]
         for key in sorted({*before, *now} - OF_THE_MACHINE):

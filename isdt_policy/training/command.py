@@ -239,9 +239,9 @@ def _load_config(run: Path) -> dict[str, Any]:
 
 def _same_settings(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
     from isdt_policy.errors import InputError
-    from isdt_policy.objectives import YOUNGER
+    from isdt_policy.objectives import completed
 
-    old = {**old, "objective": {**{k: v for k, v in YOUNGER.items() if k in new["objective"]}, **old["objective"]}}
+    old = {**old, "objective": completed(old["objective"], new["objective"])}
     # Training does not read how a policy draws when it acts.
     ignored = ("if_exists", "resume", "run_dir", "policy.noise_scale")
 
