@@ -223,23 +223,25 @@ def draw_pairs(groups: Sequence[Group], arm: str | None, path: Path) -> None:
     (first, first_arm), *others = _lines(groups, arm)
     if not others:
         raise InputError("pairs= needs two rows: give a second result, or leave arm= out.")
+    alone = all(group.name == first.name for group, _ in others)
     figure = _figure((3.6 * len(others), 3.9))
     for axes, (group, a) in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):
+        here, there = (f"arm {arm}" if alone else f"{row.name}, {arm}" for row, arm in ((first, first_arm), (group, a)))
         sides = [first.episodes(first_arm), group.episodes(a)]
         shared = sorted(set.intersection(*[set(run) for side in sides for run in side]))
         x, y = (np.array([np.mean([run[s]["max_reward"] for run in side]) for s in shared]) for side in sides)
         wins = [np.array([np.mean([run[s]["success"] for run in side]) > 0.5 for s in shared], bool) for side in sides]
         for who, label, colour in (
             (wins[0] & wins[1], "both succeed", "#bbbbbb"),
-            (wins[0] & ~wins[1], f"only {first.name}, {first_arm}", "#1f77b4"),
-            (~wins[0] & wins[1], f"only {group.name}, {a}", "#ff7f0e"),
+            (wins[0] & ~wins[1], f"only {here}", "#1f77b4"),
+            (~wins[0] & wins[1], f"only {there}", "#ff7f0e"),
             (~wins[0] & ~wins[1], "neither", "#d62728"),
         ):
             axes.plot(x[who], y[who], "o", ms=4, alpha=0.7, color=colour, label=f"{label}: {int(who.sum())}")
         low = min(x.min(), y.min())
         room = 0.04 * (max(x.max(), y.max()) - low) + 1e-6
         limits = (low - room, max(x.max(), y.max()) + room)
-        axes.set(xlabel=f"best reward: {first.name}, {first_arm}", ylabel=f"best reward: {group.name}, {a}")
+        axes.set(xlabel=f"best reward: {here}", ylabel=f"best reward: {there}")
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         axes.legend(fontsize=7, loc="lower left")
     figure.savefig(path)
