@@ -223,6 +223,7 @@ def draw_pairs(groups: Sequence[Group], arm: str | None, path: Path) -> None:
     (first, first_arm), *others = _lines(groups, arm)
     if not others:
         raise InputError("pairs= needs two rows: give a second result, or leave arm= out.")
+    # Rows of one result: its name would only be repeated, and is too long for an axis.
     alone = all(group.name == first.name for group, _ in others)
     figure = _figure((3.6 * len(others), 3.9))
     for axes, (group, a) in zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True):

@@ -124,6 +124,19 @@ def test_every_seed_is_a_point_of_the_pair_plot(tmp_path):
         assert label in drawn
 
 
+def test_a_pair_plot_of_one_result_names_its_arms_alone(tmp_path):
+    result(tmp_path / "a", A)
+    result(tmp_path / "b", B, arm="2")
+    one, two = (json.loads((tmp_path / name / "eval_info.json").read_text()) for name in "ab")
+    both = {**one, "arms": {**one["arms"], **two["arms"]}, "episodes": one["episodes"] + two["episodes"]}
+    (tmp_path / "a" / "eval_info.json").write_text(json.dumps(both))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert isdt(["compare", str(tmp_path / "a"), f"pairs={tmp_path / 'p.svg'}"]) == 0
+    drawn = (tmp_path / "p.svg").read_text()
+    for label in ("only arm 1: 0", "only arm 2: 10", ">best reward: arm 1<", ">best reward: arm 2<"):
+        assert label in drawn
+
+
 def test_sample_size_from_the_command_line(capsys):
     assert isdt(["compare", "power=0.70,0.75"]) == 0
     assert "n = 1251 episodes" in capsys.readouterr().out
