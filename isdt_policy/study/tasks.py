@@ -231,30 +231,27 @@ def results(out: str | Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
 SUMMARY: dict[str, tuple[str, str]] = {
     "**iSD-T, 1**": (RECIPE, "1"),
     "iSD-T, 2": (RECIPE, "2"),
+    "MeanFlow, 1": ("meanflow", "1"),
+    "MeanFlow, 2": ("meanflow", "2"),
     "flow matching, 1": ("flow_matching", "1"),
     "flow matching, 10": ("flow_matching", "euler10"),
-    "MeanFlow, 1": ("meanflow", "1"),
     "DDIM, 2": ("diffusion", "ddim2"),
     "DDIM, 10": ("diffusion", "ddim10"),
+    "DDPM, 100": ("diffusion", "ddpm100"),
     "regression, 1": ("regression", "1"),
 }
 
 
 def summary(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
-    """Success of every experiment at the evaluations that matter most, a line each, in Markdown."""
-    lines = [
-        "| success, % [95 %] | " + " | ".join(SUMMARY) + " |",
-        "|" + "---|" * (len(SUMMARY) + 1),
-    ]
-    counts = set()
-    for experiment, by in found.items():
-        rows = {(row.name, row.arm): row for row in rows_of(by)}
-        counts |= {f"{row.runs} x {row.n // row.runs}" for key, row in rows.items() if key in SUMMARY.values()}
-        cells = []
-        for title, key in SUMMARY.items():
-            text = _percent(rows[key]) if key in rows else ""
-            cells.append(f"**{text}**" if text and title.startswith("**") else text)
-        lines.append(f"| {experiment} | " + " | ".join(cells) + " |")
+    """Success at the evaluations that matter most, a line each, in every experiment, a column each, in Markdown."""
+    rows = [{(row.name, row.arm): row for row in rows_of(by)} for by in found.values()]
+    lines = ["| success, % [95 %] | " + " | ".join(found) + " |", "|" + "---|" * (len(found) + 1)]
+    for title, key in SUMMARY.items():
+        cells = [_percent(by[key]) if key in by else "" for by in rows]
+        if title.startswith("**"):
+            cells = [f"**{cell}**" if cell else "" for cell in cells]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    counts = {f"{row.runs} x {row.n // row.runs}" for by in rows for key, row in by.items() if key in SUMMARY.values()}
     note = f"Training seeds x episodes: {', '.join(sorted(counts, reverse=True))}; each in the tables below."
     return "\n".join([*lines, "", note])
 
