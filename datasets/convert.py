@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy import files
 from isdt_policy.datasets import formats
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.robomimic_replay import with_actions_of
@@ -85,6 +85,7 @@ def write(recording: Recording, target: Path, to: str | None = None, overwrite: 
         raise InputError(f"format '{to}' is read, not written.")
     if target.exists() and not overwrite:
         raise InputError(f"'{target}' exists; give another name, or overwrite=true.")
+    files.check_replaceable(target)  # before an hour of conversion, not after
     before = recording.attributes.get("provenance")
     provenance = {
         "source": str(recording.path), "source_format": recording.format, "sha256": sha256(recording.path),
@@ -103,9 +104,7 @@ def write(recording: Recording, target: Path, to: str | None = None, overwrite: 
                 break
             except _NotBytes:
                 continue  # some image holds other values than whole 0..255: again, as they are
-        if target.exists():
-            shutil.rmtree(target) if target.is_dir() else target.unlink()
-        os.rename(aside / target.name, target)
+        files.replace(aside / target.name, target)
     except (OSError, RuntimeError) as error:
         # HDF5 notices a full disk again when it closes the file, as a RuntimeError that hides the first.
         cause = error if isinstance(error, OSError) else error.__context__

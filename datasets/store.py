@@ -45,6 +45,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from isdt_policy import files
 from isdt_policy.envs import task_spec
 from isdt_policy.errors import InputError, nearest
 
@@ -261,7 +262,7 @@ class DemoWriter:
             raise InputError(f"'{path}' cannot be written ({_brief(error)}).") from error
         try:
             if overwrite and self.path.exists():
-                shutil.rmtree(self.path)
+                files.remove(self.path)
             if self.path.exists():
                 self._group = zarr.open_group(self.path, mode="r+")
                 if "isdt_schema" not in self._group.attrs:

@@ -81,9 +81,9 @@ def train(config: dict[str, Any], command: str = "") -> Path:
             "replace it: if_exists=overwrite."
         )
     if exists and config["if_exists"] == "overwrite":
-        import shutil
+        from isdt_policy import files
 
-        shutil.rmtree(run)
+        files.remove(run)
     write_run(config, trainer, command)
     goal = trainer.config.steps
     if trainer.step >= goal:
