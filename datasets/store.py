@@ -458,8 +458,8 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
 
 def _open_directory(path: Path) -> zarr.Group:
     root = path.resolve()
-    for folder, folders, files in os.walk(path):
-        for name in (*folders, *files):
+    for folder, folders, names in os.walk(path):
+        for name in (*folders, *names):
             entry = Path(folder, name)
             if entry.is_symlink() and not entry.resolve().is_relative_to(root):
                 raise InputError(

@@ -7,7 +7,7 @@ from isdt_policy.datasets.convert import convert
 from isdt_policy.errors import InputError
 
 
-@pytest.fixture()
+@pytest.fixture
 def precious(tmp_path, monkeypatch):
     folder = tmp_path / "home"
     (folder / "thesis").mkdir(parents=True)
@@ -18,7 +18,7 @@ def precious(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("target", [".", "..", "../home", "thesis", "thesis/.."])
 def test_overwriting_leaves_folders_of_other_people_alone(precious, tiny_store, target):
-    with pytest.raises(InputError, match="current folder|did not write"):
+    with pytest.raises(InputError, match=r"current folder|did not write"):
         convert(str(tiny_store), target, to="lerobot", overwrite=True)
     assert precious.read_text() == "years"
 
