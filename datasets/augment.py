@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import TaskSpec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class MemoryStore:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.store import NOT_OBSERVED, DemoStore, DemoWriter, resolve_path
 from isdt_policy.datasets.summary import is_low_dim
 from isdt_policy.datasets.windows import WindowDataset, epoch_order, window_indices
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 HELP = """
 usage: isdt data bench PATH [parts=windows,images,memory,import] [key=value ...]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from isdt_policy.datasets.arguments import bind
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 # verb -> (module:function with the verb's options as parameters, one-line help)
 VERBS: dict[str, tuple[str, str]] = {

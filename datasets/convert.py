@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy import files
 from isdt_policy.datasets import formats
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.robomimic_replay import with_actions_of
 from isdt_policy.datasets.store import resolve_path, task_attributes
-from isdt_policy.errors import InputError
+from isdt_policy.shared import files
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data convert SOURCE TARGET [to=FORMAT] [keys=a,b] [task=NAME] [overwrite=false]
@@ -155,7 +155,7 @@ def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
 
 def _shown(recording: Recording, label: str) -> Recording:
     """The same with a progress bar."""
-    from isdt_policy.progress import Progress
+    from isdt_policy.shared.progress import Progress
 
     def episodes() -> Iterator[dict[str, NDArray[Any]]]:
         progress = Progress(recording.n_episodes, label, "episode")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import blocks, is_low_dim
 from isdt_policy.envs import TaskSpec, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data doctor PATH [task=NAME] [images=true] [format=table]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def download(url: str, target: Path, sha256: str | None = None, timeout_s: float
 
 def _receive(url: str, part: Path, timeout_s: float) -> None:
     """Download into `part`, after what it holds already if the server can go on there."""
-    from isdt_policy.progress import Progress
+    from isdt_policy.shared.progress import Progress
 
     start = part.stat().st_size if part.exists() else 0
     tag = part.with_name(part.name + ".etag")

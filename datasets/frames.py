@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 # Keys with more numbers a step than this are images: kept as stored, read in groups of frames, no range computed.
 LOW_DIM = 256

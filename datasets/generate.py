@@ -11,7 +11,7 @@ import numpy as np
 
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip, task_attributes
 from isdt_policy.envs import task_spec
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 HELP = """
 usage: isdt data generate out=PATH [task=pusht] [episodes=200] [seed=0] [workers=2] [format=zarr] [overwrite=false]
@@ -51,7 +51,7 @@ def generate(
         InputError: no expert, a number out of range, or `out` holds something else.
     """
     from isdt_policy.envs.experts import EXPERTS, facts, generate_episodes
-    from isdt_policy.progress import Progress
+    from isdt_policy.shared.progress import Progress
 
     if episodes < 1:
         raise InputError(f"episodes must be at least 1, got {episodes}.")

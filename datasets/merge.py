@@ -12,7 +12,7 @@ from isdt_policy.datasets import formats
 from isdt_policy.datasets.convert import sha256, write
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.store import resolve_path
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data merge SOURCE SOURCE [...] out=TARGET [overwrite=false]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from isdt_policy.datasets.store import DemoStore, DemoWriter, task_attributes
 from isdt_policy.envs import task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data record out=PATH (checkpoint=PATH | policy=expert task=NAME) [key=value ...]
@@ -129,7 +129,7 @@ def record(
     from isdt_policy.eval.command import Options, check_task, checkpoint_hash, load_policy, protocol_of
     from isdt_policy.eval.rollout import evaluate
     from isdt_policy.eval.seeds import purpose
-    from isdt_policy.progress import Progress
+    from isdt_policy.shared.progress import Progress
 
     path = Path(out)
     if path.suffix != ".zarr":

@@ -9,7 +9,7 @@ from isdt_policy.datasets.convert import chosen, write
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.store import resolve_path
 from isdt_policy.datasets.windows import train_val_split
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 HELP = """
 usage: isdt data split SOURCE OUT (episodes=... | exclude=... | mask=NAME | val_ratio=R [seed=0]) [overwrite=false]

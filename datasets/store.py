@@ -45,9 +45,9 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
-from isdt_policy import files
 from isdt_policy.envs import task_spec
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared import files
+from isdt_policy.shared.errors import InputError, nearest
 
 SCHEMA = 1
 # Keys that tell what was done and how it went, not what was seen; every other key is an observation.

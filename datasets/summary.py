@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import LOW_DIM
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data inspect PATH [format=table]

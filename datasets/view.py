@@ -17,7 +17,7 @@ from isdt_policy.datasets.doctor import Finding, examine
 from isdt_policy.datasets.split import parse_ranges
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import is_low_dim
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """
 usage: isdt data view PATH [out=PATH.html] [episodes=0-19] [frames=8] [task=NAME]
@@ -53,7 +53,7 @@ def view(
     path: str, out: str | None = None, episodes: str | None = None, frames: int = 8, task: str | None = None
 ) -> int:
     """Write the page; see HELP."""
-    from isdt_policy.progress import Progress
+    from isdt_policy.shared.progress import Progress
 
     store = DemoStore.open(path)
     if frames < 0:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import frames, is_image, take
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class Store(Protocol):

@@ -7,7 +7,7 @@ import platform
 import sys
 
 from isdt_policy.envs.registry import installed_version, task_ids, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 HELP = """usage: isdt doctor
 

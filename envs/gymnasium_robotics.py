@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 TESTED = "1.4.2"
 _NAMES = {"franka_kitchen": "FrankaKitchen-v1", "adroit_door": "AdroitHandDoor-v1"}

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
 SUCCESS_COVERAGE = 0.95

@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 # task id -> module with `SPECS[id]` and `make_env(id, ...)`. A module must import no simulator at its top level.
 _ROBOMIMIC = ("lift", "can", "square", "tool_hang", "transport")

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs import rotations
 from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 Array = NDArray[np.float64]
 

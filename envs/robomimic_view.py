@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.robomimic import SCENES, RobosuiteEnv, env_args
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 try:
     from robomimic.envs.env_base import EnvBase, EnvType

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.registry import installed_version
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 ROBOSUITE = "1.4.1"  # the version that the package installs
 TESTED = (ROBOSUITE, "1.5.1", "1.5.2")

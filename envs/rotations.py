@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 Array = NDArray[np.float64]
 

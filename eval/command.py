@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError, nearest
 from isdt_policy.eval.episode import Recipe, Start
 from isdt_policy.eval.rollout import EvalResult, Progress, Protocol, evaluate, write_atomically
 from isdt_policy.eval.seeds import FINAL_START, purpose
 from isdt_policy.eval.workers import Slots
+from isdt_policy.shared.errors import InputError, nearest
 
 SCHEMA = "isdt-eval/1"
 
@@ -35,8 +35,8 @@ examples
   isdt eval checkpoint=outputs/pusht_demo steps=[1,2] baselines=[euler10] episodes=200
   isdt eval checkpoint=outputs/pusht_demo seed_start=200000 episodes=50  selection seeds, to choose between checkpoints
   isdt eval policy=expert task=pusht episodes=50                         the scripted expert of a task
-  isdt eval repeat eval/results/pusht.json                               run a result again, compare seed by seed
-  isdt eval repeat eval/results/pusht.json checkpoint=PATH episodes=20   ... its first 20 seeds, weights found elsewhere
+  isdt eval repeat results/pusht.json                               run a result again, compare seed by seed
+  isdt eval repeat results/pusht.json checkpoint=PATH episodes=20   ... its first 20 seeds, weights found elsewhere
   isdt eval curve checkpoint=outputs/pusht_demo                          every checkpoint kept: success against time and windows
 
 what is evaluated
@@ -267,7 +267,7 @@ def load_policy(options: Options) -> Policy:
     if (options.checkpoint is None) == (options.policy is None):
         raise InputError("give either checkpoint=PATH or policy=expert (with task=NAME).")
     if options.checkpoint is not None:
-        from isdt_policy.policy import Policy as TrainedPolicy
+        from isdt_policy.method.policy import Policy as TrainedPolicy
 
         trained: Any = TrainedPolicy.from_pretrained(options.checkpoint)
         for name in ("n_action_steps", "noise_scale"):
@@ -384,7 +384,7 @@ def default_out(options: Options) -> Path:
 
 def checkpoint_hash(checkpoint: str) -> str:
     """Return the SHA-256 of the weights and configuration that will act."""
-    from isdt_policy.policy import find_policy
+    from isdt_policy.method.policy import find_policy
 
     folder = find_policy(checkpoint)
     digest = hashlib.sha256()
@@ -398,7 +398,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the content of eval_info.json: numbers first, then all it takes to get them again."""
     from isdt_policy.eval.curve import training_of
-    from isdt_policy.provenance import commit
+    from isdt_policy.shared.provenance import commit
 
     first = result.summary[result.arms[0]]
     config = getattr(policy, "config", None)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from isdt_policy.errors import InputError, nearest
 from isdt_policy.eval.statistics import (
     Estimate,
     bootstrap_mean,
@@ -27,6 +26,7 @@ from isdt_policy.eval.statistics import (
     sample_size,
     wilson,
 )
+from isdt_policy.shared.errors import InputError, nearest
 
 FORMATS = ("markdown", "csv", "latex")
 CSV_COLUMNS = (

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isdt_policy.errors import InputError
 from isdt_policy.eval.seeds import SELECTION_START
+from isdt_policy.shared.errors import InputError
 
 HELP = """usage: isdt eval curve checkpoint=RUN [key=value ...]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 # A picklable recipe for an environment with Dict observations (workers call it in their own process).
 EnvFactory = Callable[[], Any]

@@ -10,9 +10,9 @@ import time
 from collections import deque
 from typing import Any
 
-from isdt_policy.errors import InputError
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe, Reply
 from isdt_policy.eval.workers import Command, obey
+from isdt_policy.shared.errors import InputError
 
 
 class RaySlots:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError
 from isdt_policy.eval.episode import Start
 from isdt_policy.eval.rollout import EvalResult, evaluate
+from isdt_policy.shared.errors import InputError
 
 
 def record_rollouts(

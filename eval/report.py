@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError
 from isdt_policy.eval.page import PAGE
 from isdt_policy.eval.rollout import EvalResult, evaluate
 from isdt_policy.eval.statistics import advice, mcnemar, paired_difference
+from isdt_policy.shared.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -31,11 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError
 from isdt_policy.eval.episode import ActorFactory, EnvFactory, Episode, Recipe, Reply, Start
 from isdt_policy.eval.seeds import check_seeds
 from isdt_policy.eval.statistics import bootstrap_mean, wilson
 from isdt_policy.eval.workers import LocalSlots, ProcessSlots, Slots
+from isdt_policy.shared.errors import InputError
 
 MAX_ATTEMPTS = 2
 MAX_LOST = 20  # restarts forgiven to an episode because a neighbour took its worker down

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 FINAL_START = 100_000
 SELECTION_START = 200_000

@@ -16,7 +16,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @dataclass(frozen=True)

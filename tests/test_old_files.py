@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from isdt_policy.cli import main as isdt
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.policy import Policy
+from isdt_policy.method.policy import Policy
 
 OLD = Path(__file__).parent / "fixtures" / "v0_1"
 ACTIONS = json.loads((OLD / "actions.json").read_text())

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 # format -> (module, how a path of it looks)
 FORMATS: dict[str, tuple[str, str]] = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def decode(data: bytes) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording, images
 from isdt_policy.datasets.view import png
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 _NAMES = {"next.reward": "reward", "next.done": "done", "next.success": "success"}
 _BACK = {ours: theirs for theirs, ours in _NAMES.items()}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording, images
 from isdt_policy.datasets.store import NOT_OBSERVED
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 _FILE = "main_data.hdf5"
 _NAMES = {"actions": "action", "rewards": "reward", "terminations": "terminated", "truncations": "truncated"}

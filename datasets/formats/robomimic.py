@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_task
 from isdt_policy.datasets.store import NOT_OBSERVED
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 _NAMES = {"actions": "action", "rewards": "reward", "dones": "done"}
 _BACK = {ours: theirs for theirs, ours in _NAMES.items()}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.envs import task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def recorded_task(attributes: Mapping[str, Any], source: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 # task id -> module with `expert(seed, task)`, `episode(seed, index, task)` and `facts(seed, index)`
 EXPERTS: dict[str, str] = {

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.wire import pack, unpack
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class PolicyClient:

@@ -18,7 +18,7 @@ from isdt_policy.datasets.arguments import bind
 from isdt_policy.deploy.controller import EpisodeRecord, Report, control, percentiles, replay
 from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.safety import FILE, Limits, Safety
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from isdt_policy.envs.registry import TaskSpec
@@ -269,7 +269,7 @@ class _Display:
     """Progress of the loop: a bar on a terminal, a line every few seconds elsewhere."""
 
     def __init__(self, rate_hz: float, seconds: float | None, episodes: int | None) -> None:
-        from isdt_policy.progress import Progress
+        from isdt_policy.shared.progress import Progress
 
         self._episodes, self._done = episodes, 0
         total = episodes if seconds is None else round(seconds * rate_hz)
@@ -364,7 +364,7 @@ def export_policy(
 ) -> int:
     """See EXPORT_HELP."""
     from isdt_policy.deploy.export import FORMATS, export, parity
-    from isdt_policy.policy import Policy
+    from isdt_policy.method.policy import Policy
 
     if format not in (*FORMATS, "hub"):
         raise InputError(f"format='{format}' is not one of onnx, pt2, hub.{nearest(format, (*FORMATS, 'hub'))}")
@@ -408,7 +408,7 @@ def load_policy(checkpoint: str, mode: str = "sync") -> Any:
         from isdt_policy.deploy.runner import OnnxPolicy
 
         return OnnxPolicy(checkpoint)
-    from isdt_policy.policy import Policy
+    from isdt_policy.method.policy import Policy
 
     policy = Policy.from_pretrained(checkpoint)
     if mode != "rtc":
@@ -435,7 +435,7 @@ def find_limits(checkpoint: str, policy: Any, spec: TaskSpec | None, path: str |
     if embedded:
         return Limits.from_dict(embedded)
     if Path(checkpoint).is_dir():
-        from isdt_policy.policy import find_policy
+        from isdt_policy.method.policy import find_policy
 
         beside = find_policy(checkpoint) / FILE
         if beside.is_file():

@@ -40,8 +40,8 @@ from isdt_policy.deploy.freezing import (
 )
 from isdt_policy.deploy.runner import DIGEST, FORMAT, METADATA, ZEROS, OnnxPolicy
 from isdt_policy.deploy.safety import Limits
-from isdt_policy.errors import InputError, nearest
-from isdt_policy.policy import Policy
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError, nearest
 
 FORMATS = ("onnx", "pt2")
 WEIGHTS = ("float32", "int8")

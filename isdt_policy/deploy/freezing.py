@@ -30,11 +30,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import interpolate
-from isdt_policy.policy import Policy
-from isdt_policy.samplers import uniform_grid
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import interpolate
+from isdt_policy.method.policy import Policy
+from isdt_policy.method.samplers import uniform_grid
+from isdt_policy.shared.errors import InputError
 
 CANDIDATES = 16
 SAME_MODE = 1.0  # root mean square distance over the frozen actions, in normalised units (data has about unit variance)
@@ -141,7 +141,7 @@ class PrefixPolicy:
         steps: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
-        """See `isdt_policy.policy.Policy.predict_action`."""
+        """See `isdt_policy.method.policy.Policy.predict_action`."""
         return self.policy.predict_action(obs, steps=steps, noise_seeds=noise_seeds)
 
     @torch.inference_mode()

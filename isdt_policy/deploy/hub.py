@@ -11,8 +11,8 @@ from typing import Any
 
 from isdt_policy import __version__
 from isdt_policy.deploy.safety import FILE, Limits
-from isdt_policy.errors import InputError
-from isdt_policy.policy import Policy, find_policy
+from isdt_policy.method.policy import Policy, find_policy
+from isdt_policy.shared.errors import InputError
 
 try:
     from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download

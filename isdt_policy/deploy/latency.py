@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 Draw = Callable[[np.random.Generator], float]
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}

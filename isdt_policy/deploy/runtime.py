@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 if TYPE_CHECKING:  # the module behind this name loads Gymnasium, which a robot's computer may not have
     from isdt_policy.envs.protocol import Policy

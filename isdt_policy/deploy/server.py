@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.wire import pack, unpack
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from isdt_policy.envs.protocol import Policy

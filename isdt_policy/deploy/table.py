@@ -14,7 +14,7 @@ from typing import Any
 from isdt_policy.deploy.controller import control
 from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.runtime import MODES
-from isdt_policy.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest
 
 HELP = """usage: isdt deploy table checkpoint=PATH [key=value ...]
 
@@ -22,7 +22,7 @@ Success against inference latency for sync, async and rtc, in simulated time, on
 
 examples
   isdt deploy table checkpoint=outputs/pusht_demo
-  isdt deploy table checkpoint=outputs/lift latencies=[0ms,100ms,200ms] episodes=50 out=eval/results/deploy_lift
+  isdt deploy table checkpoint=outputs/lift latencies=[0ms,100ms,200ms] episodes=50 out=results/deploy_lift
 
 options
   checkpoint=PATH        run directory, checkpoint or folder of save_pretrained
@@ -66,8 +66,8 @@ def table(
     from isdt_policy.envs import make, task_spec
     from isdt_policy.eval.command import checkpoint_hash, versions
     from isdt_policy.eval.rollout import write_atomically
-    from isdt_policy.progress import Progress
-    from isdt_policy.provenance import commit
+    from isdt_policy.shared.progress import Progress
+    from isdt_policy.shared.provenance import commit
 
     for mode in modes:
         if mode not in MODES:

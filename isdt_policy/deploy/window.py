@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class Window:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 KINDS = "biuf"
 MAX_DIMS = 8

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from isdt_policy.errors import InputError
-from isdt_policy.policy import Policy
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError
 
 
 def _flush(path: Path) -> None:

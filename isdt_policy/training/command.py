@@ -40,7 +40,7 @@ def main(args: list[str]) -> int:
     if "--help" in args or "-h" in args:
         print(HELP.format(experiments=", ".join(_names("experiment")), objectives=", ".join(_names("objective"))))
         return 0
-    from isdt_policy.errors import InputError
+    from isdt_policy.shared.errors import InputError
     from isdt_policy.training.config import compose_config
 
     show = "--cfg" in args
@@ -64,8 +64,8 @@ def main(args: list[str]) -> int:
 
 def train(config: dict[str, Any], command: str = "") -> Path:
     """Train from a composed configuration and return the run directory."""
-    from isdt_policy.errors import InputError, nearest
-    from isdt_policy.progress import duration
+    from isdt_policy.shared.errors import InputError, nearest
+    from isdt_policy.shared.progress import duration
 
     run = Path(config["run_dir"])
     if config["if_exists"] not in ("error", "resume", "overwrite"):
@@ -81,7 +81,7 @@ def train(config: dict[str, Any], command: str = "") -> Path:
             "replace it: if_exists=overwrite."
         )
     if exists and config["if_exists"] == "overwrite":
-        from isdt_policy import files
+        from isdt_policy.shared import files
 
         files.remove(run)
     write_run(config, trainer, command)
@@ -126,10 +126,10 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
     from isdt_policy.envs.registry import check_recorded
-    from isdt_policy.errors import InputError
-    from isdt_policy.normalization import Normalizer, action_statistics
-    from isdt_policy.objectives import OBJECTIVES
-    from isdt_policy.policy import Policy, PolicyConfig
+    from isdt_policy.method.normalization import Normalizer, action_statistics
+    from isdt_policy.method.objectives import OBJECTIVES
+    from isdt_policy.method.policy import Policy, PolicyConfig
+    from isdt_policy.shared.errors import InputError
     from isdt_policy.training.config import DataConfig, build
     from isdt_policy.training.trainer import Trainer, TrainingConfig
 
@@ -213,7 +213,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
 
 
 def _masked(store: Any, name: str) -> Any:
-    from isdt_policy.errors import InputError, nearest
+    from isdt_policy.shared.errors import InputError, nearest
 
     if name not in store.masks:
         known = ", ".join(store.masks) or "none"
@@ -229,7 +229,7 @@ def _names(group: str) -> list[str]:
 
 
 def _load_config(run: Path) -> dict[str, Any]:
-    from isdt_policy.errors import InputError
+    from isdt_policy.shared.errors import InputError
 
     try:
         return json.loads((run / "config.json").read_text())
@@ -238,8 +238,8 @@ def _load_config(run: Path) -> dict[str, Any]:
 
 
 def _same_settings(old: dict[str, Any], new: dict[str, Any], run: Path) -> None:
-    from isdt_policy.errors import InputError
-    from isdt_policy.objectives import completed
+    from isdt_policy.method.objectives import completed
+    from isdt_policy.shared.errors import InputError
 
     old = {**old, "objective": completed(old["objective"], new["objective"])}
     # Training does not read how a policy draws when it acts.
@@ -266,7 +266,7 @@ def _provenance(command: str) -> dict[str, Any]:
     import torch
 
     from isdt_policy import __version__
-    from isdt_policy.provenance import commit
+    from isdt_policy.shared.provenance import commit
 
     return {
         "command": command, "isdt_policy": __version__, "commit": commit(), "python": platform.python_version(),

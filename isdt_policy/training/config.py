@@ -19,10 +19,10 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isdt_policy.errors import InputError, nearest
-from isdt_policy.objectives import OBJECTIVES
-from isdt_policy.policy import NETWORKS, PolicyConfig
-from isdt_policy.samplers import FLOW_MAP
+from isdt_policy.method.objectives import OBJECTIVES
+from isdt_policy.method.policy import NETWORKS, PolicyConfig
+from isdt_policy.method.samplers import FLOW_MAP
+from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.training.trainer import TrainingConfig
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from isdt_policy.policy import Policy
+from isdt_policy.method.policy import Policy
 
 
 class EMA:

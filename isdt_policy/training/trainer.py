@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from isdt_policy.datasets.windows import batch_indices
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap, with_tangent
-from isdt_policy.objectives.base import Loss, Objective
-from isdt_policy.policy import Policy
-from isdt_policy.progress import Progress
+from isdt_policy.method.flow_map import FlowMap, with_tangent
+from isdt_policy.method.objectives.base import Loss, Objective
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.loggers import Log

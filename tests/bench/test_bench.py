@@ -7,14 +7,14 @@ import pytest
 import torch
 import zarr
 
-from isdt_policy.bench.baseline import ConvUNet, matched
-from isdt_policy.bench.command import main
-from isdt_policy.bench.measure import interleaved, ratio, summary
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS
-from isdt_policy.networks.unet1d import UNet1d
-from isdt_policy.objectives import ISD
+from isdt_policy.lab.bench.baseline import ConvUNet, matched
+from isdt_policy.lab.bench.command import main
+from isdt_policy.lab.bench.measure import interleaved, ratio, summary
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS
+from isdt_policy.method.networks.unet1d import UNet1d
+from isdt_policy.method.objectives import ISD
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.mark.parametrize("count", [5_257_090, 5_000_000, 5_500_000])

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from isdt_policy import cli, tune
-from isdt_policy.errors import InputError
-from isdt_policy.tune import Tuning, overrides_of, read_space
+from isdt_policy.lab.tune import Tuning, overrides_of, read_space
+from isdt_policy.shared.errors import InputError
 
 TINY = [
     "experiment=pusht_demo", "training.steps=4", "training.diagonal_steps=0", "training.compile=false",

@@ -6,7 +6,7 @@ import pytest
 from isdt_policy.datasets.augment import with_goals_in_hindsight, with_mirror_images
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.envs import make, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 PUSHT = task_spec("pusht")
 

@@ -11,7 +11,7 @@ import pytest
 
 from isdt_policy.cli import main
 from isdt_policy.datasets.fetch import SOURCES, Source, download, find
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 CONTENT = bytes(range(256)) * 8000  # 2 MB
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

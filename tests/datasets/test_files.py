@@ -2,9 +2,9 @@
 
 import pytest
 
-from isdt_policy import files
 from isdt_policy.datasets.convert import convert
-from isdt_policy.errors import InputError
+from isdt_policy.shared import files
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture

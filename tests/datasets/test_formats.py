@@ -13,7 +13,7 @@ from isdt_policy.cli import main
 from isdt_policy.datasets.convert import convert, sha256
 from isdt_policy.datasets.formats import detect, read
 from isdt_policy.datasets.store import DemoStore, DemoWriter
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 ENV_ARGS = {"env_name": "Lift", "type": 1, "env_version": "1.4.1", "env_kwargs": {"control_freq": 20}}
 

@@ -10,7 +10,7 @@ import zarr
 from isdt_policy.datasets.frames import frames
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import WindowDataset
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def image_store(path, steps, side, dtype=np.uint8):

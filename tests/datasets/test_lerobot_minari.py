@@ -11,7 +11,7 @@ import pytest
 from isdt_policy.datasets.convert import convert
 from isdt_policy.datasets.formats import detect, read
 from isdt_policy.datasets.store import DemoStore, DemoWriter
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 
 from isdt_policy.datasets.record import Recorder, _carried_out, record
 from isdt_policy.datasets.store import DemoStore, DemoWriter
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def test_recording_goes_on_where_it_stopped(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip, resolve_path
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def episode(number, steps=None):
@@ -97,7 +97,7 @@ CRASHES = """
 import os, random, signal, sys
 import numpy as np
 from isdt_policy.datasets.store import DemoStore, DemoWriter
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 def episode(number):
     steps = 1 + number % 4

@@ -15,7 +15,7 @@ from isdt_policy.datasets.windows import (
     train_val_split,
     window_indices,
 )
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def brute_force(lengths, horizon, pad_before, pad_after, chosen):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from isdt_policy.policy import Policy, PolicyConfig
+from isdt_policy.method.policy import Policy, PolicyConfig
 
 OBS_DIMS = {"agent_pos": 2, "keypoints": 18}
 

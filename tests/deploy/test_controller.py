@@ -12,8 +12,8 @@ from isdt_policy.deploy.controller import TimedThread, VirtualClock, VirtualThre
 from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.safety import Limits, Safety
 from isdt_policy.deploy.window import Window
-from isdt_policy.errors import InputError
 from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_policy.shared.errors import InputError
 
 
 class Line:

@@ -14,7 +14,7 @@ from isdt_policy.deploy.command import export_main
 from isdt_policy.deploy.export import export, load_pt2, parity
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.deploy.safety import Limits
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ safety = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_
 runtime = Runtime(policy)
 runtime.reset(seed=3)
 actions = [safety(runtime.act({{"agent_pos": np.full(2, 9.0), "keypoints": np.zeros(18)}})) for _ in range(9)]
-heavy = ("torch", "gymnasium", "isdt_policy.policy", "isdt_policy.training", "isdt_policy.envs", "isdt_policy.datasets")
+heavy = ("torch", "gymnasium", "isdt_policy.method.policy", "isdt_policy.training", "isdt_policy.envs", "isdt_policy.datasets")
 print([m for m in heavy if m in sys.modules], len(actions), np.isfinite(actions).all())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

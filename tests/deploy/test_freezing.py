@@ -5,13 +5,13 @@ import pytest
 import torch
 from isdt_deploy_toys import observations, tiny_policy
 
-from isdt_policy.closed_forms import integrate
 from isdt_policy.deploy.freezing import PrefixPolicy, candidate_noise, inpaint, inpainting_grid
 from isdt_policy.deploy.runtime import Runtime
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import Linear, expand
-from isdt_policy.samplers import restart, uniform_grid
+from isdt_policy.method.closed_forms import integrate
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import Linear, expand
+from isdt_policy.method.samplers import restart, uniform_grid
+from isdt_policy.shared.errors import InputError
 
 PATH = Linear()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from isdt_policy.deploy.runtime import Runtime
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class Counting:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isdt_policy.deploy.safety import Limits, Safety, Watchdog
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def safety(rate_hz=10, position=None, on_fault="hold", max_age_s=None, **limits):

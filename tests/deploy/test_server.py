@@ -18,7 +18,7 @@ from isdt_policy.deploy.freezing import PrefixPolicy
 from isdt_policy.deploy.runtime import Runtime
 from isdt_policy.deploy.server import PolicyServer
 from isdt_policy.deploy.wire import pack, unpack
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 class Running:

@@ -6,7 +6,7 @@ import pytest
 from isdt_deploy_toys import MLP, tiny_policy
 
 from isdt_policy.deploy.command import deploy_main
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from isdt_policy.envs.experts import expert, generate_episodes
 from isdt_policy.envs.experts import pusht as pusht_expert
 from isdt_policy.envs.experts import pusht_model as model
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from gymnasium.utils.env_checker import check_env
 
 from isdt_policy.envs import gymnasium_robotics as ours
 from isdt_policy.envs import make, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 pytest.importorskip("gymnasium_robotics")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from isdt_policy.envs import make, register, registry, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_env.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

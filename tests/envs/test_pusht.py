@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.pusht import KEYPOINTS, legacy_state
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 STATE = np.array([120.0, 400.0, 300.0, 200.0, 1.0])
 LOW_DIM_KEYS = ("state", "agent_pos", "block_pose", "keypoints", "agent_in_block", "goal_in_block", "agent_frame")

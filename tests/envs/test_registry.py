@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isdt_policy.envs import doctor, make, registry, task_ids, task_spec
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 def test_unknown_names_are_answered_with_the_nearest():

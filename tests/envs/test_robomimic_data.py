@@ -14,9 +14,9 @@ from isdt_policy.envs import make, robosuite_compat, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.robomimic import make_from_env_args
-from isdt_policy.errors import InputError
 from isdt_policy.eval.command import Options, episode_list
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
+from isdt_policy.shared.errors import InputError
 
 needs_14 = pytest.mark.skipif(robosuite_compat.is_composite(), reason="robosuite 1.5 is installed: refused by design")
 
@@ -182,7 +182,7 @@ def test_generated_demonstrations_train(generated, tmp_path):
         ]
     )  # fmt: skip
     run = train(config)
-    from isdt_policy.policy import Policy as Trained
+    from isdt_policy.method.policy import Policy as Trained
 
     policy = Trained.from_pretrained(run)
     obs, _ = make("lift").reset(seed=0)

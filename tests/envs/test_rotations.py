@@ -5,7 +5,7 @@ import pytest
 import scipy.spatial.transform as transform
 
 from isdt_policy.envs import rotations
-from isdt_policy.errors import InputError
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ def torch_policy(low: float = -1.0, high: float = 1.0, **changes: Any) -> Any:
     """A real, untrained policy whose actions depend on every bit of the state."""
     import torch
 
-    from isdt_policy.policy import Policy, PolicyConfig
+    from isdt_policy.method.policy import Policy, PolicyConfig
 
     torch.manual_seed(0)
     network = {"name": "unet1d", "down_dims": [32, 64], "embed_dim": 64, "time_dim": 32}

@@ -9,8 +9,8 @@ import pytest
 from isdt_eval_toys import torch_policy
 
 from isdt_policy.cli import main as isdt
-from isdt_policy.errors import InputError
 from isdt_policy.eval import command
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture(scope="module")

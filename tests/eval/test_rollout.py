@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from isdt_eval_toys import Chaos, Clock, NoisyPolicy, torch_policy
 
-from isdt_policy.errors import InputError
 from isdt_policy.eval.episode import Start
 from isdt_policy.eval.rollout import FunctionPolicy, Protocol, evaluate
+from isdt_policy.shared.errors import InputError
 
 SEEDS = list(range(100_000, 100_007))
 CHAOS = Protocol("chaos")

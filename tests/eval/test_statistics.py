@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from isdt_policy.errors import InputError
 from isdt_policy.eval import seeds, statistics
 from isdt_policy.eval.statistics import (
     bootstrap_mean,
@@ -16,6 +15,7 @@ from isdt_policy.eval.statistics import (
     sample_size,
     wilson,
 )
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.mark.parametrize("module", [statistics, seeds])

@@ -5,8 +5,8 @@ from functools import partial
 import pytest
 from isdt_eval_toys import Chaos, NoisyPolicy
 
-from isdt_policy.errors import InputError
 from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_policy.shared.errors import InputError
 
 SEEDS = list(range(100_000, 100_008))
 

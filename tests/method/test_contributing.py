@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from isdt_policy import closed_forms
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS
-from isdt_policy.objectives import OBJECTIVES
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS
+from isdt_policy.method.objectives import OBJECTIVES
 from isdt_policy.training.config import build
 
 

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from isdt_policy import closed_forms
-from isdt_policy.diagnose_command import diagnose, gradient_summary, main, read_numbers
-from isdt_policy.diagnostics import (
+from isdt_policy.lab.diagnose_command import diagnose, gradient_summary, main, read_numbers
+from isdt_policy.lab.diagnostics import (
     consistency_residual,
     diversity,
     flow_error,
@@ -20,11 +19,12 @@ from isdt_policy.diagnostics import (
     semigroup_error,
     triangle_pairs,
 )
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS, Linear, expand
-from isdt_policy.objectives import ISD, OBJECTIVES
-from isdt_policy.policy import Policy, PolicyConfig
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS, Linear, expand
+from isdt_policy.method.objectives import ISD, OBJECTIVES
+from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.shared.errors import InputError
 
 PATHS = [cls() for cls in INTERPOLANTS.values()]
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)

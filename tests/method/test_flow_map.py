@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from isdt_policy import closed_forms
-from isdt_policy.flow_map import FlowMap, central_difference, exact_derivative
-from isdt_policy.interpolants import (
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap, central_difference, exact_derivative
+from isdt_policy.method.interpolants import (
     INTERPOLANTS,
     conditional_velocity,
     data_and_noise,
     eulerian_residual,
     interpolate,
 )
-from isdt_policy.samplers import compose, euler, heun, restart, uniform_grid
+from isdt_policy.method.samplers import compose, euler, heun, restart, uniform_grid
 
 PATHS = [cls() for cls in INTERPOLANTS.values()]
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)

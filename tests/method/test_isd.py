@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 import torch
 
-from isdt_policy import closed_forms
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS, conditional_velocity, interpolate
-from isdt_policy.networks.mlp import MLP
-from isdt_policy.networks.preconditioning import Preconditioned
-from isdt_policy.networks.unet1d import UNet1d
-from isdt_policy.objectives import ISD
-from isdt_policy.objectives.parts import Points, guided_velocity
-from isdt_policy.objectives.times import TIMES
-from isdt_policy.objectives.weighting import adaptive, by_times
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS, conditional_velocity, interpolate
+from isdt_policy.method.networks.mlp import MLP
+from isdt_policy.method.networks.preconditioning import Preconditioned
+from isdt_policy.method.networks.unet1d import UNet1d
+from isdt_policy.method.objectives import ISD
+from isdt_policy.method.objectives.parts import Points, guided_velocity
+from isdt_policy.method.objectives.times import TIMES
+from isdt_policy.method.objectives.weighting import adaptive, by_times
+from isdt_policy.shared.errors import InputError
 
 B = 8
 PLAIN = ISD(cond_drop=0.0, weight_power=0.0)
@@ -340,7 +340,7 @@ class _Ones(torch.nn.Module):
 class TestUNet:
     def test_it_is_a_convolution_network(self):
         """TimeConv equals PyTorch's Conv1d with the same weights; the group norm equals nn.GroupNorm."""
-        from isdt_policy.networks.unet1d import TimeConv, TimeGroupNorm
+        from isdt_policy.method.networks.unet1d import TimeConv, TimeGroupNorm
 
         torch.manual_seed(0)
         x = torch.randn(3, 8, 6)
@@ -365,7 +365,7 @@ class TestUNet:
 
     def test_the_finite_difference_agrees_with_the_exact_derivative(self):
         """In float32 on a UNet away from initialisation, at the default half width: 1.1 % measured."""
-        from isdt_policy.flow_map import central_difference, exact_derivative
+        from isdt_policy.method.flow_map import central_difference, exact_derivative
 
         torch.manual_seed(0)
         network = UNet1d(2, 3, 8, down_dims=(16, 32), embed_dim=32, time_dim=16)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from isdt_policy.errors import InputError
-from isdt_policy.objectives import OBJECTIVES
-from isdt_policy.policy import Policy
+from isdt_policy.method.objectives import OBJECTIVES
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError
 from isdt_policy.training.command import build_trainer
 from isdt_policy.training.config import compose_config
 

@@ -6,18 +6,17 @@ import math
 import pytest
 import torch
 
-from isdt_policy import closed_forms
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import (
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import (
     INTERPOLANTS,
     conditional_velocity,
     data_and_noise,
     eulerian_residual,
     interpolate,
 )
-from isdt_policy.networks.mlp import MLP
-from isdt_policy.objectives import (
+from isdt_policy.method.networks.mlp import MLP
+from isdt_policy.method.objectives import (
     ISD,
     MIP,
     OBJECTIVES,
@@ -31,7 +30,8 @@ from isdt_policy.objectives import (
     Progressive,
     Regression,
 )
-from isdt_policy.objectives.progressive import compose_predictions, dyadic_times
+from isdt_policy.method.objectives.progressive import compose_predictions, dyadic_times
+from isdt_policy.shared.errors import InputError
 
 B = 8
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)

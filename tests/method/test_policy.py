@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
-from isdt_policy.errors import InputError
-from isdt_policy.networks.obs_encoder import StateEncoder
-from isdt_policy.normalization import Affine, Normalizer, action_statistics
-from isdt_policy.policy import Policy, PolicyConfig
+from isdt_policy.method.networks.obs_encoder import StateEncoder
+from isdt_policy.method.normalization import Affine, Normalizer, action_statistics
+from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.shared.errors import InputError
 
 
 @pytest.fixture

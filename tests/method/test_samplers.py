@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from isdt_policy import closed_forms
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import FlowMap
-from isdt_policy.interpolants import INTERPOLANTS, Trigonometric
-from isdt_policy.noise_schedule import NoiseSchedule
-from isdt_policy.policy import Policy, PolicyConfig
-from isdt_policy.samplers import Sampling, compose, ddim, ddpm, euler, evaluations, plan, regress, restart
+from isdt_policy.method import closed_forms
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS, Trigonometric
+from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.method.samplers import Sampling, compose, ddim, ddpm, euler, evaluations, plan, regress, restart
+from isdt_policy.shared.errors import InputError
 
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)
 STD = torch.tensor([0.5, 1.2], dtype=torch.float64)

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from isdt_policy.errors import InputError
-from isdt_policy.study import command
-from isdt_policy.study.cells import Cell, read_json, run_cells
-from isdt_policy.study.densities import DENSITIES
-from isdt_policy.study.metrics import gradient_norms, gradient_trace, sampling_floor, sliced_wasserstein, stray_share
-from isdt_policy.study.pusht import PUSHT_ROWS, PushtSettings, pusht_config, run_pusht
-from isdt_policy.study.rows import ROWS, Row, build_objective, chosen_rows, describe
-from isdt_policy.study.side_by_side import train_side_by_side
-from isdt_policy.study.table import single_runs, toy_tables
-from isdt_policy.study.toys import ToySettings, run_toys, toy_policy
+from isdt_policy.lab.study import command
+from isdt_policy.lab.study.cells import Cell, read_json, run_cells
+from isdt_policy.lab.study.densities import DENSITIES
+from isdt_policy.lab.study.metrics import (
+    gradient_norms,
+    gradient_trace,
+    sampling_floor,
+    sliced_wasserstein,
+    stray_share,
+)
+from isdt_policy.lab.study.pusht import PUSHT_ROWS, PushtSettings, pusht_config, run_pusht
+from isdt_policy.lab.study.rows import ROWS, Row, build_objective, chosen_rows, describe
+from isdt_policy.lab.study.side_by_side import train_side_by_side
+from isdt_policy.lab.study.table import single_runs, toy_tables
+from isdt_policy.lab.study.toys import ToySettings, run_toys, toy_policy
+from isdt_policy.shared.errors import InputError
 from isdt_policy.training.trainer import Trainer, TrainingConfig
 
 ROOT = Path(__file__).parents[2]
@@ -279,7 +285,7 @@ def test_a_pusht_cell_refuses_an_option_that_its_network_has_not(tmp_path):
 )
 def test_the_committed_cells_are_of_the_rows_as_they_are_now(study, rows):
     """A changed default would make a row of the table something that nobody can run again."""
-    cells = sorted((ROOT / "eval/results" / study / "cells").glob("*.json"))
+    cells = sorted((ROOT / "results" / study / "cells").glob("*.json"))
     assert cells
     for path in cells:
         settings = json.loads(path.read_text())["settings"]
@@ -287,7 +293,7 @@ def test_the_committed_cells_are_of_the_rows_as_they_are_now(study, rows):
 
 
 def test_the_committed_pusht_cells_make_the_committed_table(tmp_path):
-    committed = ROOT / "eval/results/method_study"
+    committed = ROOT / "results/method_study"
     shutil.copytree(committed / "pusht", tmp_path / "pusht")
     assert command.main(["report", f"out={tmp_path}"]) == 0
     assert (tmp_path / "pusht.md").read_text() == (committed / "pusht.md").read_text()

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from isdt_policy.errors import InputError
-from isdt_policy.study import command
-from isdt_policy.study.tasks import (
+from isdt_policy.lab.study import command
+from isdt_policy.lab.study.tasks import (
     Tasks,
     arms_of,
     cell_config,
@@ -21,6 +20,7 @@ from isdt_policy.study.tasks import (
     summary,
     words,
 )
+from isdt_policy.shared.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -88,13 +88,13 @@ def test_the_table_says_what_the_episodes_say(study):
 
 def test_the_readme_shows_what_the_committed_episodes_say():
     shown = (ROOT / "README.md").read_text()
-    rows = [line for line in summary(results(ROOT / "eval/results/tasks")).splitlines() if line.startswith("|")]
+    rows = [line for line in summary(results(ROOT / "results/tasks")).splitlines() if line.startswith("|")]
     assert len(rows) > 2
     assert "\n".join(rows) in shown
 
 
 def test_the_figure_has_one_scale_and_hides_no_number():
-    found = results(ROOT / "eval/results/tasks")
+    found = results(ROOT / "results/tasks")
     below = 0
     for axes, rows in zip(draw(found).axes, map(rows_of, found.values()), strict=True):
         assert axes.get_ylim() == (60.0, 101.0)  # 15 and more below the recipe's lowest interval
@@ -120,7 +120,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(study, tmp_path, capsys)
 
 def test_the_committed_cells_are_of_the_recipes_as_they_ship():
     """A changed recipe or a changed default would make the README's table something that nobody can run again."""
-    cells = sorted((ROOT / "eval/results/tasks").glob("*/*_4?"))
+    cells = sorted((ROOT / "results/tasks").glob("*/*_4?"))
     assert {cell.parent.name for cell in cells} == {"can", "lift", "pusht_human", "square"}
     for cell in cells:
         objective, seed = cell.name.rsplit("_", 1)

@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 import torch
 
-from isdt_policy.interpolants import INTERPOLANTS
+from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.training.command import build_trainer
 from isdt_policy.training.config import compose_config
 

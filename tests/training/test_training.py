@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from isdt_policy.errors import InputError
-from isdt_policy.flow_map import with_tangent
-from isdt_policy.objectives import ISD
-from isdt_policy.policy import Policy
+from isdt_policy.method.flow_map import with_tangent
+from isdt_policy.method.objectives import ISD
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError
 from isdt_policy.training import checkpoint
 from isdt_policy.training.command import build_trainer, train
 from isdt_policy.training.config import compose_config

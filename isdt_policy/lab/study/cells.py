@@ -1,0 +1,86 @@
+"""Resumable cells: each piece of the study is one JSON file, written whole or not at all; what is there is not run again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isdt_policy.eval.rollout import write_atomically
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.progress import Progress
+
+SCHEMA = "isdt-study/1"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work: a training run, or several side by side, with measurements.
+
+    Attributes:
+        name: of its JSON file in the folder of cells, without suffix.
+        settings: everything that decides the result; JSON values only.
+        run: does the work and returns the result; JSON values only.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    run: Callable[[], Any]
+
+
+def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[dict[str, Any]]:
+    """Run the cells whose file is missing, one after another, and return all contents in order.
+
+    Raises:
+        InputError: a file holds a result of other settings, or cannot be read.
+    """
+    cells = list(cells)
+    contents = [read_cell(folder, cell) for cell in cells]  # settings are checked before anything runs
+    todo = sum(content is None for content in contents)
+    bar = Progress(len(cells), label, unit="cell", initial=len(cells) - todo, every_s=0)
+    try:
+        for i, cell in enumerate(cells):
+            if contents[i] is None:
+                result = cell.run()
+                contents[i] = {"schema": SCHEMA, "settings": cell.settings, "result": result}
+                write_json(folder / f"{cell.name}.json", contents[i])
+                bar.update(1, cell=cell.name)
+    finally:
+        bar.close()
+    return [content for content in contents if content is not None]
+
+
+def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
+    """Content of a finished cell; None if it has not been run."""
+    path = folder / f"{cell.name}.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    was, now = content.get("settings"), json.loads(json.dumps(cell.settings))
+    if was != now:
+        keys = sorted(set(was or {}) | set(now))
+        key = next(k for k in keys if (was or {}).get(k) != now.get(k))
+        raise InputError(
+            f"{path} holds a result with {key}={(was or {}).get(key)}, now {key}={now.get(key)}. Ask for the same settings, "
+            "delete the file, or choose another out=."
+        )
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of the study. InputError if it is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); delete it, and its cell is run again.") from error
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a result of isdt study ({SCHEMA}); choose another out=.")
+    return content
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of the study; a reader sees the whole of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content) + "\n")

@@ -1,0 +1,68 @@
+"""What an objective is: a function of a flow map and a batch that returns named, per-sample loss terms.
+
+An objective takes tensors and a callable, never a configuration. Draws (noise, times, dropped conditions) come from the
+generator that is handed in, and each may be passed explicitly instead, so that a test can fix it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.samplers import Sampling
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise and the mean of each term, for the log and for the check that each is finite."""
+
+    total: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """One training objective."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """What the network is taught, and so which samplers may ask it; saved with the policy."""
+        ...
+
+    def __call__(
+        self,
+        flow_map: FlowMap,
+        action: Tensor,
+        cond: Tensor,
+        null: Tensor,
+        generator: torch.Generator,
+        *,
+        keep: Tensor | None = None,
+    ) -> Loss:
+        """Loss on one batch.
+
+        Args:
+            flow_map: network and path.
+            action: clean, normalised chunks x, (batch, horizon, action_dim).
+            cond: observation embeddings c, (batch, cond_dim).
+            null: the embedding that stands for "no condition", (cond_dim,).
+            generator: source of every random draw.
+            keep: (batch, horizon) bool, false where an error shall not count (actions past an episode's end); None
+                counts all.
+        """
+        ...
+
+
+def mean_square(error: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Mean over everything but the batch: (batch, horizon, d) -> (batch,), over the kept steps (batch, horizon) alone.
+
+    Half precision is summed in float32. A sample of which nothing is kept counts 0.
+    """
+    error = error.float() if error.dtype in (torch.bfloat16, torch.float16) else error
+    if keep is None:
+        return error.square().flatten(1).mean(dim=1)
+    count = keep.sum(dim=1).clamp_min(1) * error.shape[-1]
+    return torch.where(keep[..., None], error, 0.0).square().flatten(1).sum(dim=1) / count

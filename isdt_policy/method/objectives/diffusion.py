@@ -1,0 +1,77 @@
+"""Denoising diffusion (Ho et al., arXiv 2006.11239), as Diffusion Policy trains it (Chi et al., 2303.04137).
+
+Levels and noising are those of diffusers' DDPMScheduler; the network is told a level by its time on the trigonometric path
+(see noise_schedule.py), and is therefore trained on that path only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import Trigonometric
+from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.parts import weighted
+from isdt_policy.method.samplers import Sampling
+from isdt_policy.shared.errors import InputError
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """|| F(x_k, t_k, t_k, c) - y ||^2 at a uniform level k; y is noise, data or velocity.
+
+    Attributes:
+        prediction, train_steps, beta_schedule: see `NoiseSchedule`.
+        weight_power: p of the adaptive weighting.
+    """
+
+    prediction: str = NoiseSchedule.prediction
+    train_steps: int = NoiseSchedule.train_steps
+    beta_schedule: str = NoiseSchedule.beta_schedule
+    weight_power: float = 0.0
+
+    def __post_init__(self) -> None:
+        _ = self.sampling.schedule  # refuses wrong names
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            "diffusion",
+            prediction=self.prediction,
+            train_steps=self.train_steps,
+            beta_schedule=self.beta_schedule,
+        )
+
+    def __call__(
+        self,
+        flow_map: FlowMap,
+        action: Tensor,
+        cond: Tensor,
+        null: Tensor,
+        generator: torch.Generator,
+        *,
+        keep: Tensor | None = None,
+        noise: Tensor | None = None,
+        level: Tensor | None = None,
+    ) -> Loss:
+        """Loss on one batch; see `Objective`. noise and level (batch,) int64 may be given to fix the draws."""
+        if not isinstance(flow_map.path, Trigonometric):
+            raise InputError("objective=diffusion preserves variance and needs policy.interpolant=trigonometric.")
+        if noise is None:
+            noise = torch.randn(action.shape, generator=generator).to(action)
+        if level is None:
+            level = torch.randint(self.train_steps, (action.shape[0],), generator=generator)
+        schedule = self.sampling.schedule
+        scheduler = schedule.scheduler()
+        x_k = scheduler.add_noise(action, noise, level)
+        targets = {"epsilon": noise, "sample": action}
+        target = targets.get(self.prediction)
+        if target is None:
+            target = scheduler.get_velocity(action, noise, level)
+        t = schedule.times(scheduler.alphas_cumprod)[level].to(action)
+        loss = mean_square(flow_map.velocity(x_k, t, cond).to(action.dtype) - target, keep)
+        return weighted(loss, self.weight_power, diffusion=loss)

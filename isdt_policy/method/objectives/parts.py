@@ -1,0 +1,187 @@
+"""What the objectives have in common, each part under its own name: the draw of a batch, the diagonal term, the total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from isdt_policy.method.flow_map import FlowMap, central_difference, exact_derivative, null_like, value_and_derivative
+from isdt_policy.method.interpolants import Interpolant, conditional_velocity, interpolate
+from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.times import TIMES
+from isdt_policy.method.objectives.weighting import adaptive
+from isdt_policy.shared.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Points:
+    """A batch of points on the path.
+
+    Attributes:
+        noise: z, (batch, horizon, action_dim), as are x_t and v_t.
+        t, s: start and end time, (batch,).
+        cond: condition with the dropped rows replaced, (batch, cond_dim).
+        x_t, v_t: alpha x + beta z and its velocity per unit of phase.
+    """
+
+    noise: Tensor
+    t: Tensor
+    s: Tensor
+    cond: Tensor
+    x_t: Tensor
+    v_t: Tensor
+
+
+def draw_points(
+    path: Interpolant,
+    action: Tensor,
+    cond: Tensor,
+    null: Tensor,
+    generator: torch.Generator,
+    times: str,
+    cond_drop: float,
+    *,
+    noise: Tensor | None = None,
+    t: Tensor | None = None,
+    s: Tensor | None = None,
+    drop: Tensor | None = None,
+) -> Points:
+    """Draw noise, times and dropped conditions, in this order; what is given is not drawn.
+
+    Args:
+        times: name of the time draw, a key of `TIMES`.
+        cond_drop: fraction of the rows that lose their condition.
+    """
+    # Draws happen on the generator's device (CPU) and move, so that a run does not depend on the accelerator.
+    if noise is None:
+        noise = torch.randn(action.shape, generator=generator).to(action)
+    if t is None or s is None:
+        t, s = (time.to(action) for time in TIMES[times](action.shape[0], generator))
+    if drop is None:
+        drop = torch.rand(action.shape[0], generator=generator).to(action.device) < cond_drop
+    return Points(
+        noise, t, s, null_like(cond, null, drop),
+        interpolate(path, action, noise, t), conditional_velocity(path, action, noise, t),
+    )  # fmt: skip
+
+
+def first_rows(
+    fraction: float, networks: int, points: Points, velocity: Tensor, keep: Tensor | None
+) -> tuple[Points, Tensor, Tensor | None]:
+    """The first rows of a batch, which is in no order: this fraction of those of each network (see `FlowMap`), one at least."""
+    if fraction == 1:
+        return points, velocity, keep
+    n = math.ceil(fraction * len(velocity) / networks) * networks
+    # Copies: torch 2.13 does not compile a derivative along part of a tensor.
+    some = Points(*(getattr(points, field.name)[:n].clone() for field in fields(points)))
+    return some, velocity[:n].clone(), None if keep is None else keep[:n]
+
+
+def at_times(path: Interpolant, action: Tensor, points: Points, t: Tensor, s: Tensor) -> Points:
+    """The same data, noise and conditions at other times."""
+    x_t = interpolate(path, action, points.noise, t)
+    return Points(points.noise, t, s, points.cond, x_t, conditional_velocity(path, action, points.noise, t))
+
+
+def guided_velocity(flow_map: FlowMap, points: Points, null: Tensor, scale: float) -> Tensor:
+    """v_g = u + w (v_t - u), u = sg F(x_t, t, t, null): the target of the diagonal under training guidance of scale w.
+
+    w = 1 is v_t itself, without the evaluation.
+    """
+    if scale == 1.0:
+        return points.v_t
+    with torch.no_grad():
+        u = flow_map.velocity(points.x_t, points.t, null.expand(points.t.shape[0], -1)).to(points.x_t.dtype)
+    return u + scale * (points.v_t - u)
+
+
+def diagonal_and_off_diagonal(
+    flow_map: FlowMap, points: Points, off_points: Points | None = None
+) -> tuple[Tensor, Tensor]:
+    """F(x_t, t, t) and F(x_t, t, s), the second at `off_points` if given, as one evaluation of twice the batch."""
+    p, q = points, off_points or points
+    both = flow_map.network(
+        torch.cat([p.x_t, q.x_t]), torch.cat([p.t, q.t]), torch.cat([p.t, q.s]), torch.cat([p.cond, q.cond])
+    )
+    diagonal, off_diagonal = both.to(p.x_t.dtype).chunk(2)
+    return diagonal, off_diagonal
+
+
+def prediction_and_rate(
+    flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """F(x_t, t, s), and without a graph D, its total derivative along (velocity, 1, 0).
+
+    Args:
+        derivative: "jvp", exact and one evaluation for both, or "central" difference of half width eps, two more.
+    """
+    x_t, t, s, cond = points.x_t, points.t, points.s, points.cond
+    if derivative == "jvp":
+        prediction, rate = value_and_derivative(flow_map, x_t, t, s, cond, velocity)
+    else:
+        prediction = flow_map.network(x_t, t, s, cond)
+        rate = central_difference(flow_map, x_t, t, s, cond, velocity, eps)
+    return prediction.to(x_t.dtype), rate.to(x_t.dtype)
+
+
+def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:
+    """D alone, by the same two routes."""
+    x_t, t, s, cond = points.x_t, points.t, points.s, points.cond
+    if derivative == "jvp":
+        return exact_derivative(flow_map, x_t, t, s, cond, velocity).to(x_t.dtype)
+    return central_difference(flow_map, x_t, t, s, cond, velocity, eps).to(x_t.dtype)
+
+
+def distil(
+    flow_map: FlowMap,
+    points: Points,
+    null: Tensor,
+    keep: Tensor | None,
+    error: Callable[[Tensor, Tensor], Tensor],
+    *,
+    guidance_scale: float,
+    weight_power: float,
+    off_diagonal_weight: float,
+    off_points: Points | None = None,
+) -> Loss:
+    """Flow matching on the diagonal plus one self-distillation term off it.
+
+    Args:
+        error: (F(x_t, t, t) without gradient, F(x_t, t, s)) -> the error whose square is the off-diagonal term.
+        off_diagonal_weight: factor of that term; at 0 it is not evaluated.
+        off_points: where the off-diagonal term is taken, if not at `points`.
+    """
+    if off_diagonal_weight > 0:
+        diagonal, off_diagonal = diagonal_and_off_diagonal(flow_map, points, off_points)
+    else:
+        diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(points.x_t.dtype)
+    target = guided_velocity(flow_map, points, null, guidance_scale)
+    diagonal_loss = mean_square(diagonal - target, keep)
+    if off_diagonal_weight <= 0:
+        return weighted(diagonal_loss, weight_power, diagonal=diagonal_loss)
+    off_diagonal_loss = mean_square(error(diagonal.detach(), off_diagonal), keep)
+    per_sample = diagonal_loss + off_diagonal_weight * off_diagonal_loss
+    return weighted(per_sample, weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
+
+
+def weighted(per_sample: Tensor, power: float, **terms: Tensor) -> Loss:
+    """Mean of the per-sample loss (batch,) under adaptive weights, with the mean of each of its terms for the log."""
+    total = (adaptive(per_sample, power) * per_sample).mean()
+    return Loss(total, {name: term.mean().detach() for name, term in terms.items()})
+
+
+def check_choice(objective: object, **allowed: Iterable[str]) -> None:
+    """Refuse a field of `objective` that is not among its allowed names."""
+    for name, names in allowed.items():
+        value, names = getattr(objective, name), list(names)
+        if value not in names:
+            raise InputError(
+                f"objective.{name}='{value}' is not one of {', '.join(names)}.{nearest(str(value), names)}"
+            )
+
+
+DERIVATIVES = ("jvp", "central")

@@ -1,0 +1,355 @@
+"""The policy users hold: observation history, normaliser, network and sampler in one object that saves and loads.
+
+Timeline of one prediction (n_obs_steps To = 2, horizon T = 16, n_action_steps Ta = 8), as in Diffusion Policy:
+
+    observations   o o
+    predicted      a a a a a a a a a a a a a a a a      "action_pred": T actions; the first belongs to the oldest observation
+    executed         a a a a a a a a                    "action": [To - 1 : To - 1 + Ta], the first belongs to the newest
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS
+from isdt_policy.method.networks.mlp import MLP
+from isdt_policy.method.networks.obs_encoder import StateEncoder
+from isdt_policy.method.networks.preconditioning import Preconditioned
+from isdt_policy.method.networks.unet1d import UNet1d
+from isdt_policy.method.normalization import Normalizer
+from isdt_policy.method.samplers import Plan, Sampling, plan
+from isdt_policy.shared.errors import InputError, nearest
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": MLP}
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Everything needed to build a policy and to act with it; saved as config.json beside the weights.
+
+    Attributes:
+        task: task id of the environment registry, or "" for data without one.
+        obs_dims: features per observation key, in reading order.
+        action_dim: features of one action.
+        n_obs_steps, horizon, n_action_steps: see the timeline above.
+        interpolant: "linear" or "trigonometric".
+        network: {"name": "unet1d", ...constructor arguments}.
+        cond_dim, encoder_hidden, encoder_octaves: size of the observation embedding, hidden widths of its MLP, and how
+            many sines and cosines it reads of every entry (see `StateEncoder`).
+        precondition: scale network input and output to unit variance.
+        sigma_data: standard deviation of the normalised actions.
+        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step", "gaussian_vectors"; see
+            `Affine.fit` and `Normalizer.fit`.
+        action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
+            "" for absolute chunks.
+        action_type: what an action means, checked against the environment.
+        noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
+            the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
+        sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
+            objective and decides what `steps` may be.
+    """
+
+    task: str
+    obs_dims: dict[str, int]
+    action_dim: int
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    interpolant: str = "linear"
+    network: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "unet1d"})
+    cond_dim: int = 128
+    encoder_hidden: tuple[int, ...] = (256, 256)
+    encoder_octaves: int = 0
+    precondition: bool = True
+    sigma_data: float = 0.5
+    obs_normalization: str = "limits"
+    action_normalization: str = "limits"
+    action_reference: str = ""
+    action_type: str = ""
+    noise_scale: float = 1.0
+    sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "flow_map"})
+
+    def __post_init__(self) -> None:
+        if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
+            raise InputError("n_obs_steps, horizon and n_action_steps must be at least 1.")
+        if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
+            raise InputError(
+                f"n_action_steps={self.n_action_steps} does not fit: a window of horizon={self.horizon} with "
+                f"n_obs_steps={self.n_obs_steps} holds {self.horizon - self.n_obs_steps + 1} actions from now on."
+            )
+        for value, table, name in (
+            (self.interpolant, INTERPOLANTS, "interpolant"),
+            (self.network.get("name", ""), NETWORKS, "network.name"),
+        ):
+            if value not in table:
+                raise InputError(f"{name}='{value}' is not one of {', '.join(table)}.{nearest(value, table)}")
+        if not 0 <= self.noise_scale <= 1:
+            raise InputError(f"noise_scale must be in [0, 1], got {self.noise_scale}.")
+        sampling = Sampling.read(self.sampling)
+        if sampling.kind == "diffusion":
+            if self.interpolant != "trigonometric":
+                raise InputError(
+                    f"a diffusion policy preserves variance and needs policy.interpolant=trigonometric, got '{self.interpolant}'."
+                )
+            sampling.schedule.scheduler()  # refuses a missing diffusers before anything is trained or evaluated
+
+
+class Policy(nn.Module):
+    """A few-step policy. Satisfies `isdt_policy.envs.protocol.Policy`.
+
+    Example:
+        policy = Policy.from_pretrained("outputs/pusht_demo")
+        policy.reset()
+        chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, steps=1)["action"]
+    """
+
+    # Rows per network call at inference. Matrix kernels choose their blocking by batch size, which changes last bits; a
+    # fixed number of rows makes an episode's actions independent of how many others are evaluated beside it.
+    inference_rows = 16
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        path = INTERPOLANTS[config.interpolant]()
+        options = {key: value for key, value in config.network.items() if key != "name"}
+        try:
+            core = NETWORKS[config.network["name"]](
+                action_dim=config.action_dim, cond_dim=config.cond_dim, horizon=config.horizon, **options
+            )
+        except (TypeError, ValueError) as error:
+            raise InputError(f"network '{config.network['name']}': {error}") from error
+        self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
+        self.encoder = StateEncoder(
+            config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden, config.encoder_octaves
+        )
+        self.null = nn.Parameter(torch.zeros(config.cond_dim))
+        self.normalizer = Normalizer(config.obs_dims, config.horizon, config.action_dim, config.action_reference)
+        self.flow_map = FlowMap(self.network, path)
+        self.sampling = Sampling.read(config.sampling)
+
+    # What evaluation reads.
+
+    @property
+    def n_obs_steps(self) -> int:
+        return self.config.n_obs_steps
+
+    @property
+    def n_action_steps(self) -> int:
+        return self.config.n_action_steps
+
+    @property
+    def noise_scale(self) -> float:
+        return self.config.noise_scale
+
+    @property
+    def horizon(self) -> int:
+        return self.config.horizon
+
+    @property
+    def obs_keys(self) -> tuple[str, ...]:
+        return tuple(self.config.obs_dims)
+
+    @property
+    def task(self) -> str:
+        return self.config.task
+
+    # Acting.
+
+    def reset(self) -> None:
+        """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim)."""
+        return self.encoder(self.normalizer.normalize_obs(obs))
+
+    @torch.inference_mode()
+    def predict_action(
+        self,
+        obs: Mapping[str, NDArray[np.floating] | Tensor],
+        *,
+        steps: int | str = 1,
+        noise_seeds: NDArray[np.int64] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Action chunks for a batch of observation histories; see `isdt_policy.envs.protocol.Policy`.
+
+        Args:
+            obs: {key: (batch, n_obs_steps, d)} in the environment's units. Keys beyond `obs_keys` are ignored.
+            steps: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network. For
+                policies of other kinds see `samplers.plan`; a diffusion policy takes "ddim10", "ddpm100".
+            noise_seeds: (batch, 2) integers; row i's noise is a function of row i alone. None draws fresh noise.
+
+        Raises:
+            InputError: a missing key, a wrong shape, NaN, or steps that are unknown or do not suit this policy.
+        """
+        chosen = self.plan(steps)
+        device = self.null.device
+        batch = self._check_obs(obs)
+        drawn, row_seeds = self._noise(batch, noise_seeds)
+        noise = torch.from_numpy(drawn)
+        rows = self.inference_rows
+        chunks = []
+        for start in range(0, batch, rows):
+            part = {
+                key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32))
+                for key in self.obs_keys
+            }
+            z, seeds = noise[start : start + rows], row_seeds[start : start + rows]
+            n = z.shape[0]
+            if n < rows:
+                part = {key: torch.cat([x, x[:1].expand(rows - n, *x.shape[1:])]) for key, x in part.items()}
+                z = torch.cat([z, z[:1].expand(rows - n, *z.shape[1:])])
+                seeds += seeds[:1] * (rows - n)
+            part = {key: x.to(device) for key, x in part.items()}
+            cond = self.encode(part)
+            x = self._run(chosen, z.to(device), cond, seeds)
+            chunks.append(self.normalizer.unnormalize_action(x, part)[:n].cpu())
+        pred = torch.cat(chunks).numpy()
+        first = self.n_obs_steps - 1
+        return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
+
+    def plan(self, steps: int | str) -> Plan:
+        """What `steps` means for this policy; `plan(steps).evaluations` is its cost.
+
+        Raises:
+            InputError: unknown steps, or a sampler that this network was not trained for.
+        """
+        # "limits" scales actions to [-1, 1]; the other modes to unit variance, where five standard deviations hold all.
+        clip = 1.0 if self.config.action_normalization == "limits" else 5.0
+        chosen = plan(steps, self.sampling, clip)
+        scale = self.config.noise_scale
+        if scale == 1:
+            return chosen
+
+        def run(flow_map: FlowMap, noise: Tensor, cond: Tensor, **later: Any) -> Tensor:
+            return chosen.run(flow_map, scale * noise, cond, **later)
+
+        return dataclasses.replace(chosen, run=run)
+
+    def sample(self, noise: Tensor, cond: Tensor, steps: int | str = 1) -> Tensor:
+        """Normalised chunks from standard normal noise (batch, horizon, action_dim) and embeddings (batch, cond_dim).
+
+        A stochastic sampler's later draws are a function of the row's number alone.
+        """
+        return self._run(self.plan(steps), noise, cond, list(range(noise.shape[0])))
+
+    def _run(self, chosen: Plan, noise: Tensor, cond: Tensor, seeds: list[int]) -> Tensor:
+        if not chosen.stochastic:
+            return chosen.run(self.flow_map, noise, cond)
+        # One generator per row: a row's later noise does not depend on the rows beside it.
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return chosen.run(self.flow_map, noise, cond, generators=generators)
+
+    def _check_obs(self, obs: Mapping[str, Any]) -> int:
+        batch = None
+        for key, dim in self.config.obs_dims.items():
+            if key not in obs:
+                raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
+            value = np.asarray(obs[key])
+            expected = f"(batch, n_obs_steps={self.n_obs_steps}, {dim})"
+            if value.ndim != 3 or value.shape[1:] != (self.n_obs_steps, dim) or (batch not in (None, value.shape[0])):
+                raise InputError(f"observation '{key}' has shape {value.shape}, expected {expected}.")
+            if not np.isfinite(value).all():
+                raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
+            batch = value.shape[0]
+        if not batch:
+            raise InputError("predict_action was given an empty batch.")
+        return batch
+
+    def _noise(self, batch: int, seeds: NDArray[np.int64] | None) -> tuple[NDArray[np.float32], list[int]]:
+        """Initial noise (batch, horizon, action_dim), and a seed per row for the noise that a sampler draws later."""
+        shape = (self.horizon, self.config.action_dim)
+        if seeds is None:
+            fresh = np.random.default_rng()
+            sources = [fresh] * batch
+        else:
+            seeds = np.asarray(seeds)
+            if seeds.shape != (batch, 2):
+                raise InputError(
+                    f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index)."
+                )
+            sources = [np.random.default_rng(np.abs(row).tolist()) for row in seeds]
+        noise = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources])
+        return noise, [int(source.integers(2**62)) for source in sources]
+
+    # Saving and loading.
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write config.json and model.safetensors into a new or existing directory.
+
+        config.json holds the SHA-256 of the weights, so that damaged or exchanged weights are found on loading.
+        """
+        path = Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
+        digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
+        config = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **dataclasses.asdict(self.config)}
+        (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Policy:
+        """Load a policy, ready to act, from a saved directory, a checkpoint, or a run directory (its last checkpoint).
+
+        Raises:
+            InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
+        """
+        folder = find_policy(path)
+        try:
+            raw = json.loads((folder / "config.json").read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
+        version = raw.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(f"{folder}: policy format {version}, this version reads {FORMAT_VERSION}.")
+        digest = raw.pop("weights_sha256", None)  # absent in folders written by earlier versions
+        known = {field.name for field in dataclasses.fields(PolicyConfig)}
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            raise InputError(f"{folder / 'config.json'}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
+        try:
+            policy = cls(PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}))
+            data = (folder / "model.safetensors").read_bytes()
+            if digest not in (None, hashlib.sha256(data).hexdigest()):
+                raise InputError(
+                    f"{folder / 'model.safetensors'} is damaged or belongs to another policy: its SHA-256 is not the one in "
+                    "config.json. Copy the folder again."
+                )
+            weights = load(data)
+            policy.load_state_dict(weights)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
+        except (RuntimeError, TypeError) as error:
+            detail = str(error).splitlines()
+            raise InputError(
+                f"{folder}: the weights do not fit config.json ({detail[min(1, len(detail) - 1)].strip()})."
+            ) from error
+        policy.normalizer.check()
+        return policy.eval()
+
+
+def find_policy(path: str | Path) -> Path:
+    """The directory that holds config.json: `path` itself, or the policy of the last checkpoint below it."""
+    path = Path(path)
+    candidates = [path, path / "policy", path / "checkpoints" / "last" / "policy"]
+    for folder in candidates:
+        if (folder / "model.safetensors").is_file():
+            return folder
+    if not path.exists():
+        raise InputError(f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo")
+    raise InputError(
+        f"no policy at '{path}': looked for model.safetensors in {', '.join(str(c) for c in candidates)}. "
+        "Give a run directory, one of its checkpoints, or a folder written by save_pretrained."
+    )

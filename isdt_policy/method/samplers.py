@@ -1,0 +1,350 @@
+"""From noise to actions: pure functions (flow_map, noise, cond, ...) -> action.
+
+A time grid is a decreasing tuple 1 = t_0 > ... > t_n = 0; every interval costs one network evaluation unless said
+otherwise. What a network can be asked depends on what its objective taught it; `KINDS` is that table, and `plan` turns
+`steps` as users write it into something that runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import expand, flow_map_step, interpolate
+from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.shared.errors import InputError, nearest
+
+Sampler = Callable[..., Tensor]
+Generators = Sequence[torch.Generator]
+
+
+def uniform_grid(n: int) -> tuple[float, ...]:
+    """n equal steps from 1 to 0."""
+    return tuple(1 - i / n for i in range(n + 1))
+
+
+def _pairs(times: Sequence[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+    full = [torch.full((like.shape[0],), time, dtype=like.dtype, device=like.device) for time in times]
+    return list(zip(full, full[1:]))
+
+
+# Of a flow map and of its diagonal: (flow_map, noise, cond, times) -> action.
+
+
+def compose(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+    """x <- X(x, t_i -> t_{i+1}): the flow map composed with itself. One interval is the one-step policy."""
+    x = noise
+    for t, s in _pairs(times, noise):
+        x = flow_map.step(x, t, s, cond)
+    return x
+
+
+def restart(
+    flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float], generators: Generators | None = None
+) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2303.01469, algorithm 1): jump to the data, add noise, jump again.
+
+    Args:
+        generators: one per row, sources of the noise that is added; None adds the initial noise again.
+    """
+    x, fresh = noise, noise
+    pairs = _pairs(times, noise)
+    for i, (t, s) in enumerate(pairs):
+        data = flow_map.step(x, t, torch.zeros_like(t), cond)
+        if i == len(pairs) - 1:
+            return data
+        if generators is not None:
+            fresh = torch.stack([torch.randn(noise.shape[1:], generator=g, dtype=noise.dtype) for g in generators])
+        x = interpolate(flow_map.path, data, fresh.to(noise.device), s)
+    return x
+
+
+def euler(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+    """First-order integration of the velocity on the network's diagonal: the multi-step baseline of the same network.
+
+    The step keeps (data, noise) as the velocity predicts them, which is Euler's on the linear path and DDIM's rule on the
+    trigonometric one.
+    """
+    x = noise
+    for t, s in _pairs(times, noise):
+        x = flow_map_step(flow_map.path, x, flow_map.velocity(x, t, cond), t, s)
+    return x
+
+
+def heun(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+    """Second-order integration on the diagonal; two evaluations an interval, one in the last."""
+    x = noise
+    pairs = _pairs(times, noise)
+    for i, (t, s) in enumerate(pairs):
+        v = flow_map.velocity(x, t, cond)
+        ahead = flow_map_step(flow_map.path, x, v, t, s)
+        if i == len(pairs) - 1:
+            return ahead
+        d = flow_map.path.phase_rate * (s - t).reshape(-1, *(1,) * (x.ndim - 1))
+        x = x + d * (v + flow_map.velocity(ahead, s, cond)) / 2
+    return x
+
+
+# Of a network that answers with the action itself.
+
+
+def regress(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+    """Start from zero in place of noise, ask for the action, shrink it to the next time, ask again: no draw at all.
+
+    Only the shape of `noise` is read. Times (1, 0) are plain regression, (1, t*, 0) the Minimum Iterative Policy.
+    """
+    x = action = torch.zeros_like(noise)
+    for t, s in _pairs(times, noise):
+        action = flow_map.network(x, t, torch.zeros_like(t), cond)
+        x = flow_map.path.alpha(expand(s, x)) * action
+    return action
+
+
+# Of a diffusion policy, through diffusers' schedulers.
+
+
+def _spacing(schedule: NoiseSchedule, n: int) -> str:
+    """How n levels are picked: "trailing" starts at the last, where x is the pure noise it is given (Lin et al. 2305.08891).
+
+    Not for epsilon: at that level the data is a rounding error of the noise, and dividing by sqrt(abar) = 5e-4 makes it
+    arbitrary; "leading", which starts a step earlier, is what Diffusion Policy runs. Nor where n does not divide the
+    number of levels: diffusers' DDIM then steps to other levels than it evaluates next.
+    """
+    return "leading" if schedule.prediction == "epsilon" or schedule.train_steps % n else "trailing"
+
+
+def _denoise(
+    flow_map: FlowMap, x: Tensor, cond: Tensor, scheduler: Any, schedule: NoiseSchedule, n: int, **step: Any
+) -> Tensor:
+    scheduler.set_timesteps(n)
+    times = schedule.times(scheduler.alphas_cumprod)
+    for k in scheduler.timesteps.tolist():
+        t = torch.full((x.shape[0],), times[k].item(), dtype=x.dtype, device=x.device)
+        x = scheduler.step(flow_map.velocity(x, t, cond), k, x, **step).prev_sample
+    return x
+
+
+def ddim(
+    flow_map: FlowMap, noise: Tensor, cond: Tensor, n: int, schedule: NoiseSchedule, clip: float | None = None
+) -> Tensor:
+    """Deterministic sampling in n evaluations by diffusers' DDIMScheduler (Song et al. 2010.02502, eta = 0).
+
+    Args:
+        clip: bound of the predicted data at every step; None does not bound it.
+    """
+    scheduler = schedule.scheduler("ddim", clip, _spacing(schedule, n))
+    return _denoise(flow_map, noise, cond, scheduler, schedule, n)
+
+
+def ddpm(
+    flow_map: FlowMap,
+    noise: Tensor,
+    cond: Tensor,
+    n: int,
+    schedule: NoiseSchedule,
+    clip: float | None = None,
+    generators: Generators | None = None,
+) -> Tensor:
+    """Ancestral sampling in n evaluations by diffusers' DDPMScheduler (Ho et al. 2006.11239).
+
+    Args:
+        generators: one per row, sources of the noise of every step, so that a row does not depend on its neighbours; None
+            draws from PyTorch's global generator.
+    """
+    scheduler = schedule.scheduler("ddpm", clip, _spacing(schedule, n))
+    source = None if generators is None else list(generators)
+    return _denoise(flow_map, noise, cond, scheduler, schedule, n, generator=source)
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "compose": compose,
+    "restart": restart,
+    "euler": euler,
+    "heun": heun,
+    "regress": regress,
+    "ddim": ddim,
+    "ddpm": ddpm,
+}
+
+# What an objective teaches its network, and so which samplers may ask it; a bare number of steps means the first.
+KINDS: dict[str, tuple[str, ...]] = {
+    "flow_map": ("compose", "restart", "euler", "heun"),
+    "velocity": ("euler", "heun"),
+    "consistency": ("restart",),
+    "regression": ("regress",),
+    "diffusion": ("ddim", "ddpm"),
+}
+_TAUGHT = {
+    "flow_map": "it was trained as a flow map",
+    "velocity": "it was trained on its diagonal alone, the velocity, and knows no jumps",
+    "consistency": "it was trained to jump to the data alone",
+    "regression": "it was trained to answer with the action itself",
+    "diffusion": "it was trained on the noise levels of a diffusers scheduler",
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a policy's network was taught; saved with the policy, given by the objective that trained it.
+
+    Attributes:
+        kind: a key of `KINDS`.
+        refine_time: of regression: t* of the second evaluation; 0 has none.
+        prediction, train_steps, beta_schedule: of diffusion, see `NoiseSchedule`.
+    """
+
+    kind: str = "flow_map"
+    refine_time: float = 0.0
+    prediction: str = NoiseSchedule.prediction
+    train_steps: int = NoiseSchedule.train_steps
+    beta_schedule: str = NoiseSchedule.beta_schedule
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(
+                f"sampling.kind='{self.kind}' is not one of {', '.join(KINDS)}.{nearest(self.kind, KINDS)}"
+            )
+        if not 0 <= self.refine_time < 1:
+            raise InputError(f"sampling.refine_time must be in [0, 1), got {self.refine_time}.")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Sampling:
+        """From a mapping, as config.json holds it."""
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(f"unknown key 'sampling.{unknown[0]}'.{nearest(unknown[0], known)}")
+        return cls(**values)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise levels of a diffusion policy."""
+        return NoiseSchedule(self.prediction, self.train_steps, self.beta_schedule)
+
+    @property
+    def usual_steps(self) -> int:
+        """Number of steps at which a policy of this kind is usually run."""
+        many = {"velocity": 10, "diffusion": 10, "regression": 2 if self.refine_time else 1}
+        return many.get(self.kind, 1)
+
+
+FLOW_MAP = Sampling()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sampler with all that it needs beside flow map, noise and condition.
+
+    Attributes:
+        run: (flow_map, noise, cond) -> action, and generators=... if `stochastic`.
+        evaluations: network evaluations (NFE).
+        stochastic: whether it draws noise after the initial one.
+    """
+
+    run: Sampler
+    evaluations: int
+    stochastic: bool = False
+
+
+def plan(steps: int | str, sampling: Sampling = FLOW_MAP, clip: float | None = None) -> Plan:
+    """What `steps` means for a policy whose network was taught `sampling`.
+
+    1, 2, 4 run the kind's own sampler that many times; "euler10", "restart2", "ddim10" name sampler and number;
+    "compose@0.6@0.3" or "@0.6@0.3" choose the times between 1 and 0 themselves.
+
+    Args:
+        clip: bound of the normalised data, for diffusion.
+
+    Raises:
+        InputError: unknown steps, or a sampler that this network cannot answer.
+    """
+    name, times = _parse(steps, sampling.kind)
+    n = len(times) - 1
+    allowed = KINDS[sampling.kind]
+    refuse = f"steps={steps!r} does not suit this policy: {_TAUGHT[sampling.kind]}; allowed: {_forms(sampling.kind)}"
+    if name not in allowed:
+        raise InputError(f"{refuse}.")
+    if sampling.kind == "diffusion":
+        if "@" in str(steps) or n > sampling.train_steps:
+            raise InputError(f"{refuse}, N at most {sampling.train_steps}; diffusers chooses the noise levels.")
+        run = partial(SAMPLERS[name], n=n, schedule=sampling.schedule, clip=clip)
+        return Plan(run, n, stochastic=name == "ddpm")
+    if sampling.kind == "regression":
+        most = 2 if sampling.refine_time else 1
+        if "@" in str(steps) or n > most:
+            raise InputError(
+                f"steps={steps!r}: this policy answers in {' or '.join('12'[:most])} evaluations, no others."
+            )
+        times = (1.0, sampling.refine_time, 0.0) if n == 2 else times
+    return Plan(partial(SAMPLERS[name], times=times), 2 * n - 1 if name == "heun" else n, name == "restart" and n > 1)
+
+
+def _forms(kind: str) -> str:
+    return "a number of steps (1, 2, ...) or " + ", ".join(f"{name}N" for name in KINDS[kind])
+
+
+def _parse(steps: int | str, kind: str) -> tuple[str, tuple[float, ...]]:
+    text = str(steps).strip()
+    match = re.fullmatch(r"([a-z]*)(?:(\d+)|((?:@\d*\.?\d+)+))", text)
+    if not match or (match[2] and int(match[2]) < 1):
+        raise InputError(f"steps={steps!r} is not {_forms(kind)}.{nearest(text, SAMPLERS)}")
+    name = match[1] or KINDS[kind][0]
+    if name not in SAMPLERS:
+        raise InputError(
+            f"unknown sampler '{name}' in steps={steps!r}; allowed: {_forms(kind)}.{nearest(name, SAMPLERS)}"
+        )
+    if match[2]:
+        return name, uniform_grid(int(match[2]))
+    times = (1.0, *map(float, match[3][1:].split("@")), 0.0)
+    if any(t <= s for t, s in zip(times, times[1:])):
+        raise InputError(f"steps={steps!r}: times must fall from below 1 to above 0, for example {name}@0.6@0.3.")
+    return name, times
+
+
+def parse_steps(steps: int | str) -> tuple[Sampler, tuple[float, ...]]:
+    """The sampler and the grid that `steps` means for a flow map.
+
+    >>> parse_steps(2)[1]
+    (1.0, 0.5, 0.0)
+    >>> parse_steps("euler@0.25")[1]
+    (1.0, 0.25, 0.0)
+    """
+    plan(steps)  # refuses what a flow map cannot be asked
+    name, times = _parse(steps, "flow_map")
+    return SAMPLERS[name], times
+
+
+def evaluations(steps: int | str) -> int:
+    """Number of network evaluations (NFE) that `steps` costs a flow map.
+
+    >>> [evaluations(s) for s in (1, 2, "euler10", "heun5", "compose@0.6@0.3")]
+    [1, 2, 10, 9, 3]
+    """
+    return plan(steps).evaluations
+
+
+__all__ = [
+    "FLOW_MAP",
+    "KINDS",
+    "SAMPLERS",
+    "Plan",
+    "Sampling",
+    "compose",
+    "ddim",
+    "ddpm",
+    "euler",
+    "evaluations",
+    "heun",
+    "parse_steps",
+    "plan",
+    "regress",
+    "restart",
+    "uniform_grid",
+]
