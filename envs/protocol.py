@@ -41,14 +41,14 @@ class Policy(Protocol):
         self,
         obs: Mapping[str, NDArray[np.floating]],
         *,
-        steps: int | str = 1,
+        nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Return action chunks for a batch of observation histories.
 
         Args:
             obs: per key an array (batch, n_obs_steps, *feature), in the environment's own units.
-            steps: network evaluations per chunk, or a named baseline sampler such as "euler10".
+            nfe: network evaluations per chunk, or a named baseline sampler such as "euler10".
             noise_seeds: (batch, 2) integers (episode seed, decision index). Row i's noise is a function of row i alone,
                 so that an episode's actions do not depend on its neighbours in the batch. None draws fresh noise.
 

@@ -168,8 +168,8 @@ class RolloutPolicyView:
         seed: of the policy's noise; episode i uses (seed + i).
     """
 
-    def __init__(self, policy: Policy, steps: int | str = 1, seed: int = 0) -> None:
-        self.policy, self.steps = policy, steps
+    def __init__(self, policy: Policy, nfe: int | str = 1, seed: int = 0) -> None:
+        self.policy, self.nfe = policy, nfe
         self._episode = seed - 1
         self.start_episode()
 
@@ -192,6 +192,6 @@ class RolloutPolicyView:
         if not self._queue:
             stacked = {key: np.stack([o[key] for o in self._history])[None] for key in now}
             noise = np.array([[self._episode, self._decision]])
-            self._queue = list(self.policy.predict_action(stacked, steps=self.steps, noise_seeds=noise)["action"][0])
+            self._queue = list(self.policy.predict_action(stacked, nfe=self.nfe, noise_seeds=noise)["action"][0])
             self._decision += 1
         return self._queue.pop(0)

@@ -118,7 +118,7 @@ class FunctionPolicy:
         self,
         obs: Mapping[str, NDArray[np.floating]],
         *,
-        steps: int | str = 1,
+        nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Call the function on each row's newest observation."""
@@ -445,7 +445,7 @@ class _Run:
         where = f"at seed {noise_seeds[0, 0]}, decision {noise_seeds[0, 1]}, steps={arm}, batch of {padded}"
         begin = time.perf_counter()
         try:
-            answer = self.policy.predict_action(filled, steps=arm, noise_seeds=noise_seeds[index])
+            answer = self.policy.predict_action(filled, nfe=arm, noise_seeds=noise_seeds[index])
         except InputError:
             raise
         except Exception as error:
@@ -504,7 +504,7 @@ def single_row_seconds(
         times = []
         for i in range(calls + 2):
             begin = time.perf_counter()
-            policy.predict_action(obs, steps=arm, noise_seeds=np.array([[0, i]], np.int64))
+            policy.predict_action(obs, nfe=arm, noise_seeds=np.array([[0, i]], np.int64))
             times.append(time.perf_counter() - begin)
     finally:
         if padding is not None:

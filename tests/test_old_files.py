@@ -27,7 +27,7 @@ def test_a_policy_acts_as_it_did(name):
     policy = Policy.from_pretrained(OLD / f"run_{objective}")
     obs = observations({"agent_frame": 4, "agent_in_block": 2, "goal_in_block": 4}, policy.n_obs_steps)
     steps = int(arm) if arm.isdigit() else arm
-    action = policy.predict_action(obs, steps=steps, noise_seeds=np.array([[1, 2], [3, 4]]))["action"]
+    action = policy.predict_action(obs, nfe=steps, noise_seeds=np.array([[1, 2], [3, 4]]))["action"]
     np.testing.assert_allclose(
         action.reshape(2, -1)[:, :6], ACTIONS[name], atol=2e-2
     )  # px; processors round differently

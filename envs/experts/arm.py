@@ -244,9 +244,9 @@ class ExpertPolicy:
         self._experts: dict[int, ArmExpert] = {}
 
     def predict_action(
-        self, obs: Any, *, steps: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
+        self, obs: Any, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """Answer observations (batch, 1, ...) with actions (batch, 1, 7 or 10); `steps` has no meaning here."""
+        """Answer observations (batch, 1, ...) with actions (batch, 1, 7 or 10); `nfe` has no meaning here."""
         batch = len(obs["object"])
         names = range(batch) if noise_seeds is None else [int(s) for s in noise_seeds[:, 0]]
         actions = []

@@ -317,7 +317,7 @@ class ExpertPolicy:
         self._experts: dict[int, PushTExpert] = {}
 
     def predict_action(
-        self, obs: Any, *, steps: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
+        self, obs: Any, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float32]]:
         """Answer obs["state"] (batch, 1, 5) with actions (batch, 1, 2); `steps` has no meaning here."""
         state = np.asarray(obs["state"])[:, -1]

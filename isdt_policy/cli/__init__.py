@@ -1,74 +1,56 @@
 """The `isdt` command: `isdt <verb> [key=value ...]`.
 
-Verbs are looked up here by name and imported only when used, so that `isdt --help` stays fast.
+Verbs are looked up here by name and imported only when used, so that `isdt --help` answers at once. A verb is a dataclass, see
+command.py; nothing else in the house imports from this folder.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
+import shlex
 import sys
+from pathlib import Path
+from typing import Any
 
 from isdt_policy import __version__
 from isdt_policy.shared.errors import InputError, nearest
 
-# verb -> (module:function taking the remaining arguments and returning an exit code, one-line help)
-VERBS: dict[str, tuple[str, str]] = {
-    "train": ("isdt_policy.training.command:main", "train a policy on demonstrations, or resume a run"),
-    "eval": (
-        "isdt_policy.eval.command:main",
-        "measure success of a checkpoint at one, two, n steps; writes an HTML report",
-    ),
-    "compare": (
-        "isdt_policy.eval.compare:main",
-        "compare evaluations on common seeds: differences, intervals, p-values",
-    ),
-    "diagnose": (
-        "isdt_policy.lab.diagnose_command:main",
-        "say what a trained flow map got right and wrong: numbers and a page of figures",
-    ),
-    "study": (
-        "isdt_policy.lab.study.command:main",
-        "compare objectives on one network, data and budget, over seeds; tables and figures",
-    ),
-    "tune": ("isdt_policy.lab.tune:main", "search settings with Optuna, judged by rollouts, bad runs stopped early"),
-    "data": ("isdt_policy.datasets.command:main", "convert, inspect, check, view and generate demonstrations"),
-    "export": ("isdt_policy.deploy.command:export_main", "write a policy as ONNX, pt2 or a Hugging Face Hub folder"),
-    "deploy": (
-        "isdt_policy.deploy.command:deploy_main",
-        "drive a simulator in real time, with latency, limits and a report",
-    ),
-    "serve": (
-        "isdt_policy.deploy.command:serve_main",
-        "serve a policy over a websocket (openpi's clients can talk to it)",
-    ),
-    "bench": (
-        "isdt_policy.lab.bench.command:main",
-        "time training, inference, data and environments against baselines",
-    ),
-    "doctor": ("isdt_policy.envs.doctor:main", "report versions of Python, torch, simulators and rendering back ends"),
+# verb -> module:class in this folder. The one-line help is the first sentence of the class's docstring.
+VERBS: dict[str, str] = {
+    "train": "isdt_policy.training.command:main",
+    "eval": "isdt_policy.eval.command:main",
+    "compare": "isdt_policy.eval.compare:main",
+    "diagnose": "isdt_policy.lab.diagnose_command:main",
+    "study": "isdt_policy.lab.study.command:main",
+    "tune": "isdt_policy.lab.tune:main",
+    "data": "isdt_policy.datasets.command:main",
+    "export": "isdt_policy.deploy.command:export_main",
+    "deploy": "isdt_policy.deploy.command:deploy_main",
+    "serve": "isdt_policy.deploy.command:serve_main",
+    "bench": "isdt_policy.lab.bench.command:main",
+    "doctor": "isdt_policy.envs.doctor:main",
 }
 
-HELP = """usage: isdt <verb> [key=value ...]
+# A first word that is no verb by itself: what its verbs are for.
+GROUPS: dict[str, str] = {}
 
-Train one-step diffusion policies from scratch (iSD-T), and measure them with intervals.
+HELP = "Train one-step diffusion policies from scratch (iSD-T), and measure them with intervals."
 
-verbs
-{verbs}
-
-examples
+EXAMPLES = """
   isdt train experiment=pusht_demo                        train on the bundled PushT demonstrations
   isdt train experiment=pusht_demo training.seed=43       any setting can be overridden after the verb
   isdt train resume=outputs/pusht_demo                    go on where a killed run stopped
-  isdt eval checkpoint=outputs/pusht_demo steps=[1,2]     success at one and two network evaluations
+  isdt eval checkpoint=outputs/pusht_demo 'arms=[1,2]'    success at one and two network evaluations
   isdt <verb> --help                                      every option of a verb, with examples
-"""
+""".strip("\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns 0 on success, 2 on bad input (one line on stderr), 130 when interrupted."""
     try:
-        code = _run(argv)
+        code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `isdt ... | head` has read enough
@@ -76,28 +58,84 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def _run(argv: list[str] | None) -> int:
-    args = list(sys.argv[1:] if argv is None else argv)
+def _run(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP.format(verbs="\n".join(f"  {name:<9} {text}" for name, (_, text) in VERBS.items())))
+        print(overview())
         return 0
     if args[0] in ("-V", "--version"):
         print(f"isdt-policy {__version__}")
         return 0
-    verb, rest = args[0], args[1:]
-    if verb not in VERBS:
-        print(f"isdt: unknown verb '{verb}'.{nearest(verb, VERBS)} Verbs: {', '.join(VERBS)}.", file=sys.stderr)
-        return 2
-    module, function = VERBS[verb][0].split(":")
+    name, rest = _split(args)
     try:
-        return int(getattr(importlib.import_module(module), function)(rest) or 0)
+        if name in GROUPS:
+            return _group(name, rest)
+        if name not in VERBS:
+            words = [*VERBS, *GROUPS]
+            known = sorted({word.split(" ")[0] for word in words})
+            print(f"isdt: unknown verb '{name}'.{nearest(name, known)} Verbs: {', '.join(known)}.", file=sys.stderr)
+            return 2
+        return _verb(name, rest)
     except InputError as error:
-        print(f"isdt {verb}: {error}", file=sys.stderr)
+        print(f"isdt {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nisdt {verb}: interrupted.", file=sys.stderr)
+        print(f"\nisdt {name}: interrupted.", file=sys.stderr)
         return 130
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _split(args: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and its arguments."""
+    two = " ".join(args[:2])
+    return (two, args[2:]) if two in VERBS else (args[0], args[1:])
+
+
+def _verb(name: str, args: list[str]) -> int:
+    found = load(name)
+    if not isinstance(found, type):  # a function of the remaining arguments
+        return int(found(args) or 0)
+    from isdt_policy.cli import command
+
+    if not args and not getattr(found, "bare", False):
+        args = ["--help"]
+    try:
+        return int(command.parse(found, args).run(shlex.join(["isdt", *name.split(), *args])) or 0)
+    except command.HelpWanted:
+        print(command.help_text(name, found))
+        return 0
+
+
+def _group(name: str, rest: list[str]) -> int:
+    verbs = {verb.split(" ")[1]: verb for verb in VERBS if verb.startswith(f"{name} ")}
+    if rest and rest[0] not in ("-h", "--help", "help"):
+        raise InputError(f"unknown verb '{name} {rest[0]}'.{nearest(rest[0], verbs)} Verbs: {', '.join(verbs)}.")
+    print(f"usage: isdt {name} <verb> [key=value ...]\n\n{GROUPS[name]}\n\nverbs")
+    print("\n".join(f"  {short:<10} {one_line(verb)}" for short, verb in verbs.items()))
+    print(f"\n  isdt {name} <verb> --help   every option of a verb, with examples")
+    return 0
+
+
+def load(name: str) -> Any:
+    """The class (or function) behind a verb."""
+    module, attribute = VERBS[name].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def overview() -> str:
+    """What `isdt --help` prints."""
+    lines = [f"  {verb:<10} {one_line(verb)}" for verb in VERBS if " " not in verb]
+    lines += [f"  {name:<10} {text[0].lower()}{text[1:].rstrip('.')}" for name, text in GROUPS.items()]
+    verbs = "\n".join(lines)
+    return f"usage: isdt <verb> [key=value ...]\n\n{HELP}\n\nverbs\n{verbs}\n\nexamples\n{EXAMPLES}"
+
+
+def one_line(verb: str) -> str:
+    """First sentence of a verb's docstring, read from its source: importing every verb would take seconds."""
+    module, attribute = VERBS[verb].split(":")
+    if not module.startswith(f"{__name__}."):
+        return ""
+    source = Path(__file__).parent.joinpath(*module.split(".")[2:]).with_suffix(".py")
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    node = next((n for n in tree.body if isinstance(n, (ast.ClassDef, ast.FunctionDef)) and n.name == attribute), None)
+    text = (ast.get_docstring(node) or "") if node else ""
+    sentence = " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+    return sentence[:1].lower() + sentence[1:]

@@ -53,7 +53,7 @@ class PolicyClient:
         self.obs_keys = tuple(self.obs_dims)
         self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
         self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
-        self.task, self.steps = str(m["task"]), str(m["steps"])
+        self.task, self.nfe = str(m["task"]), str(m["steps"])
         if m.get("continues"):
             self.continue_action = self._continue_action
 
@@ -76,16 +76,16 @@ class PolicyClient:
         self,
         obs: Mapping[str, NDArray[np.floating]],
         *,
-        steps: int | str | None = None,
+        nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
-        """Ask the server; arguments as in the protocol. `steps` must be the server's own, or None.
+        """Ask the server; arguments as in the protocol. `nfe` must be the server's own, or None.
 
         Raises:
-            InputError: what the server says is wrong with the observations; other steps; no server within patience_s.
+            InputError: what the server says is wrong with the observations; another nfe; no server within patience_s.
             TimeoutError: no answer within timeout_s.
         """
-        return self._request(obs, steps, noise_seeds, {})
+        return self._request(obs, nfe, noise_seeds, {})
 
     def _continue_action(
         self,
@@ -93,22 +93,22 @@ class PolicyClient:
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
-        steps: int | str | None = None,
+        nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """See `isdt_policy.deploy.freezing.PrefixPolicy.continue_action`; only if the server's policy can."""
         frozen = {"known": np.asarray(known, np.float32), "weight": np.asarray(weight, np.float32)}
-        return self._request(obs, steps, noise_seeds, frozen)
+        return self._request(obs, nfe, noise_seeds, frozen)
 
     def _request(
         self,
         obs: Mapping[str, NDArray[np.floating]],
-        steps: int | str | None,
+        nfe: int | str | None,
         noise_seeds: NDArray[np.int64] | None,
         frozen: Mapping[str, NDArray[np.float32]],
     ) -> dict[str, NDArray[np.float32]]:
-        if steps is not None and str(steps) != self.steps:
-            raise InputError(f"steps={steps}: the server runs steps={self.steps}; start it with another steps=.")
+        if nfe is not None and str(nfe) != self.nfe:
+            raise InputError(f"nfe={nfe}: the server runs nfe={self.nfe}; start it with another nfe=.")
         message: dict[str, Any] = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys if key in obs}
         message.update(frozen)
         if noise_seeds is not None:

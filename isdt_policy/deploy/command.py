@@ -210,7 +210,7 @@ def deploy(
         episodes=episodes,
         seconds=seconds,
         mode=mode,
-        steps=fixed_steps(policy, steps),
+        nfe=fixed_steps(policy, steps),
         execute=execute,
         ensemble=ensemble,
         latency=draw,
@@ -334,7 +334,7 @@ def serve(
             policy,
             host=host,
             port=port,
-            steps=fixed_steps(policy, steps),
+            nfe=fixed_steps(policy, steps),
             api_key=api_key,
             max_bytes=max_bytes,
             max_rate=max_rate,
@@ -386,12 +386,12 @@ def export_policy(
             print(f"uploaded: {shared.push_to_hub(repo)}")
         return 0
     path = export(
-        policy, out or f"policy.{format}", format=format, steps=steps, prefix=prefix, weights=weights, limits=allowed,
+        policy, out or f"policy.{format}", format=format, nfe=steps, prefix=prefix, weights=weights, limits=allowed,
         source=checkpoint,
     )  # fmt: skip
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, steps={steps})")
     if check:
-        difference = parity(policy, path, steps=steps, prefix=prefix, inputs=check)
+        difference = parity(policy, path, nfe=steps, prefix=prefix, inputs=check)
         print(f"parity: largest difference {difference:.1e} in normalised units over {check} random inputs")
         if weights == "float32" and not difference <= 1e-4:
             raise InputError(f"{path} differs from the policy by {difference:.1e}, more than 1e-4: do not use it.")
@@ -420,9 +420,9 @@ def load_policy(checkpoint: str, mode: str = "sync") -> Any:
 
 def fixed_steps(policy: Any, steps: str | None) -> int | str:
     """Return the number of evaluations: what was asked for, or what the policy is fixed to, or 1."""
-    fixed = getattr(policy, "steps", None)
+    fixed = getattr(policy, "nfe", None)
     if steps is not None and fixed is not None and steps != str(fixed):
-        raise InputError(f"steps={steps}: this policy runs steps={fixed} and cannot change it.")
+        raise InputError(f"steps={steps}: this policy runs nfe={fixed} and cannot change it.")
     chosen = str(fixed if steps is None and fixed is not None else steps or 1)
     return int(chosen) if chosen.isdigit() else chosen
 

@@ -234,7 +234,7 @@ def control(
     episodes: int | None = None,
     seconds: float | None = None,
     mode: str = "sync",
-    steps: int | str = 1,
+    nfe: int | str = 1,
     execute: int | None = None,
     ensemble: float | None = None,
     latency: Draw = lambda rng: 0.0,
@@ -250,7 +250,7 @@ def control(
             seed too, as in evaluation.
         safety: limits; its `position` key is read from the observations.
         rate_hz: of control.
-        mode, steps, execute, ensemble: see `Runtime`.
+        mode, nfe, execute, ensemble: see `Runtime`.
         latency: added to every inference.
         drop_obs: share of observations that get lost, 0 to 1; never the first of an episode.
         virtual: the virtual clock instead of the wall's.
@@ -265,7 +265,7 @@ def control(
     executor: Executor = thread
     # Half a period for the policy, the rest for the simulator, on the periods in which there is nothing else to do.
     runtime = Runtime(
-        policy, mode=mode, steps=steps, execute=execute, ensemble=ensemble, executor=executor, wait_s=period / 2
+        policy, mode=mode, nfe=nfe, execute=execute, ensemble=ensemble, executor=executor, wait_s=period / 2
     )
     report = Report(rate_hz, compute_s=thread.compute_s, inference_s=thread.total_s)
     lost = np.random.default_rng([first_seed, 2])

@@ -53,22 +53,20 @@ class PolicyGraph(nn.Module):
 
     Args:
         policy: trained, with its statistics.
-        steps: network evaluations, or a sampler's name.
+        nfe: network evaluations, or a sampler's name.
         prefix: continue started chunks.
     """
 
-    def __init__(self, policy: Policy, steps: int | str = 1, prefix: bool = False) -> None:
+    def __init__(self, policy: Policy, nfe: int | str = 1, prefix: bool = False) -> None:
         super().__init__()
         self.policy, self.prefix = policy, prefix
-        self.plan = policy.plan(steps)
+        self.plan = policy.plan(nfe)
         if prefix:
             require_flow_map(policy)
-            self.times = inpainting_grid(steps)
+            self.times = inpainting_grid(nfe)
             self.draws = CANDIDATES + len(self.times) - 2
         elif self.plan.stochastic:
-            raise InputError(
-                f"steps={steps} draws noise on its way, which a graph cannot; export compositions: steps=2."
-            )
+            raise InputError(f"nfe={nfe} draws noise on its way, which a graph cannot; export compositions: nfe=2.")
 
     def forward(self, noise: Tensor, *rest: Tensor) -> Tensor:
         policy = self.policy
@@ -98,7 +96,7 @@ def export(
     out: str | Path,
     *,
     format: str = "onnx",
-    steps: int | str = 1,
+    nfe: int | str = 1,
     prefix: bool = False,
     weights: str = "float32",
     limits: Limits | None = None,
@@ -110,7 +108,7 @@ def export(
         policy: trained, with its statistics; moved to the CPU.
         out: file to write, replaced if it exists.
         format: "onnx" or "pt2".
-        steps, prefix: see `PolicyGraph`.
+        nfe, prefix: see `PolicyGraph`.
         weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with a scale per channel, and rounds
             what goes into them likewise as it comes: a quarter of the bytes, at an error in the actions. The encoder and
             the layers of times and observations stay as they are.
@@ -118,7 +116,7 @@ def export(
         source: where the weights come from; embedded.
 
     Raises:
-        InputError: an unknown format or steps, or a package is missing.
+        InputError: an unknown format or nfe, or a package is missing.
     """
     if format not in FORMATS:
         raise InputError(f"format='{format}' is not one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
@@ -127,8 +125,8 @@ def export(
     if weights != "float32" and format != "onnx":
         raise InputError(f"weights={weights} belongs to format=onnx.")
     policy.normalizer.check()
-    graph = PolicyGraph(policy.cpu().eval(), steps, prefix).eval()
-    metadata = {**describe(policy, steps, prefix, limits, source), "weights": weights}
+    graph = PolicyGraph(policy.cpu().eval(), nfe, prefix).eval()
+    metadata = {**describe(policy, nfe, prefix, limits, source), "weights": weights}
     example = graph.example()
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = ({0: batch}, tuple({0: batch} for _ in example[1:]))
@@ -147,7 +145,7 @@ def export(
     return out
 
 
-def describe(policy: Policy, steps: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, Any]:
+def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, Any]:
     """Return what travels inside an exported file, as JSON values."""
     config = policy.config
     return {
@@ -159,9 +157,9 @@ def describe(policy: Policy, steps: int | str, prefix: bool, limits: Limits | No
         "n_obs_steps": config.n_obs_steps,
         "n_action_steps": config.n_action_steps,
         "horizon": config.horizon,
-        "steps": str(steps),
-        "evaluations": len(inpainting_grid(steps)) - 1 if prefix else policy.plan(steps).evaluations,
-        "noise_draws": CANDIDATES + len(inpainting_grid(steps)) - 2 if prefix else 0,
+        "steps": str(nfe),
+        "evaluations": len(inpainting_grid(nfe)) - 1 if prefix else policy.plan(nfe).evaluations,
+        "noise_draws": CANDIDATES + len(inpainting_grid(nfe)) - 2 if prefix else 0,
         "limits": {} if limits is None else limits.as_dict(),
         "source": source,
         "weights_sha256": weights_hash(policy),
@@ -273,7 +271,7 @@ def _int8(model: Any) -> Any:
 
 
 def parity(
-    policy: Policy, path: str | Path, *, steps: int | str = 1, prefix: bool = False, inputs: int = 1000, seed: int = 0
+    policy: Policy, path: str | Path, *, nfe: int | str = 1, prefix: bool = False, inputs: int = 1000, seed: int = 0
 ) -> float:
     """Return the largest difference between a policy and its exported file, in normalised actions.
 
@@ -292,9 +290,9 @@ def parity(
         given = {key: torch.from_numpy(value) for key, value in obs.items()}
         known = policy.normalizer.unnormalize_action(y, given).numpy()
         weight = rng.choice([0.0, 1.0], shape[:2]).astype(np.float32)
-        expected = PrefixPolicy(policy).continue_action(obs, known, weight, steps=steps, noise_seeds=seeds)
+        expected = PrefixPolicy(policy).continue_action(obs, known, weight, nfe=nfe, noise_seeds=seeds)
     else:
-        expected = policy.predict_action(obs, steps=steps, noise_seeds=seeds)
+        expected = policy.predict_action(obs, nfe=nfe, noise_seeds=seeds)
     if Path(path).suffix == ".onnx":
         runner = OnnxPolicy(path)
         got = (

@@ -75,12 +75,12 @@ def inpaint(
     return torch.where(frozen == 1, known, data)
 
 
-def inpainting_grid(steps: int | str) -> tuple[float, ...]:
+def inpainting_grid(nfe: int | str) -> tuple[float, ...]:
     """Time grid of `inpaint` for a number of evaluations; at least two, as the first jump knows nothing of the prefix."""
     try:
-        n = int(steps)
+        n = int(nfe)
     except ValueError:
-        raise InputError(f"steps='{steps}': continuing a chunk takes a number of evaluations, such as 2.") from None
+        raise InputError(f"nfe='{nfe}': continuing a chunk takes a number of evaluations, such as 2.") from None
     return uniform_grid(max(2, n))
 
 
@@ -138,11 +138,11 @@ class PrefixPolicy:
         self,
         obs: Mapping[str, NDArray[np.floating]],
         *,
-        steps: int | str = 1,
+        nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """See `isdt_policy.method.policy.Policy.predict_action`."""
-        return self.policy.predict_action(obs, steps=steps, noise_seeds=noise_seeds)
+        return self.policy.predict_action(obs, nfe=nfe, noise_seeds=noise_seeds)
 
     @torch.inference_mode()
     def continue_action(
@@ -151,7 +151,7 @@ class PrefixPolicy:
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
-        steps: int | str = 2,
+        nfe: int | str = 2,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Like `predict_action`, in agreement with known actions.
@@ -160,7 +160,7 @@ class PrefixPolicy:
             obs: {key: (batch, n_obs_steps, d)}, the environment's units.
             known: (batch, horizon, action_dim), the environment's units; the first entry belongs to the oldest observation.
             weight: (batch, horizon), 1 where an action is frozen, 0 where it is free.
-            steps: network evaluations; 1 is taken as 2.
+            nfe: network evaluations; 1 is taken as 2.
             noise_seeds: as in `predict_action`.
         """
         policy = self.policy
@@ -174,7 +174,7 @@ class PrefixPolicy:
             raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
         device = policy.null.device
         given = {key: torch.as_tensor(np.asarray(obs[key], np.float32), device=device) for key in self.obs_keys}
-        times = inpainting_grid(steps)
+        times = inpainting_grid(nfe)
         z = torch.from_numpy(candidate_noise(shape, self.candidates + len(times) - 2, noise_seeds)).to(device)
         y = torch.as_tensor(np.asarray(known, np.float32), device=device)
         w = torch.as_tensor(np.asarray(weight, np.float32), device=device)

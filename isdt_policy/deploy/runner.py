@@ -82,7 +82,7 @@ class OnnxPolicy:
         self.obs_dims: dict[str, int] = m["obs_dims"]
         self.obs_keys = tuple(self.obs_dims)
         self.n_obs_steps, self.n_action_steps, self.horizon = m["n_obs_steps"], m["n_action_steps"], m["horizon"]
-        self.action_dim, self.task, self.steps = m["action_dim"], m["task"], m["steps"]
+        self.action_dim, self.task, self.nfe = m["action_dim"], m["task"], m["steps"]
         if m["noise_draws"]:
             self.continue_action = self._continue_action
 
@@ -93,19 +93,19 @@ class OnnxPolicy:
         self,
         obs: Mapping[str, NDArray[np.floating]],
         *,
-        steps: int | str | None = None,
+        nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Action chunks for a batch of observation histories {key: (batch, n_obs_steps, d)}.
 
         Args:
-            steps: the number in the file, or None.
+            nfe: the number in the file, or None.
             noise_seeds: (batch, 2) integers; the same noise as the trained policy draws from them. None draws fresh.
 
         Raises:
-            InputError: other steps than the file's, a missing key, a wrong shape, NaN.
+            InputError: another nfe than the file's, a missing key, a wrong shape, NaN.
         """
-        inputs, batch = self._inputs(obs, steps)
+        inputs, batch = self._inputs(obs, nfe)
         draws = self.metadata["noise_draws"]
         shape = (self.horizon, self.action_dim)
         inputs["noise"] = self._noise(batch, noise_seeds, ((draws,) if draws else ()) + shape)
@@ -120,11 +120,11 @@ class OnnxPolicy:
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
-        steps: int | str | None = None,
+        nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """See `isdt_policy.deploy.freezing.PrefixPolicy.continue_action`; only in files exported with prefix=true."""
-        inputs, batch = self._inputs(obs, steps)
+        inputs, batch = self._inputs(obs, nfe)
         shape = (self.horizon, self.action_dim)
         inputs["noise"] = self._noise(batch, noise_seeds, (self.metadata["noise_draws"], *shape))
         inputs["known"], inputs["weight"] = np.asarray(known, np.float32), np.asarray(weight, np.float32)
@@ -139,11 +139,9 @@ class OnnxPolicy:
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 
-    def _inputs(self, obs: Mapping[str, Any], steps: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
-        if steps is not None and str(steps) != self.steps:
-            raise InputError(
-                f"steps={steps}: this file was exported with steps={self.steps}; export another for {steps}."
-            )
+    def _inputs(self, obs: Mapping[str, Any], nfe: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
+        if nfe is not None and str(nfe) != self.nfe:
+            raise InputError(f"nfe={nfe}: this file was exported with nfe={self.nfe}; export another for {nfe}.")
         inputs: dict[str, NDArray[np.float32]] = {}
         batch = None
         for key, dim in self.obs_dims.items():

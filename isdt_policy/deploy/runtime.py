@@ -97,7 +97,7 @@ class Runtime:
             `freezing.PrefixPolicy`).
         mode: "sync", "async" or "rtc"; see the timeline above. With an inference that answers at once the first two act
             alike.
-        steps: network evaluations per chunk, or a sampler's name.
+        nfe: network evaluations per chunk, or a sampler's name.
         execute: actions of a chunk to execute before the next inference starts (the receding horizon); None is the
             policy's n_action_steps.
         ensemble: m of temporal ensembling (ACT, 2304.13705): every chunk that covers a step takes part with weight
@@ -118,7 +118,7 @@ class Runtime:
         policy: Policy,
         *,
         mode: str = "sync",
-        steps: int | str = 1,
+        nfe: int | str = 1,
         execute: int | None = None,
         ensemble: float | None = None,
         executor: Executor | None = None,
@@ -139,7 +139,7 @@ class Runtime:
             )
         if ensemble is not None and not (math.isfinite(ensemble) and ensemble >= 0):
             raise InputError(f"ensemble={ensemble} must be a finite number of at least 0 (ACT uses 0.01).")
-        self.policy, self.mode, self.steps, self.ensemble, self.wait_s = policy, mode, steps, ensemble, wait_s
+        self.policy, self.mode, self.nfe, self.ensemble, self.wait_s = policy, mode, nfe, ensemble, wait_s
         self._executor: Executor = Inline() if executor is None else executor
         self.reset()
 
@@ -234,11 +234,9 @@ class Runtime:
         if self.mode == "rtc" and self._chunks:
             known, weight = self._commitment(now)
             call: Callable[..., Any] = self.policy.continue_action  # type: ignore[attr-defined]
-            self._pending = self._executor.submit(
-                call, obs, known[None], weight[None], steps=self.steps, noise_seeds=seeds
-            )
+            self._pending = self._executor.submit(call, obs, known[None], weight[None], nfe=self.nfe, noise_seeds=seeds)
         else:
-            self._pending = self._executor.submit(self.policy.predict_action, obs, steps=self.steps, noise_seeds=seeds)
+            self._pending = self._executor.submit(self.policy.predict_action, obs, nfe=self.nfe, noise_seeds=seeds)
         self._asked_at = now
         self.decisions += 1
 

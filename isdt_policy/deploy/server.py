@@ -76,7 +76,7 @@ class PolicyServer:
     Args:
         policy: anything behind the policy protocol, with `obs_dims` or a `config` that has them.
         host, port: where to listen; port 0 takes a free one (see `port` after `start`).
-        steps: network evaluations per chunk.
+        nfe: network evaluations per chunk.
         api_key: required of every client, or None.
         max_bytes: of one message.
         max_rate: messages per second and connection, averaged over a second.
@@ -96,7 +96,7 @@ class PolicyServer:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
-        steps: int | str = 1,
+        nfe: int | str = 1,
         api_key: str | None = None,
         max_bytes: int = 1 << 20,
         max_rate: float = 500.0,
@@ -108,7 +108,7 @@ class PolicyServer:
             raise InputError("max_bytes, max_rate, max_connections and message_timeout_s must be above 0.")
         if api_key == "":
             raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
-        self.policy, self.steps = policy, steps
+        self.policy, self.nfe = policy, nfe
         self.host, self.port = host, port
         self.api_key, self.max_bytes, self.max_rate, self.max_connections = (
             api_key,
@@ -142,7 +142,7 @@ class PolicyServer:
             "n_obs_steps": policy.n_obs_steps,
             "n_action_steps": policy.n_action_steps,
             "horizon": getattr(policy, "horizon", None),
-            "steps": str(self.steps),
+            "steps": str(self.nfe),
             "continues": hasattr(policy, "continue_action"),
         }
 
@@ -324,10 +324,10 @@ class PolicyServer:
         def call() -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
             begin = time.perf_counter()
             if known is None:
-                answer = self.policy.predict_action(obs, steps=self.steps, noise_seeds=noise_seeds)
+                answer = self.policy.predict_action(obs, nfe=self.nfe, noise_seeds=noise_seeds)
             else:
                 proceed: Any = self.policy.continue_action  # type: ignore[attr-defined]
-                answer = proceed(obs, *known, steps=self.steps, noise_seeds=noise_seeds)
+                answer = proceed(obs, *known, nfe=self.nfe, noise_seeds=noise_seeds)
             return answer["action"], answer["action_pred"], (time.perf_counter() - begin) * 1e3
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -105,7 +105,7 @@ def table(
                 env = make(chosen, tuple(dict.fromkeys([*policy.obs_keys, *filter(None, [limits.position])])))
                 safety = Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz)
                 report = control(
-                    policy, env, safety, rate_hz=rate_hz, first_seed=seed, episodes=episodes, mode=mode, steps=steps,
+                    policy, env, safety, rate_hz=rate_hz, first_seed=seed, episodes=episodes, mode=mode, nfe=steps,
                     latency=draws[text], virtual=True,
                 )  # fmt: skip
                 env.close()

@@ -60,7 +60,7 @@ class PolicyConfig:
         noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
             the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
         sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
-            objective and decides what `steps` may be.
+            objective and decides what `nfe` may be.
     """
 
     task: str
@@ -114,7 +114,7 @@ class Policy(nn.Module):
     Example:
         policy = Policy.from_pretrained("outputs/pusht_demo")
         policy.reset()
-        chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, steps=1)["action"]
+        chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, nfe=1)["action"]
     """
 
     # Rows per network call at inference. Matrix kernels choose their blocking by batch size, which changes last bits; a
@@ -181,21 +181,21 @@ class Policy(nn.Module):
         self,
         obs: Mapping[str, NDArray[np.floating] | Tensor],
         *,
-        steps: int | str = 1,
+        nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
         """Action chunks for a batch of observation histories; see `isdt_policy.envs.protocol.Policy`.
 
         Args:
             obs: {key: (batch, n_obs_steps, d)} in the environment's units. Keys beyond `obs_keys` are ignored.
-            steps: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network. For
+            nfe: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network. For
                 policies of other kinds see `samplers.plan`; a diffusion policy takes "ddim10", "ddpm100".
             noise_seeds: (batch, 2) integers; row i's noise is a function of row i alone. None draws fresh noise.
 
         Raises:
-            InputError: a missing key, a wrong shape, NaN, or steps that are unknown or do not suit this policy.
+            InputError: a missing key, a wrong shape, NaN, or an nfe that is unknown or does not suit this policy.
         """
-        chosen = self.plan(steps)
+        chosen = self.plan(nfe)
         device = self.null.device
         batch = self._check_obs(obs)
         drawn, row_seeds = self._noise(batch, noise_seeds)
@@ -221,15 +221,15 @@ class Policy(nn.Module):
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 
-    def plan(self, steps: int | str) -> Plan:
-        """What `steps` means for this policy; `plan(steps).evaluations` is its cost.
+    def plan(self, nfe: int | str) -> Plan:
+        """What `nfe` means for this policy; `plan(nfe).evaluations` is its cost.
 
         Raises:
-            InputError: unknown steps, or a sampler that this network was not trained for.
+            InputError: unknown nfe, or a sampler that this network was not trained for.
         """
         # "limits" scales actions to [-1, 1]; the other modes to unit variance, where five standard deviations hold all.
         clip = 1.0 if self.config.action_normalization == "limits" else 5.0
-        chosen = plan(steps, self.sampling, clip)
+        chosen = plan(nfe, self.sampling, clip)
         scale = self.config.noise_scale
         if scale == 1:
             return chosen
@@ -239,12 +239,12 @@ class Policy(nn.Module):
 
         return dataclasses.replace(chosen, run=run)
 
-    def sample(self, noise: Tensor, cond: Tensor, steps: int | str = 1) -> Tensor:
+    def sample(self, noise: Tensor, cond: Tensor, nfe: int | str = 1) -> Tensor:
         """Normalised chunks from standard normal noise (batch, horizon, action_dim) and embeddings (batch, cond_dim).
 
         A stochastic sampler's later draws are a function of the row's number alone.
         """
-        return self._run(self.plan(steps), noise, cond, list(range(noise.shape[0])))
+        return self._run(self.plan(nfe), noise, cond, list(range(noise.shape[0])))
 
     def _run(self, chosen: Plan, noise: Tensor, cond: Tensor, seeds: list[int]) -> Tensor:
         if not chosen.stochastic:

@@ -140,7 +140,7 @@ def test_every_folder_of_code_is_in_the_package():
 def test_a_reader_that_has_seen_enough_is_no_error():
     """`isdt --help | head -1`: no traceback."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "isdt_policy.cli", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "isdt_policy", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.close()
     assert process.stderr.read() == b""

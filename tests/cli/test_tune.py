@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from isdt_policy import cli, tune
+from isdt_policy import cli
+from isdt_policy.lab import tune
 from isdt_policy.lab.tune import Tuning, overrides_of, read_space
 from isdt_policy.shared.errors import InputError
 
@@ -53,7 +54,7 @@ def test_bad_searches_are_refused_in_a_line(arguments, expected, tmp_path, capsy
 
 def test_a_killed_search_goes_on_in_mid_trial_and_ends_as_an_undisturbed_one(tmp_path):
     """Same trials, same scores: the interrupted trial is taken up from its checkpoint, with the settings it had drawn."""
-    command = [sys.executable, "-m", "isdt_policy.cli", "tune", *TINY, *SPACE, "trials=2", "prune=false"]
+    command = [sys.executable, "-m", "isdt_policy", "tune", *TINY, *SPACE, "trials=2", "prune=false"]
     out = tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

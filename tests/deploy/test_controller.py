@@ -45,7 +45,7 @@ class Ahead:
     def reset(self):
         self.asked = 0
 
-    def predict_action(self, obs, *, steps=1, noise_seeds=None):
+    def predict_action(self, obs, *, nfe=1, noise_seeds=None):
         time.sleep(self.seconds)
         chunk = 10.0 * self.asked + np.arange(1, 9)[None, :, None]
         self.asked += 1

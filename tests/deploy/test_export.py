@@ -37,10 +37,10 @@ def test_one_evaluation_agrees_over_a_thousand_inputs(unet, format):
 @pytest.mark.parametrize(("steps", "prefix"), [(2, False), ("euler3", False), (2, True)])
 def test_more_evaluations_and_started_chunks_agree_too(tmp_path, steps, prefix):
     policy = tiny_policy(reference="agent_pos", network=MLP)
-    path = export(policy, tmp_path / "p.onnx", steps=steps, prefix=prefix)
-    assert parity(policy, path, steps=steps, prefix=prefix, inputs=1000) <= 1e-4
+    path = export(policy, tmp_path / "p.onnx", nfe=steps, prefix=prefix)
+    assert parity(policy, path, nfe=steps, prefix=prefix, inputs=1000) <= 1e-4
     if not prefix:  # the number of evaluations is in the graph: that of another number is another policy
-        assert parity(policy, path, steps=1, inputs=50) > 1e-2
+        assert parity(policy, path, nfe=1, inputs=50) > 1e-2
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
@@ -71,7 +71,7 @@ def test_the_batch_is_free_and_metadata_travels(unet):
         assert got["action"].shape == (batch, 8, 2)
         assert np.array_equal(got["action"], got["action_pred"][:, 1:9])
     assert runner.obs_keys == policy.obs_keys
-    assert (runner.n_obs_steps, runner.horizon, runner.task, runner.steps) == (2, 16, "pusht", "1")
+    assert (runner.n_obs_steps, runner.horizon, runner.task, runner.nfe) == (2, 16, "pusht", "1")
     m = runner.metadata
     assert m["limits"] == {"low": [0, 0], "high": [512, 512], "step": [90, 90]}
     assert m["source"] == "here"
@@ -140,8 +140,8 @@ def test_the_runner_refuses_bad_observations(unet, change, message):
 
 
 def test_the_runner_refuses_other_steps(unet):
-    with pytest.raises(InputError, match="exported with steps=1; export another for 2"):
-        OnnxPolicy(unet[1] / "p.onnx").predict_action(observations(1), steps=2)
+    with pytest.raises(InputError, match="exported with nfe=1; export another for 2"):
+        OnnxPolicy(unet[1] / "p.onnx").predict_action(observations(1), nfe=2)
 
 
 class TestCommand:

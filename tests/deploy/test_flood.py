@@ -30,7 +30,7 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     policy = tiny_policy(network=MLP)
     policy.save_pretrained(folder / "policy")
-    command = [sys.executable, "-m", "isdt_policy.cli", "serve", f"checkpoint={folder / 'policy'}", "port=0"]
+    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={folder / 'policy'}", "port=0"]
     command += ["max_rate=100000", "max_bytes=100000", "message_timeout=1"]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

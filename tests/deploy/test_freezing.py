@@ -94,9 +94,9 @@ def test_frozen_actions_come_back_to_the_last_bit_in_the_environments_units():
     known = np.random.default_rng(1).uniform(0, 512, (3, 16, 2)).astype(np.float32)
     weight = np.zeros((3, 16), np.float32)
     weight[:, :5] = 1
-    pred = policy.continue_action(obs, known, weight, steps=1, noise_seeds=seeds)["action_pred"]
+    pred = policy.continue_action(obs, known, weight, nfe=1, noise_seeds=seeds)["action_pred"]
     assert np.array_equal(pred[:, :5], known[:, :5])
-    other = policy.continue_action(obs, known + 50, weight, steps=1, noise_seeds=seeds)["action_pred"]
+    other = policy.continue_action(obs, known + 50, weight, nfe=1, noise_seeds=seeds)["action_pred"]
     assert np.abs(other[:, 5:] - pred[:, 5:]).max() > 1  # the rest listens to what is frozen
 
 

@@ -20,7 +20,7 @@ class Counting:
     def reset(self):
         pass
 
-    def predict_action(self, obs, *, steps=1, noise_seeds=None):
+    def predict_action(self, obs, *, nfe=1, noise_seeds=None):
         if not np.isfinite(obs["x"]).all():
             raise InputError("not finite")
         pred = 100.0 * len(self.seen) + np.arange(-1, 7)[None, :, None].astype(np.float32)
@@ -28,7 +28,7 @@ class Counting:
         self.seeds.append(noise_seeds)
         return {"action": pred[:, 1:5], "action_pred": pred}
 
-    def continue_action(self, obs, known, weight, *, steps=2, noise_seeds=None):
+    def continue_action(self, obs, known, weight, *, nfe=2, noise_seeds=None):
         self.known.append((known[0, :, 0].tolist(), weight[0].tolist()))
         answer = self.predict_action(obs)
         frozen = weight[..., None] == 1
@@ -190,7 +190,7 @@ def test_the_callers_buffer_may_be_reused():
 class Failing(Counting):
     armed = False
 
-    def predict_action(self, obs, *, steps=1, noise_seeds=None):
+    def predict_action(self, obs, *, nfe=1, noise_seeds=None):
         if self.armed:
             self.armed = False
             raise InputError("the link is down")

@@ -171,17 +171,17 @@ def test_frozen_actions_travel_and_come_back_beside_free_requests(policy):
     obs, seeds, rng = observations(3), np.array([[5, 0], [5, 1], [5, 2]]), np.random.default_rng(0)
     known = rng.uniform(100, 400, (3, 16, 2)).astype(np.float32)
     weight = np.concatenate([np.ones((3, 4)), np.zeros((3, 2)), np.zeros((3, 10))], axis=1).astype(np.float32)
-    expected = able.continue_action(obs, known, weight, steps=2, noise_seeds=seeds)["action_pred"]
-    with Running(able, steps=2) as running, PolicyClient(running.uri) as client:
+    expected = able.continue_action(obs, known, weight, nfe=2, noise_seeds=seeds)["action_pred"]
+    with Running(able, nfe=2) as running, PolicyClient(running.uri) as client:
         got = client.continue_action(obs, known, weight, noise_seeds=seeds)["action_pred"]
         assert np.array_equal(got, expected)
         assert np.array_equal(got[:, :4], known[:, :4])
-        free = able.predict_action(obs, steps=2, noise_seeds=seeds)["action_pred"]
+        free = able.predict_action(obs, nfe=2, noise_seeds=seeds)["action_pred"]
         assert np.array_equal(client.predict_action(obs, noise_seeds=seeds)["action_pred"], free)
         # openpi's wire format, one observation without the batch axis, further keys
         plain = FromTheDocuments(running.uri)
         one = {**row(obs), "known": known[0], "weight": weight[0], "noise_seeds": seeds[:1]}
-        alone = able.continue_action(row(obs, slice(0, 1)), known[:1], weight[:1], steps=2, noise_seeds=seeds[:1])
+        alone = able.continue_action(row(obs, slice(0, 1)), known[:1], weight[:1], nfe=2, noise_seeds=seeds[:1])
         assert np.array_equal(plain.infer(one)["action_pred"], alone["action_pred"][0])
         for change, reason in (
             ({"known": known}, r"known must be an array of numbers of shape \(16, 2\)"),
@@ -193,7 +193,7 @@ def test_frozen_actions_travel_and_come_back_beside_free_requests(policy):
         del one["weight"]
         with pytest.raises(RuntimeError, match="'weight' is missing"):
             plain.infer(one)
-        runtimes = [Runtime(p, mode="rtc", steps=2) for p in (client, able)]
+        runtimes = [Runtime(p, mode="rtc", nfe=2) for p in (client, able)]
         for runtime in runtimes:
             runtime.reset(seed=4)
         for i in range(20):
@@ -325,7 +325,7 @@ def test_a_failing_policy_answers_in_text_and_tells_strangers_nothing(policy):
         n_obs_steps, n_action_steps, horizon, obs_keys, obs_dims, action_dim = 2, 8, 16, ("x",), {"x": 1}, 1
         calls = 0
 
-        def predict_action(self, obs, *, steps=1, noise_seeds=None):
+        def predict_action(self, obs, *, nfe=1, noise_seeds=None):
             self.calls += 1
             if self.calls > 1:
                 raise RuntimeError("/home/me/secret")

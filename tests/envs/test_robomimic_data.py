@@ -187,7 +187,7 @@ def test_generated_demonstrations_train(generated, tmp_path):
     policy = Trained.from_pretrained(run)
     obs, _ = make("lift").reset(seed=0)
     history = {key: np.stack([obs[key]] * policy.n_obs_steps)[None] for key in policy.obs_keys}
-    assert policy.predict_action(history, steps=1)["action"].shape[2:] == (7,)
+    assert policy.predict_action(history, nfe=1)["action"].shape[2:] == (7,)
 
 
 def test_robomimics_interfaces_run_our_environment_and_policy(generated):

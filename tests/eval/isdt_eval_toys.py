@@ -95,8 +95,8 @@ class NoisyPolicy:
     def reset(self) -> None:
         pass
 
-    def predict_action(self, obs: Any, *, steps: Any = 1, noise_seeds: Any = None) -> dict[str, np.ndarray]:
-        scale = steps if isinstance(steps, int) else 7
+    def predict_action(self, obs: Any, *, nfe: Any = 1, noise_seeds: Any = None) -> dict[str, np.ndarray]:
+        scale = nfe if isinstance(nfe, int) else 7
         noise = [np.random.default_rng(row.tolist()).standard_normal((6, 2)) for row in noise_seeds]
         pred = np.stack([scale * n + o[-1, :2] for n, o in zip(noise, obs["state"])]).astype(np.float32)
         return {"action": pred[:, 1:5], "action_pred": pred}

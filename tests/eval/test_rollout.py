@@ -31,10 +31,10 @@ class Unguarded:
     def reset(self):
         pass
 
-    def predict_action(self, obs, *, steps=1, noise_seeds=None):
+    def predict_action(self, obs, *, nfe=1, noise_seeds=None):
         self.batches.add(len(noise_seeds))
         self.policy.inference_rows = len(noise_seeds)
-        return self.policy.predict_action(obs, steps=steps, noise_seeds=noise_seeds)
+        return self.policy.predict_action(obs, nfe=nfe, noise_seeds=noise_seeds)
 
 
 @pytest.mark.parametrize("guarded", [True, False])
@@ -69,9 +69,9 @@ def test_every_arm_has_its_own_noise_and_every_episode_its_own_seed():
     seen = []
 
     class Spy(NoisyPolicy):
-        def predict_action(self, obs, *, steps=1, noise_seeds=None):
-            seen.extend((steps, *row) for row in noise_seeds.tolist() if row[0] >= 100_000)
-            return super().predict_action(obs, steps=steps, noise_seeds=noise_seeds)
+        def predict_action(self, obs, *, nfe=1, noise_seeds=None):
+            seen.extend((nfe, *row) for row in noise_seeds.tolist() if row[0] >= 100_000)
+            return super().predict_action(obs, nfe=nfe, noise_seeds=noise_seeds)
 
     evaluate(Spy(), CHAOS, SEEDS, [1, 2], n_envs=3, make_env=partial(Chaos, 12))
     assert sorted(seen) == sorted((arm, seed, k) for arm in (1, 2) for seed in SEEDS for k in range(3))
@@ -88,7 +88,7 @@ def test_history_and_executed_slice(latency):
         def reset(self):
             pass
 
-        def predict_action(self, obs, *, steps=1, noise_seeds=None):
+        def predict_action(self, obs, *, nfe=1, noise_seeds=None):
             if noise_seeds[0, 0] < 100_000:
                 label = 0
             else:

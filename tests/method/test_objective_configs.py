@@ -64,7 +64,7 @@ def test_it_trains_two_steps_and_resumes_to_the_same_bits(tiny_store, tmp_path, 
     assert policy.sampling == resumed.objective.sampling
     obs = {"agent_pos": np.full((2, 2, 2), 256.0)}
     for steps in (1, policy.sampling.usual_steps):
-        assert np.isfinite(policy.predict_action(obs, steps=steps)["action"]).all()
+        assert np.isfinite(policy.predict_action(obs, nfe=steps)["action"]).all()
 
 
 def test_an_experiments_warm_start_is_left_out_where_it_means_nothing():

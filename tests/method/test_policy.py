@@ -49,9 +49,9 @@ def test_a_rows_action_does_not_depend_on_its_neighbours(policy):
     """Bit for bit, at every position and for every batch size: what makes evaluation independent of n_envs."""
     obs = observations(37)
     seeds = np.stack([np.arange(37), np.arange(37) % 5], axis=1)
-    together = policy.predict_action(obs, steps=2, noise_seeds=seeds)["action_pred"]
+    together = policy.predict_action(obs, nfe=2, noise_seeds=seeds)["action_pred"]
     for rows in ([0], [36], [20, 3], list(range(5, 30)), list(range(36, -1, -1))):
-        part = policy.predict_action({k: v[rows] for k, v in obs.items()}, steps=2, noise_seeds=seeds[rows])
+        part = policy.predict_action({k: v[rows] for k, v in obs.items()}, nfe=2, noise_seeds=seeds[rows])
         assert np.array_equal(part["action_pred"], together[rows])
 
 
@@ -76,9 +76,9 @@ def test_the_noise_scale_scales_the_initial_noise_and_nothing_else(policy, steps
         given = {k: torch.as_tensor(v, dtype=torch.float32) for k, v in obs.items()}
         normalised = policy.sample(0.25 * torch.from_numpy(z), policy.encode(given), steps)
         expected = policy.normalizer.unnormalize_action(normalised, given).numpy()
-    found = at_scale(policy, 0.25).predict_action(obs, steps=steps, noise_seeds=seeds)["action_pred"]
+    found = at_scale(policy, 0.25).predict_action(obs, nfe=steps, noise_seeds=seeds)["action_pred"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)  # px
-    assert np.abs(found - policy.predict_action(obs, steps=steps, noise_seeds=seeds)["action_pred"]).max() > 1
+    assert np.abs(found - policy.predict_action(obs, nfe=steps, noise_seeds=seeds)["action_pred"]).max() > 1
 
 
 def test_at_a_noise_scale_of_0_every_draw_is_the_same(policy):
@@ -98,14 +98,14 @@ def test_saving_and_loading_gives_the_same_actions(policy, tmp_path):
     loaded = Policy.from_pretrained(tmp_path)
     assert loaded.config == policy.config
     seeds = np.zeros((4, 2), np.int64)
-    a, b = (p.predict_action(observations(4), steps=2, noise_seeds=seeds)["action"] for p in (policy, loaded))
+    a, b = (p.predict_action(observations(4), nfe=2, noise_seeds=seeds)["action"] for p in (policy, loaded))
     assert np.array_equal(a, b)
 
 
 def test_the_callers_observations_are_not_written_to(policy):
     obs = observations(3)
     before = {k: v.copy() for k, v in obs.items()}
-    policy.predict_action(obs, steps=2)
+    policy.predict_action(obs, nfe=2)
     assert all(np.array_equal(obs[k], before[k]) for k in obs)
 
 
@@ -128,7 +128,7 @@ def test_bad_observations_are_refused(policy, change, message):
 @pytest.mark.parametrize("steps", [0, -1, "euller10", "euler", "ten", 1.5])
 def test_unknown_steps_are_refused(policy, steps):
     with pytest.raises(InputError, match=r"euler"):
-        policy.predict_action(observations(1), steps=steps)
+        policy.predict_action(observations(1), nfe=steps)
 
 
 class TestLoading:

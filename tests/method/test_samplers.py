@@ -231,9 +231,9 @@ class TestPolicies:
         acting = policy(sampling)
         obs = {"agent_pos": np.random.default_rng(0).uniform(0, 512, (19, 2, 2))}
         seeds = np.stack([np.arange(19), np.arange(19) % 5], axis=1)
-        together = acting.predict_action(obs, steps=steps, noise_seeds=seeds)["action_pred"]
+        together = acting.predict_action(obs, nfe=steps, noise_seeds=seeds)["action_pred"]
         for rows in ([0], [18], [7, 3], list(range(18, -1, -1))):
-            part = acting.predict_action({"agent_pos": obs["agent_pos"][rows]}, steps=steps, noise_seeds=seeds[rows])
+            part = acting.predict_action({"agent_pos": obs["agent_pos"][rows]}, nfe=steps, noise_seeds=seeds[rows])
             assert np.array_equal(part["action_pred"], together[rows])
         assert np.isfinite(together).all()
         if acting.plan(steps).stochastic:  # from the same start, rows of other seeds draw other noise on the way
@@ -244,7 +244,7 @@ class TestPolicies:
         obs = {"agent_pos": np.full((1, 2, 2), 100.0)}
         acting = policy({"kind": "regression", "refine_time": 0.1})
         for steps in (1, 2):
-            a, b = (acting.predict_action(obs, steps=steps)["action"] for _ in range(2))
+            a, b = (acting.predict_action(obs, nfe=steps)["action"] for _ in range(2))
             assert np.array_equal(a, b)
 
     def test_what_the_objective_taught_is_saved_with_the_policy(self, tmp_path):
@@ -254,10 +254,10 @@ class TestPolicies:
         assert loaded.sampling == Sampling("diffusion", prediction="sample", train_steps=50)
         obs, seeds = {"agent_pos": np.full((2, 2, 2), 100.0)}, np.array([[1, 0], [2, 0]])
         for steps in (4, "ddpm50"):
-            a, b = (p.predict_action(obs, steps=steps, noise_seeds=seeds)["action"] for p in (saved, loaded))
+            a, b = (p.predict_action(obs, nfe=steps, noise_seeds=seeds)["action"] for p in (saved, loaded))
             assert np.array_equal(a, b)
         with pytest.raises(InputError, match="N at most 50"):
-            loaded.predict_action(obs, steps="ddpm51")
+            loaded.predict_action(obs, nfe="ddpm51")
 
     def test_a_policy_saved_before_there_were_kinds_is_a_flow_map(self, tmp_path):
         policy({"kind": "flow_map"}).save_pretrained(tmp_path)

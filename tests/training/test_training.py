@@ -38,7 +38,7 @@ def overrides(store, run, *more):
 
 
 def command(store, run, *more):
-    return [sys.executable, "-m", "isdt_policy.cli", "train", *overrides(store, run, *more)]
+    return [sys.executable, "-m", "isdt_policy", "train", *overrides(store, run, *more)]
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ def test_resume_after_kill_is_bit_identical(tiny_store, tmp_path):
     assert json.loads((killed / "checkpoints/last/state/trainer.json").read_text())["step"] == 100
 
     subprocess.run(
-        [sys.executable, "-m", "isdt_policy.cli", "train", f"resume={killed}"], check=True, capture_output=True
+        [sys.executable, "-m", "isdt_policy", "train", f"resume={killed}"], check=True, capture_output=True
     )
     expected, actual = tensors(straight), tensors(killed)
     assert expected.keys() == actual.keys()
@@ -114,8 +114,8 @@ def test_the_saved_policy_acts_like_the_averaged_one_in_memory(tiny_store, tmp_p
     obs = {key: rng.uniform(0, 500, (3, 2, dim)) for key, dim in loaded.config.obs_dims.items()}
     seeds = np.array([[1, 0], [2, 0], [3, 0]])
     for steps in (1, 2, "euler3"):
-        a = trainer.ema.module.eval().predict_action(obs, steps=steps, noise_seeds=seeds)
-        b = loaded.predict_action(obs, steps=steps, noise_seeds=seeds)
+        a = trainer.ema.module.eval().predict_action(obs, nfe=steps, noise_seeds=seeds)
+        b = loaded.predict_action(obs, nfe=steps, noise_seeds=seeds)
         assert np.array_equal(a["action_pred"], b["action_pred"])
         assert b["action_pred"].shape == (3, 16, 2)
         assert np.array_equal(b["action"], b["action_pred"][:, 1:9])

@@ -550,7 +550,7 @@ def _loop(policy: Any, make_env: Callable[[], Any], seeds: list[int], rows: int 
             over = success = False
             while not over:
                 stacked = {k: np.stack([o[k] for o in history])[None].astype(np.float32) for k in policy.obs_keys}
-                answer = policy.predict_action(stacked, steps=1, noise_seeds=np.array([(seed, decisions)]))
+                answer = policy.predict_action(stacked, nfe=1, noise_seeds=np.array([(seed, decisions)]))
                 decisions += 1
                 for action in answer["action"][0]:
                     obs, reward, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))

@@ -25,7 +25,7 @@ QUESTIONS = 32  # different ones per client, asked in turn
 @contextmanager
 def server(checkpoint: str, threads: int) -> Iterator[str]:
     """Run `isdt serve` and give its address."""
-    command = [sys.executable, "-m", "isdt_policy.cli", "serve", f"checkpoint={checkpoint}", "port=0"]
+    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={checkpoint}", "port=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
