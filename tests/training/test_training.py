@@ -70,9 +70,7 @@ def test_resume_after_kill_is_bit_identical(tiny_store, tmp_path):
     process.wait()
     assert json.loads((killed / "checkpoints/last/state/trainer.json").read_text())["step"] == 100
 
-    subprocess.run(
-        [sys.executable, "-m", "isdt_policy", "train", f"resume={killed}"], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-m", "isdt_policy", "train", f"resume={killed}"], check=True, capture_output=True)
     expected, actual = tensors(straight), tensors(killed)
     assert expected.keys() == actual.keys()
     assert [k for k in expected if not torch.equal(expected[k], actual[k])] == []
