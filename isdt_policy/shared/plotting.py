@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isdt_policy.shared.extras import require
-
-if TYPE_CHECKING:
-    import matplotlib.pyplot
 
 INK, MUTED, LINE, GRID = "#1d2733", "#6b7785", "#c3cad2", "#e8ecf0"
 GOOD, BAD, ACCENT, SAND = "#0f8b8d", "#d1495b", "#3d5a80", "#e09f3e"
@@ -26,7 +23,7 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def plots(purpose: str = "Figures") -> Iterator[matplotlib.pyplot]:  # type: ignore[name-defined]
+def plots(purpose: str = "Figures") -> Iterator[Any]:
     """Matplotlib's pyplot in this project's style, without a screen.
 
     Args:

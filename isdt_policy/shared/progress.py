@@ -98,7 +98,7 @@ class Progress:
 
     def _rate(self) -> str:
         (then, before), (now, count) = self._recent[0], self._recent[-1]
-        if now - then < 1 and self.count < self.total or count == before:
+        if (now - then < 1 and self.count < self.total) or count == before:
             return ""
         rate = (count - before) / max(now - then, 1e-9)
         shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
