@@ -20,7 +20,8 @@
 
         def run(self, command: str) -> int: ...
 
-Every section of the docstring but "Examples" lists options under its own heading. Types say how a value is read: str, int,
+Every section of the docstring but "Examples" lists options under its own heading. A verb may inherit fields: the options that
+a base class explains under "Attributes" are listed last. Types say how a value is read: str, int,
 float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest: `positional`, names that may be given
 without their key; `rest`, the field that takes what no other field knows (Hydra's overrides); `renamed`, words of earlier
 versions and what they are called now.
@@ -227,7 +228,21 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
-    """Paragraphs of the summary, and the body of every section."""
+    """Paragraphs of the summary, and the body of every section, inherited options last."""
+    summary, sections = _sections(verb)
+    told = {option for title, body in sections.items() if title != "Examples" for option, _ in _entries(body)}
+    title = "More keys" if told else "Keys"
+    inherited = []
+    for base in verb.__mro__[1:]:
+        if dataclasses.is_dataclass(base):
+            entries = _entries(_sections(base)[1].get("Attributes", ""))
+            inherited += [f"{option}: {text}" for option, text in entries if option not in told]
+            told |= {option for option, _ in entries}
+    return summary, {**sections, title: "\n".join(inherited)} if inherited else sections
+
+
+def _sections(verb: type) -> tuple[list[str], dict[str, str]]:
+    """Paragraphs of the summary, and the body of every section, as a class's own docstring has them."""
     lines = textwrap.dedent(f"    {verb.__doc__ or ''}").strip().splitlines()
     sections: dict[str, list[str]] = {}
     head: list[str] = []
@@ -242,15 +257,15 @@ def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
 
 
 def _entries(body: str) -> list[tuple[str, str]]:
-    """(option, text) of a section; a name may stand for several: "low, high: bounds."."""
+    """(option, text) of a section; several names may share a text: "low, high: bounds."."""
     found: list[tuple[str, str]] = []
     for line in body.splitlines():
-        match = re.match(r"(\w+): (.*)", line)
+        match = re.match(r"(\w+(?:, \w+)*): (.*)", line)
         if match:
-            found.append((match[1], match[2]))
+            names = match[1].split(", ")
+            found += [(name, match[2]) for name in names]
         elif line.strip():
-            option, text = found[-1]
-            found[-1] = (option, f"{text} {line.strip()}")
+            found[-len(names) :] = [(name, f"{text} {line.strip()}") for name, text in found[-len(names) :]]
     return found
 
 

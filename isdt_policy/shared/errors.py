@@ -23,3 +23,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """
     matches = difflib.get_close_matches(name, list(allowed), n=1)
     return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def at_least(least: float, **values: float) -> None:
+    """Check numbers that must not be smaller than `least`, by their names.
+
+    >>> at_least(1, rounds=7, calls=3)
+
+    Raises:
+        InputError: the first one that is smaller.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{name}={value:g} must be at least {least:g}.")

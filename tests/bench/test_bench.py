@@ -7,14 +7,16 @@ import pytest
 import torch
 import zarr
 
-from isdt_policy.lab.bench.baseline import ConvUNet, matched
-from isdt_policy.lab.bench.command import main
+from isdt_policy import cli
+from isdt_policy.lab.bench import baseline, train
+from isdt_policy.lab.bench.baseline import ConvUNet, How, ddpm_step, matched, sampler
 from isdt_policy.lab.bench.measure import interleaved, ratio, summary
+from isdt_policy.lab.bench.settings import Train
+from isdt_policy.lab.bench.subject import subject
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks.unet1d import UNet1d
 from isdt_policy.method.objectives import ISD
-from isdt_policy.shared.errors import InputError
 
 
 @pytest.mark.parametrize("count", [5_257_090, 5_000_000, 5_500_000])
@@ -72,15 +74,13 @@ def test_bf16_training_agrees_with_float32(path):
 
 @pytest.mark.parametrize(("task", "theirs"), [("pusht", "gym-pusht"), ("lift", "bare robosuite")])
 def test_env_writes_its_numbers(task, theirs, tmp_path, capsys):
-    assert main(["env", f"task={task}", "rounds=2", "calls=5", f"out={tmp_path}/bench_env.json"]) == 0
+    assert cli.main(["bench", "env", f"task={task}", "rounds=2", "calls=5", f"out={tmp_path}/bench_env.json"]) == 0
     result = json.loads((tmp_path / "bench_env.json").read_text())
     name = f"ours / {theirs}"
     rounds = {way: np.array(timing["rounds"]) for way, timing in result["timings_ms"].items()}
     assert result["ratios"][name][0] == pytest.approx(np.median(rounds["ours"] / rounds[theirs]))
     assert name in (tmp_path / "bench_env.md").read_text()
     assert name in capsys.readouterr().out
-    with pytest.raises(InputError, match="task='lft' is not one of"):
-        main(["env", "task=lft"])
 
 
 def foreign_store(path):
@@ -100,7 +100,7 @@ def test_data_writes_its_numbers(tmp_path):
     source = foreign_store(tmp_path / "a.zarr")
     small = ["rounds=3", "seconds=0.001", "batch=16", "frames=128"]
     parts = "parts=windows,images,import"
-    assert main(["data", f"data={source}", parts, *small, f"out={tmp_path}/bench_data.json"]) == 0
+    assert cli.main(["bench", "data", f"data={source}", parts, *small, f"out={tmp_path}/bench_data.json"]) == 0
     result = json.loads((tmp_path / "bench_data.json").read_text())
     for name, slower, faster in (
         ("windows: per item / ours", "windows: per item", "windows: ours"),
@@ -132,11 +132,62 @@ def test_data_writes_its_numbers(tmp_path):
         (["train", "size=5m"], "4m, 16m, 63m"),
         (["infer", "sise=4m"], "size"),
         (["infer", "device=cuda"], "finds no GPU"),
+        (["env", "task=lft"], "task='lft' is not one of"),
+        (["eval", "episodes=1.5"], "episodes must be a whole number"),
+        (["serve", "threads=-1"], "threads=-1 must be at least 0"),
+        (["infer", "out=numbers"], "ends in .json"),
     ],
 )
-def test_bad_input_is_one_clear_line(args, message):
+def test_bad_input_is_one_clear_line(args, message, capsys):
     if "device=cuda" in args and torch.cuda.is_available():
-        args = ["infer", "device=cuda", "size=none"]
-        message = "4m, 16m, 63m"
-    with pytest.raises(InputError, match=message):
-        main(args)
+        pytest.skip("there is a GPU")
+    assert cli.main(["bench", *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert message in error
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_the_baseline_trains_in_the_precision_of_ours(bf16):
+    """Its convolutions run in bfloat16 where ours do, its weights stay float32, and its loss falls."""
+    ours = subject("4m")
+    network = ConvUNet(2, ours.obs_width, (8, 16), step_dim=16)
+    seen = set()
+    network.down[0][0].first[0].register_forward_hook(lambda *args: seen.add(args[2].dtype))
+    step = ddpm_step(network, ours.policy, ours.windows, 64, How("cpu", bf16))
+    losses = [step() for _ in range(60)]
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_the_baseline_is_compiled_where_ours_is(compile, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module, **_: compiled.append(type(module).__name__) or module)
+    monkeypatch.setattr(baseline, "matched", lambda *args: ConvUNet(2, 44, (8, 16), step_dim=16))
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/g++")
+    found = train.measure(Train(compile=compile, rounds=1, calls=1, batch=4))
+    assert ("ConvUNet" in compiled) == ("Preconditioned" in compiled) == compile
+    assert ("compiled" in found.facts["both networks"]) == compile
+
+
+def test_the_baseline_adds_noise_as_diffusers_does_and_asks_with_times_that_are_on_the_device():
+    """One sampler step is one evaluation at the schedule's own time; no time is copied inside the loop."""
+    ours, asked = subject("4m"), []
+
+    def network(x, k, cond):
+        asked.append(k)
+        return torch.zeros_like(x)
+
+    act = sampler(network, ours, "ddim", 10, "cpu")
+    act()
+    first = list(asked)
+    asked.clear()
+    act()
+    assert [k.item() for k in asked] == list(range(90, -1, -10))
+    assert all(a.data_ptr() == b.data_ptr() for a, b in zip(first, asked))  # made once
+    scheduler = baseline._scheduler("ddpm")
+    x, noise, k = torch.randn(5, 16, 2), torch.randn(5, 16, 2), torch.arange(0, 100, 20)
+    signal, level = baseline.noise_levels("cpu")
+    torch.testing.assert_close(signal[k] * x + level[k] * noise, scheduler.add_noise(x, noise, k))

@@ -1,4 +1,7 @@
-"""What is measured against: the usual network and the usual objective of a diffusion policy.
+"""What is measured against: the usual network, training step and samplers of a diffusion policy.
+
+Both sides get the same help: autocast and torch.compile where ours have them, a fused optimiser, one call that averages all
+weights, and numbers that are on the device before a loop begins.
 
 The network is the conditional 1D UNet of Diffusion Policy (Chi et al., arXiv 2303.04137, appendix): `Conv1d` on
 (batch, channel, time), GroupNorm, Mish, FiLM from one diffusion step and the flattened observations. It lives in the
@@ -8,10 +11,18 @@ benchmark alone; policies use `isdt_policy.method.networks.unet1d`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from isdt_policy.lab.bench.subject import Subject
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.extras import require
+from isdt_policy.training.trainer import Windows
 
 TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy
 
@@ -108,3 +119,102 @@ def matched(action_dim: int, cond_dim: int, down_dims: Sequence[int], parameters
                 best = ConvUNet(action_dim, cond_dim, dims, step_dim)
                 return best
     raise ValueError(f"no ConvUNet of {parameters} parameters near down_dims={list(down_dims)}")
+
+
+def baseline_network(ours: Subject, device: str) -> ConvUNet:
+    """The usual network with as many parameters as ours, for the same observations and actions."""
+    torch.manual_seed(0)
+    return matched(ours.policy.config.action_dim, ours.obs_width, ours.down_dims, ours.parameters).to(device).eval()
+
+
+@dataclass(frozen=True)
+class How:
+    """What makes a training step fast.
+
+    Attributes:
+        device: "cpu", "cuda", ...
+        bf16: run the network under autocast to bfloat16.
+        compile: torch.compile the network.
+    """
+
+    device: str = "cpu"
+    bf16: bool = False
+    compile: bool = False
+
+    def __str__(self) -> str:
+        return f"{'bf16 autocast' if self.bf16 else 'float32'}, {'compiled' if self.compile else 'eager'}"
+
+
+def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, how: How) -> Callable[[], float]:
+    """A training step of DDPM: data, forward, backward, AdamW, average of the weights.
+
+    Args:
+        network: a `ConvUNet`, on its device.
+        policy: its normaliser is used.
+        batch: windows per step.
+    """
+    predict = torch.compile(network) if how.compile else network
+    parameters: list[Tensor] = list(network.parameters())
+    average = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
+    signal, level = noise_levels(how.device)
+    rng = np.random.default_rng(0)
+
+    def step() -> float:
+        obs, x = _normalised(policy, windows.batch(rng.integers(0, windows.n_windows, batch)), how.device)
+        noise = torch.randn_like(x)
+        k = torch.randint(0, TRAIN_STEPS, (batch,), device=how.device)
+        with torch.autocast(torch.device(how.device).type, torch.bfloat16, enabled=how.bf16):
+            prediction = predict(signal[k] * x + level[k] * noise, k, obs)
+        loss = (prediction.float() - noise).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(average, parameters, 0.001)
+        return loss.item()
+
+    return step
+
+
+def noise_levels(device: str) -> tuple[Tensor, Tensor]:
+    """(signal, noise) standard deviations of every step of the schedule, each (TRAIN_STEPS, 1, 1), on the device."""
+    kept = _scheduler("ddpm").alphas_cumprod.to(device)[:, None, None]
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+def sampler(
+    network: Callable[[Tensor, Tensor, Tensor], Tensor], ours: Subject, kind: Literal["ddim", "ddpm"], steps: int, device: str
+) -> Callable[[], object]:  # fmt: skip
+    """predict_action of the baseline: normalise, `steps` evaluations through diffusers, denormalise; one row."""
+    scheduler = _scheduler(kind)
+    scheduler.set_timesteps(steps)
+    policy, obs = ours.policy, ours.first_obs()
+    # The network gets its times from the device; the schedule's own arithmetic is on numbers of the CPU.
+    times = list(zip(scheduler.timesteps, scheduler.timesteps.to(device)[:, None]))
+    batch = {"obs": obs, "action": torch.zeros(1, policy.horizon, policy.config.action_dim)}
+
+    @torch.inference_mode()
+    def act() -> object:
+        flat, x = _normalised(policy, batch, device)
+        x = torch.randn_like(x)
+        for k, on_device in times:
+            x = scheduler.step(network(x, on_device, flat), k, x).prev_sample
+        part = {key: torch.as_tensor(value).to(device) for key, value in obs.items()}
+        return policy.normalizer.unnormalize_action(x, part).cpu().numpy()
+
+    return act
+
+
+def _normalised(policy: Policy, batch: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
+    """(flattened observations, action) of a batch, normalised, on the device."""
+    obs = {key: torch.as_tensor(value).to(device) for key, value in batch["obs"].items()}
+    with torch.no_grad():
+        flat = torch.cat([x.flatten(1) for x in policy.normalizer.normalize_obs(obs).values()], dim=-1)
+        return flat, policy.normalizer.normalize_action(torch.as_tensor(batch["action"]).to(device), obs)
+
+
+def _scheduler(kind: Literal["ddim", "ddpm"]) -> Any:
+    diffusers: Any = require("diffusers", "diffusers", "The baseline")
+    maker = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[kind]
+    return maker(num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+Ratio = tuple[float, float, float]  # median over turns, smallest and largest turn
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -52,7 +54,7 @@ def summary(rounds: list[list[float]]) -> Timing:
     return Timing(median, low, high, p99, len(flat), tuple(float(np.median(r)) for r in rounds))
 
 
-def ratio(a: Timing, b: Timing) -> tuple[float, float, float]:
+def ratio(a: Timing, b: Timing) -> Ratio:
     """a / b as the median over rounds, with the smallest and largest round: what the noise of the machine did to it."""
     per_round = np.asarray(a.rounds) / np.asarray(b.rounds)
     return float(np.median(per_round)), float(per_round.min()), float(per_round.max())

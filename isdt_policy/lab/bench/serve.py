@@ -1,4 +1,5 @@
-"""A policy server as a process of its own, asked at a fixed rate by many clients at once."""
+"""A policy server as a process of its own: one request against the same call in this process, then many clients at a fixed
+rate."""
 
 from __future__ import annotations
 
@@ -7,19 +8,63 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.deploy.client import PolicyClient
+from isdt_policy.deploy.command import load_policy
+from isdt_policy.deploy.export import export
 from isdt_policy.deploy.wire import pack, unpack
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.lab.bench.measure import interleaved, ratio, summary
+from isdt_policy.lab.bench.report import Measured
+from isdt_policy.lab.bench.settings import Serve
+from isdt_policy.lab.bench.subject import prepare, say, subject
 from isdt_policy.shared.errors import InputError
 
 QUESTIONS = 32  # different ones per client, asked in turn
+
+
+def measure(what: Serve) -> Measured:
+    """Time a request, then the clients' answers."""
+    prepare(what.threads)
+    checkpoint = what.checkpoint
+    with tempfile.TemporaryDirectory() as folder:
+        if not checkpoint:
+            say("exporting to ONNX")
+            checkpoint = str(export(subject(what.size).policy, Path(folder) / "policy.onnx"))
+        local = load_policy(checkpoint)
+        with server(checkpoint, what.threads) as uri:
+            with PolicyClient(uri) as remote:
+                say(f"one request, served and in this process, {what.rounds} times {what.calls}")
+                frames, answers = questions(local, remote.obs_dims, what.clients)
+                dims = remote.obs_dims.items()
+                obs = {key: np.full((1, remote.n_obs_steps, dim), 200, np.float32) for key, dim in dims}
+                timings = interleaved(
+                    {"served": lambda: remote.predict_action(obs), "in process": lambda: local.predict_action(obs)},
+                    rounds=what.rounds, calls=what.calls, warmup=10,
+                )  # fmt: skip
+            say(f"{what.clients} clients at {what.rate:g} Hz for {what.seconds:g} s")
+            answered = asyncio.run(load(uri, frames, answers, what.rate, what.seconds))
+    timings[f"{what.clients} clients, from when due"] = summary([answered.ms])
+    p50, p95, p99, worst = np.quantile(answered.ms, [0.5, 0.95, 0.99, 1])
+    facts = {
+        "policy": what.checkpoint or f"untrained, {what.size}, ONNX Runtime", "clients": what.clients,
+        "rate": f"{what.rate:g} Hz each, for {what.seconds:g} s",
+        "asked": answered.asked, "answered": answered.answered, "wrong or another client's": answered.wrong,
+        "latency p50 / p95 / p99 / largest, ms": f"{p50:.1f} / {p95:.1f} / {p99:.1f} / {worst:.1f}",
+        "answered within the period": f"{100 * np.mean(np.asarray(answered.ms) <= 1e3 / what.rate):.2f} %",
+        "served - 1.5 in process, ms": timings["served"].median - 1.5 * timings["in process"].median,
+    }  # fmt: skip
+    ratios = {"served / in process": ratio(timings["served"], timings["in process"])}
+    return Measured("serve", timings, ratios, facts)
 
 
 @contextmanager
@@ -49,7 +94,7 @@ class Load:
     ms: list[float] = field(default_factory=list)
 
 
-def questions(policy: Any, obs_dims: dict[str, int], clients: int) -> tuple[list[list[bytes]], NDArray[np.float32]]:
+def questions(policy: Policy, obs_dims: dict[str, int], clients: int) -> tuple[list[list[bytes]], NDArray[np.float32]]:
     """Return messages per client, no two alike, and the right answers (clients, QUESTIONS, n_action_steps, d)."""
     rng, answers = np.random.default_rng(0), []
     frames: list[list[bytes]] = []

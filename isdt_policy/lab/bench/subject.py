@@ -1,0 +1,78 @@
+"""What is measured: an untrained policy of a stated size, and the demonstrations that it reads."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isdt_policy.datasets.store import DemoStore
+from isdt_policy.datasets.windows import WindowDataset
+from isdt_policy.envs import task_spec
+from isdt_policy.lab.bench.settings import BUNDLED, Size
+from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.shared.errors import InputError
+
+DOWN_DIMS: dict[Size, tuple[int, ...]] = {"4m": (64, 128, 256), "16m": (128, 256, 512), "63m": (256, 512, 1024)}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An untrained policy and its data.
+
+    Attributes:
+        policy: for PushT, with a 1D UNet.
+        windows: of the demonstrations.
+        down_dims: channels at each resolution of the UNet.
+    """
+
+    policy: Policy
+    windows: WindowDataset
+    down_dims: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the policy has learnt."""
+        return sum(p.numel() for p in self.policy.parameters())
+
+    @property
+    def obs_width(self) -> int:
+        """Entries of one flattened observation history."""
+        return sum(value[0].size for value in self.first_obs().values())
+
+    def first_obs(self) -> dict[str, NDArray[np.float32]]:
+        """Observations of the first window, {key: (1, n_obs_steps, d)}."""
+        return {key: value[:1] for key, value in self.windows.batch(np.arange(1))["obs"].items()}
+
+
+def subject(size: Size, data: str = BUNDLED) -> Subject:
+    """Build a policy of about `size` parameters on the demonstrations in `data`."""
+    spec = task_spec("pusht")
+    windows = WindowDataset(DemoStore.open(data), list(spec.default_obs_keys), "action", task=spec)
+    statistics = windows.statistics()
+    torch.manual_seed(0)
+    dims = {key: int(np.size(value["min"])) for key, value in statistics.items() if key != "action"}
+    network = {"name": "unet1d", "down_dims": list(DOWN_DIMS[size])}
+    policy = Policy(PolicyConfig(task="pusht", obs_dims=dims, action_dim=2, network=network))
+    policy.normalizer.fit(statistics)
+    return Subject(policy, windows, DOWN_DIMS[size])
+
+
+def prepare(threads: int, device: str = "cpu") -> None:
+    """Set the number of CPU threads (0 leaves PyTorch's choice), and check the device.
+
+    Raises:
+        InputError: PyTorch finds no such device.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device='{device}', but this PyTorch finds no GPU.")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def say(text: str) -> None:
+    """Tell what happens next, on stderr."""
+    print(f"isdt bench: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,25 @@
+"""Every benchmark by the type of its settings."""
+
+from __future__ import annotations
+
+from isdt_policy.lab.bench import data, env, evaluate, infer, serve, settings, train
+from isdt_policy.lab.bench.report import Measured
+
+
+def measure(what: settings.Benchmark) -> Measured:
+    """Run one benchmark."""
+    match what:
+        case settings.Train():
+            return train.measure(what)
+        case settings.Infer():
+            return infer.measure(what)
+        case settings.Eval():
+            return evaluate.measure(what)
+        case settings.Data():
+            return data.measure(what)
+        case settings.Serve():
+            return serve.measure(what)
+        case settings.Env():
+            return env.measure(what)
+        case _:
+            raise TypeError(f"{type(what).__name__} is no benchmark")
