@@ -24,7 +24,7 @@ VERBS: dict[str, str] = {
     "compare": "isdt_policy.eval.compare:main",
     "diagnose": "isdt_policy.lab.diagnose_command:main",
     "study": "isdt_policy.lab.study.command:main",
-    "tune": "isdt_policy.lab.tune:main",
+    "tune": "isdt_policy.cli.tune:Tune",
     "data": "isdt_policy.datasets.command:main",
     "export": "isdt_policy.deploy.command:export_main",
     "deploy": "isdt_policy.deploy.command:deploy_main",

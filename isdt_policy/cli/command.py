@@ -101,7 +101,7 @@ def help_text(name: str, verb: type, width: int | None = None) -> str:
     for title, body in sections.items():
         lines += ["", title[0].lower() + title[1:]]
         for option, text in _entries(body):
-            shown = _shown(fields[option], kinds[option])
+            shown = "KEY=VALUE" if option == getattr(verb, "rest", "") else _shown(fields[option], kinds[option])
             rest = textwrap.wrap(text + _choices(kinds[option]), width - 26, break_on_hyphens=False) or [""]
             if len(shown) > 22:
                 lines.append(f"  {shown}")
@@ -271,6 +271,8 @@ def _entries(body: str) -> list[tuple[str, str]]:
 
 def _shown(field: dataclasses.Field[Any], kind: Any) -> str:
     default = None if _required(field) else field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
     if default is dataclasses.MISSING or default in (None, ()):
         return f"{field.name}={_metavar(kind)}"
     if isinstance(default, tuple):

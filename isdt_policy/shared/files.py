@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from isdt_policy.shared.errors import InputError
 
@@ -26,6 +30,25 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process may do a piece of work: False while another process holds the same lock file.
+
+    The claim ends with the block, and with the process, however that ends.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def is_ours(folder: Path) -> bool:

@@ -10,9 +10,10 @@ import time
 import pytest
 
 from isdt_policy import cli
-from isdt_policy.lab import tune
-from isdt_policy.lab.tune import Tuning, overrides_of, read_space
-from isdt_policy.shared.errors import InputError
+from isdt_policy.lab.tune.report import overrides_of, rank_correlation
+from isdt_policy.lab.tune.search import read_space, tune
+from isdt_policy.lab.tune.settings import Tuning
+from isdt_policy.shared import files
 
 TINY = [
     "experiment=pusht_demo", "training.steps=4", "training.diagonal_steps=0", "training.compile=false",
@@ -41,7 +42,7 @@ def test_hydras_sweeps_become_optunas_distributions_and_the_rest_stays():
         (["training.lr=tag(log,interval(0,1))"], "low"),
         ([*SPACE, "trials=0"], "at least 1"),
         ([*SPACE, "looks=[1.5]"], "between 0 and 1"),
-        ([*SPACE, "looks=[early]"], "shares of the steps"),
+        ([*SPACE, "looks=[early]"], "looks must be a number"),
         (["objective.bond=choice(0,1)"], "objective.bound"),
     ],
 )
@@ -52,7 +53,7 @@ def test_bad_searches_are_refused_in_a_line(arguments, expected, tmp_path, capsy
     assert len(error.splitlines()) == 1
 
 
-def test_a_killed_search_goes_on_in_mid_trial_and_ends_as_an_undisturbed_one(tmp_path):
+def test_a_killed_search_goes_on_in_mid_trial_and_ends_as_an_undisturbed_one(tmp_path, capsys):
     """Same trials, same scores: the interrupted trial is taken up from its checkpoint, with the settings it had drawn."""
     command = [sys.executable, "-m", "isdt_policy", "tune", *TINY, *SPACE, "trials=2", "prune=false"]
     out = tmp_path / "killed"
@@ -82,10 +83,12 @@ def test_a_killed_search_goes_on_in_mid_trial_and_ends_as_an_undisturbed_one(tmp
     assert len(list((out / "trials").iterdir())) == 1
     text = (out / "tune.md").read_text()
     assert "Best so far: `isdt train experiment=pusht_demo" in text
-    assert (out / "tune.png").stat().st_size > 10_000
+    page = (out / "tune.html").read_text()
+    assert page.count("<svg") == 2
+    assert result["best"] in page.replace("&#39;", "'")
     # Another space in the same folder is another search.
-    with pytest.raises(InputError, match="cannot be compared"):
-        tune.main([*TINY, SPACE[0], f"out={out}"])
+    assert cli.main(["tune", *TINY, SPACE[0], f"out={out}"]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
 
 
 def test_a_run_below_the_median_is_stopped_at_its_look(tmp_path, monkeypatch):
@@ -99,10 +102,10 @@ def test_a_run_below_the_median_is_stopped_at_its_look(tmp_path, monkeypatch):
             arm["score"] = {"value": next(scores), "low": 0.0, "high": 1.0}
         return result
 
-    monkeypatch.setattr("isdt_policy.eval.rollout.evaluate", scored)
-    tuning = Tuning(trials=3, looks=("0.5",), look_episodes=1, episodes=1, startup=1, out=str(tmp_path / "out"))
+    monkeypatch.setattr("isdt_policy.lab.tune.search.evaluate", scored)
+    tuning = Tuning(trials=3, looks=(0.5,), look_episodes=1, episodes=1, startup=1, out=tmp_path / "out")
     fixed = [a for a in TINY if a.split("=")[0] not in ("episodes", "look_episodes", "startup")]
-    result = tune.tune(tuning, fixed, read_space(SPACE)[1])
+    result = tune(tuning, fixed, read_space(SPACE)[1]).to_json()
     states = {t["trial"]: (t["state"], t.get("stopped", "")) for t in result["trials"]}
     assert states == {0: ("complete", ""), 1: ("pruned", "below the median at step 2"), 2: ("complete", "")}
     assert [t["trial"] for t in result["trials"]] == [0, 2, 1]  # best first
@@ -115,11 +118,20 @@ def test_a_run_that_diverges_is_named_and_the_search_goes_on(tmp_path):
     space = read_space(["training.lr=choice(1e30)"])[1]
     fixed = [a for a in TINY if a.split("=")[0] not in ("episodes", "look_episodes", "startup")]
     fixed.append("training.warmup_steps=0")
-    tuning = Tuning(trials=2, look_episodes=1, episodes=1, startup=1, out=str(tmp_path / "out"))
-    result = tune.tune(tuning, fixed, space)
+    tuning = Tuning(trials=2, look_episodes=1, episodes=1, startup=1, out=tmp_path / "out")
+    result = tune(tuning, fixed, space).to_json()
     assert [t["state"] for t in result["trials"]] == ["pruned"] * 2
     assert all("step" in t["stopped"] for t in result["trials"])
     assert "stopped: step" in (tmp_path / "out" / "tune.md").read_text()
+
+
+def test_two_searches_in_one_folder_are_refused(tmp_path, capsys):
+    with files.claim(tmp_path / "lock") as mine:
+        assert mine
+        assert cli.main(["tune", *TINY, *SPACE, f"out={tmp_path}"]) == 2
+    assert "another isdt tune is at work" in capsys.readouterr().err
+    with files.claim(tmp_path / "lock") as mine:
+        assert mine
 
 
 def test_the_rank_correlation_is_spearmans():
@@ -131,8 +143,8 @@ def test_the_rank_correlation_is_spearmans():
         optuna.trial.create_trial(value=end, user_attrs={"look_0.4": {"score": {"value": float(i)}}})
         for i, end in enumerate(ends)
     ]
-    found = tune._spearman(trials, 0.4)
+    found = rank_correlation(trials, 0.4)
     assert found is not None
     assert found["value"] == pytest.approx(0.8)
     assert found["low"] < 0 < found["value"] < found["high"] < 1  # five runs say little
-    assert tune._spearman(trials[:3], 0.4) is None
+    assert rank_correlation(trials[:3], 0.4) is None

@@ -1,0 +1,1 @@
+"""`isdt tune`: search settings of `isdt train`, judged by rollouts."""

@@ -1,0 +1,52 @@
+"""How a search is made. Importing this file loads nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.errors import InputError, at_least
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How to search.
+
+    Attributes:
+        trials: runs in all, those of an earlier sitting included.
+        looks: shares of a run's steps at which it is rolled out and may be stopped. The end is always looked at.
+        look_episodes: selection seeds of such a look: the first ones.
+        episodes: selection seeds at the end.
+        nfe: network evaluations per chunk, or a sampler such as euler10.
+        prune: stop runs below the median of earlier ones at the same look; false lets every run go to its end.
+        startup: trials before any is stopped, and before the search learns from what it saw.
+        seed: of the draws of settings.
+        n_envs: environments at a time.
+        keep: keep the checkpoints of every trial; false removes all but the best trial's.
+        out: folder.
+    """
+
+    trials: int = 16
+    looks: tuple[float, ...] = (0.4,)
+    look_episodes: int = 20
+    episodes: int = 50
+    nfe: Arm = field(default_factory=Arm)
+    prune: bool = True
+    startup: int = 4
+    seed: int = 0
+    n_envs: int = 16
+    keep: bool = False
+    out: Path = Path("outputs/tune")
+
+    def __post_init__(self) -> None:
+        counts = ("trials", "look_episodes", "episodes", "startup", "n_envs")
+        at_least(1, **{name: getattr(self, name) for name in counts})
+        if any(not 0 < share < 1 for share in self.looks):
+            raise InputError(f"looks={list(self.looks)} must lie between 0 and 1; the end is always looked at.")
+
+    def to_json(self) -> dict[str, object]:
+        """As the files of a search hold it."""
+        values = {f.name: getattr(self, f.name) for f in fields(Tuning)}
+        looks = [f"{share:g}" for share in self.looks]
+        return {**values, "looks": looks, "nfe": self.nfe.name, "out": str(self.out)}
