@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "bench data": "isdt_policy.cli.bench:Data",
     "bench serve": "isdt_policy.cli.bench:Serve",
     "bench env": "isdt_policy.cli.bench:Env",
+    "completion": "isdt_policy.cli.completion:Completion",
     "doctor": "isdt_policy.envs.doctor:main",
 }
 

@@ -128,6 +128,17 @@ def choices_of(verb: type, option: str) -> tuple[str, ...]:
     return _literals(_kinds(verb)[option])
 
 
+def values_of(verb: type, option: str) -> tuple[str, ...] | None:
+    """What completion offers for an option: a short list of values, () for anything, None for a path."""
+    kind = _kinds(verb)[option]
+    if _metavar(kind).strip("[],.") == "PATH":
+        return None
+    if _inner(kind)[0] is bool:
+        return ("true", "false")
+    allowed = _literals(kind)
+    return tuple(f"[{value}]" for value in allowed) if _is_tuple(kind) else allowed
+
+
 # Arguments.
 
 
