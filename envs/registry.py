@@ -22,6 +22,7 @@ from isdt_policy.shared.errors import InputError, nearest
 _ROBOMIMIC = ("lift", "can", "square", "tool_hang", "transport")
 TASKS: dict[str, str] = {
     "pusht": "isdt_policy.envs.pusht",
+    "avoiding": "isdt_policy.envs.avoiding",
     **{f"{task}{mode}": "isdt_policy.envs.robomimic" for mode in ("", "_abs") for task in _ROBOMIMIC},
     **{task: "isdt_policy.envs.gymnasium_robotics" for task in ("franka_kitchen", "adroit_door")},
 }
@@ -85,6 +86,8 @@ class TaskSpec:
         hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the episodes it demonstrates with goals named in
             hindsight, each in a scene placed so that its end is the goal; None for tasks where that cannot be done.
         success_fn: {key: (n, d)} of stored keys -> (n,) whether each state is a success; None where that takes the simulator.
+        modes: number of ways in which an episode can succeed, where the environment names the way (`info["mode"]`, from 0); 0
+            elsewhere.
         action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
             `check_recorded`; empty where the array says it all.
     """
@@ -94,7 +97,7 @@ class TaskSpec:
     action: ArraySpec
     action_type: str
     max_episode_steps: int
-    rate_hz: int
+    rate_hz: float
     success: str
     default_obs_keys: tuple[str, ...]
     seed_protocols: tuple[str, ...] = ("env",)
@@ -105,6 +108,7 @@ class TaskSpec:
     mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
     hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
     success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
+    modes: int = 0
     action_space: Mapping[str, Any] = field(default_factory=dict)
 
     def versions(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from isdt_policy.shared.errors import InputError, nearest
 # task id -> module with `expert(seed, task)`, `episode(seed, index, task)` and `facts(seed, index)`
 EXPERTS: dict[str, str] = {
     "pusht": "isdt_policy.envs.experts.pusht",
+    "avoiding": "isdt_policy.envs.experts.avoiding",
     **{
         f"{name}{mode}": f"isdt_policy.envs.experts.{name}"
         for name in ("lift", "can", "square")
