@@ -91,7 +91,7 @@ def film(
         frames = filmed.extras[record["seed"], record["arm"]]["frames"]
         outcome = "success" if record["success"] else "failure"
         path = out / "videos" / f"{outcome}_seed{record['seed']}_steps{record['arm']}.mp4"
-        write_mp4(path, frames, spec.rate_hz * PLAYBACK_SPEED)
+        write_mp4(path, frames, round(spec.rate_hz) * PLAYBACK_SPEED)
         same = filmed.records[0]["digest"] == record["digest"]
         videos.append(Video(record["seed"], record["arm"], record, path, same))
     return videos

@@ -60,17 +60,18 @@ def episode(seed: int, index: int, task: str = "avoiding") -> tuple[dict[str, An
     path = curve(mode, rng)
     env = avoiding.AvoidingEnv()
     env.reset()
-    states, actions, info = [], [], {"is_success": False, "mode": None}
+    states, actions = [], []
+    info: dict[str, Any] = {}
     for target in path[1:]:
         action = np.clip(target - env.state()[:2] + WOBBLE * rng.standard_normal(2), -0.0125, 0.0125)
         states.append(env.state())
         actions.append(action)
-        _, _, terminated, truncated, info = env.step(action)
+        _, _, terminated, truncated, info = env.step(action.astype(np.float32))
         if terminated or truncated:
             break
     arrays = {"state": np.array(states, np.float32), "action": np.array(actions, np.float32)}
     return arrays, {
-        "index": index, "seed": seed, "success": bool(info["is_success"]), "mode": info.get("mode"), "steps": len(actions),
+        "index": index, "seed": seed, "success": bool(info.get("is_success")), "mode": info.get("mode"), "steps": len(actions),
     }  # fmt: skip
 
 
@@ -102,8 +103,8 @@ class Expert:
         states = np.asarray(obs["state"], np.float64)[:, -1]
         seeds = np.zeros((len(states), 2), np.int64) if noise_seeds is None else np.asarray(noise_seeds)
         action = np.stack([self._toward(state, int(s), int(k)) for state, (s, k) in zip(states, seeds)])
-        action = action[:, None].astype(np.float32)
-        return {"action": action, "action_pred": action}
+        chunk = np.asarray(action[:, None], np.float32)
+        return {"action": chunk, "action_pred": chunk}
 
     def _toward(self, state: NDArray[np.float64], episode_seed: int, decision: int) -> NDArray[np.float64]:
         if episode_seed not in self._paths:

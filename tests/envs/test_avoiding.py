@@ -26,7 +26,8 @@ def test_the_environment_keeps_gymnasiums_contract():
 
 def test_straight_ahead_hits_the_first_cylinder():
     info = drive([[0, avoiding.LARGEST_STEP]] * 100)
-    assert info["touched"] and not info["is_success"]
+    assert info["touched"]
+    assert not info["is_success"]
 
 
 def test_the_expert_takes_every_way_and_the_environment_names_it():
@@ -53,15 +54,17 @@ def test_the_expert_as_a_policy_draws_its_way_from_the_episode():
 
 
 def test_a_rod_that_jumps_over_a_cylinder_has_touched_it():
-    below, above = avoiding.CYLINDERS[0, :2] + [0, -0.1], avoiding.CYLINDERS[0, :2] + [0, 0.1]
+    x, y = avoiding.CYLINDERS[0, :2]
+    below, above = np.array([x, y - 0.1]), np.array([x, y + 0.1])
     assert avoiding.touches(below, above)
-    assert not avoiding.touches(below + [0.041, 0], above + [0.041, 0])  # 1 mm beyond both radii
-    assert avoiding.touches(below + [0.039, 0], above + [0.039, 0])
+    assert not avoiding.touches(below + np.array([0.041, 0]), above + np.array([0.041, 0]))  # 1 mm beyond both radii
+    assert avoiding.touches(below + np.array([0.039, 0]), above + np.array([0.039, 0]))
 
 
 def test_at_rest_the_rod_is_where_it_is_commanded_to_be():
-    desired = np.concatenate([np.tile(avoiding.START, (1, 1)), np.tile(avoiding.START + [0.05, 0.1], (200, 1))])
-    assert avoiding.replay(desired)[-1] == pytest.approx(avoiding.START + [0.05, 0.1], abs=1e-6)
+    goal = avoiding.START + np.array([0.05, 0.1])
+    desired = np.vstack([avoiding.START, np.tile(goal, (200, 1))])
+    assert avoiding.replay(desired)[-1] == pytest.approx(goal, abs=1e-6)
 
 
 def test_an_episode_starts_where_it_is_told_to():
