@@ -22,7 +22,7 @@ VERBS: dict[str, str] = {
     "train": "isdt_policy.training.command:main",
     "eval": "isdt_policy.eval.command:main",
     "compare": "isdt_policy.eval.compare:main",
-    "diagnose": "isdt_policy.lab.diagnose_command:main",
+    "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study": "isdt_policy.lab.study.command:main",
     "tune": "isdt_policy.cli.tune:Tune",
     "data": "isdt_policy.datasets.command:main",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Annotated, Literal
 
 from isdt_policy.shared.errors import at_least
 
 Size = Literal["4m", "16m", "63m"]
+PathText = Annotated[str, "PATH"]
 BUNDLED = "bundled:pusht_expert"
 
 
@@ -50,7 +51,7 @@ class Train(Benchmark):
     device: str = "cpu"
     compile: bool = True
     guidance_scale: float = 2.0
-    data: str = BUNDLED
+    data: PathText = BUNDLED
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Eval(Benchmark):
 
     rounds: int = 3
     task: Literal["pusht", "lift", "can", "square"] = "pusht"
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     size: Size = "4m"
     episodes: int = 32
     n_envs: int = 16
@@ -109,7 +110,7 @@ class Data(Benchmark):
         frames: images and memory: frames of the generated stores.
     """
 
-    data: str = BUNDLED
+    data: PathText = BUNDLED
     keys: tuple[str, ...] | None = None
     batch: int = 256
     seconds: float = 0.1
@@ -131,7 +132,7 @@ class Serve(Benchmark):
         threads: CPU threads of the server and of this process; 0 leaves PyTorch's choice.
     """
 
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     size: Size = "4m"
     clients: int = 16
     rate: float = 50.0

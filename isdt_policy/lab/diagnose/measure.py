@@ -1,88 +1,29 @@
-"""What a flow map got right and wrong, measured without an environment: during training on a batch, or afterwards.
+"""Errors of a flow map, measured without an environment: during training on a batch, or afterwards.
 
 Each function takes a `FlowMap`, normalised chunks x (batch, horizon, action_dim), embeddings c (batch, cond_dim) and a
 generator or noise, and returns numbers. Nothing is changed: no gradient is accumulated, no mode switched. Errors are in
 normalised action units, velocities and residuals per unit of phase (docs/notation.md).
 
-    terms = loss_terms(trainer.objective, trainer.flow_map, x, cond, trainer.policy.null, seed=step)
-    gradient_norms(terms, trainer.policy.parameters())          # {"diagonal": 0.8, "off_diagonal": 0.3, "loss": 1.4}
+    consistency_residual(trainer.flow_map, x, cond, noise).overall
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isdt_policy.lab.diagnose.gradients import summary
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import conditional_velocity, interpolate
-from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.samplers import compose, euler, heun, uniform_grid
 
 Array = NDArray[np.float64]
-
-
-# Gradients.
-
-
-def loss_terms(
-    objective: Objective,
-    flow_map: FlowMap,
-    action: Tensor,
-    cond: Tensor,
-    null: Tensor,
-    seed: int,
-    *,
-    keep: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """The loss as it is trained and what each of its terms adds, as scalars that can be differentiated.
-
-    The terms are those of the same draws without adaptive weights. "off_diagonal" includes its factor
-    `off_diagonal_weight`, and "diagonal" + "off_diagonal" is the loss at weight_power = 0. That loss is diagonal +
-    factor * off-diagonal for every objective that has both, so two values of the factor tell them apart; objectives of a
-    single term give "loss".
-
-    Args:
-        seed: of the draws (noise, times, dropped conditions).
-        keep: (batch, horizon) bool, see `Objective`.
-    """
-
-    def total(variant: Objective) -> Tensor:
-        return variant(flow_map, action, cond, null, torch.Generator().manual_seed(seed), keep=keep).total
-
-    terms = {}
-    settings: Any = objective  # every objective is a frozen dataclass; the protocol does not say so
-    names = {field.name for field in fields(settings)}
-    if "off_diagonal_weight" in names:
-        plain = {"weight_power": 0.0} if "weight_power" in names else {}
-        factor = settings.off_diagonal_weight
-        once = total(replace(settings, **plain))
-        if factor > 0:
-            terms["off_diagonal"] = total(replace(settings, off_diagonal_weight=2 * factor, **plain)) - once
-            terms = {"diagonal": once - terms["off_diagonal"], **terms}
-        else:
-            terms["diagonal"] = once
-    return {**terms, "loss": total(objective)}
-
-
-def gradient_norms(losses: Mapping[str, Tensor], parameters: Iterable[Tensor]) -> dict[str, float]:
-    """Euclidean norm of each loss's gradient over all parameters; their .grad is left alone.
-
-    Args:
-        losses: name -> scalar. They may share a graph.
-        parameters: those that require a gradient count; one that a loss does not reach counts 0.
-    """
-    wanted = [p for p in parameters if p.requires_grad]
-    norms = {}
-    for name, loss in losses.items():
-        gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-        norms[name] = float(torch.nn.utils.get_total_norm([g for g in gradients if g is not None]))
-    return norms
+Measure = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # (x_t, t, s) -> error, what it is compared with
 
 
 # The (t, s) triangle.
@@ -165,7 +106,7 @@ def semigroup_error(flow_map: FlowMap, action: Tensor, cond: Tensor, noise: Tens
     return _over_triangle(flow_map, action, noise, n, measure)
 
 
-def _over_triangle(flow_map: FlowMap, action: Tensor, noise: Tensor, n: int, measure: Any) -> Triangle:
+def _over_triangle(flow_map: FlowMap, action: Tensor, noise: Tensor, n: int, measure: Measure) -> Triangle:
     rows = []
     for t, s in triangle_pairs(n):
         start, end = (action.new_full((len(action),), time) for time in (t, s))
@@ -352,6 +293,53 @@ def null_drift(flow_map: FlowMap, action: Tensor, cond: Tensor, null: Tensor, no
         error = gap.std(dim=0) / len(action) ** 0.5
         rows.append((i / n, _rms(gap.mean(dim=0)), _rms(error), _rms(gap), _rms(conditional)))
     return NullDrift(*np.array(rows).T)
+
+
+# All of it.
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What was measured of a policy.
+
+    Attributes:
+        consistency, semigroup: over the (t, s) triangle.
+        flow: against the network's own flow.
+        diversity: of one-step samples.
+        null_drift: of the null branch.
+        gradient_norms: term of the loss -> norm on each training batch; empty where there is no training run.
+        executed: the steps of a chunk that are carried out.
+    """
+
+    consistency: Triangle
+    semigroup: Triangle
+    flow: FlowError
+    diversity: Diversity
+    null_drift: NullDrift
+    gradient_norms: Mapping[str, Sequence[float]]
+    executed: slice
+
+    def to_json(self) -> dict[str, object]:
+        """As diagnostics.json holds it."""
+        triangles = {"consistency": self.consistency, "semigroup": self.semigroup}
+        return {
+            "executed": [self.executed.start, self.executed.stop],
+            **{k: {"overall": v.overall, "one_step": v.one_step, **_lists(asdict(v))} for k, v in triangles.items()},
+            "flow": {"relative": self.flow.relative(self.executed).tolist(), **_lists(asdict(self.flow))},
+            "diversity": {
+                "against_euler": self.diversity.against_euler, "against_data": self.diversity.against_data,
+                **_lists(asdict(self.diversity)),
+            },
+            "null_drift": {"overall": self.null_drift.overall, **_lists(asdict(self.null_drift))},
+            "gradient_norms": {
+                term: {**asdict(summary(values)), "values": list(values), "n": len(values)}
+                for term, values in self.gradient_norms.items()
+            },
+        }  # fmt: skip
+
+
+def _lists(values: Mapping[str, object]) -> dict[str, object]:
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in values.items()}
 
 
 def _rms(x: Tensor) -> float:

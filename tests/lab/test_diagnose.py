@@ -1,5 +1,6 @@
 """Diagnostics against closed forms in float64, and `isdt diagnose` from arguments to page."""
 
+import html
 import json
 import math
 
@@ -8,17 +9,25 @@ import pytest
 import torch
 from torch import nn
 
-from isdt_policy.lab.diagnose_command import diagnose, gradient_summary, main, read_numbers
-from isdt_policy.lab.diagnostics import (
+from isdt_policy import cli
+from isdt_policy.lab.diagnose.gradients import Summary, gradient_norms, loss_terms
+from isdt_policy.lab.diagnose.gradients import summary as gradient_summary
+from isdt_policy.lab.diagnose.measure import (
+    Diversity,
+    FlowError,
+    Measures,
+    NullDrift,
+    Triangle,
     consistency_residual,
     diversity,
     flow_error,
-    gradient_norms,
-    loss_terms,
     null_drift,
     semigroup_error,
     triangle_pairs,
 )
+from isdt_policy.lab.diagnose.reading import ROLLOUTS, Training, read, what_to_do
+from isdt_policy.lab.diagnose.run import diagnose
+from isdt_policy.lab.diagnose.settings import Settings
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS, Linear, expand
@@ -188,7 +197,7 @@ def test_the_loss_is_taken_as_trained_and_a_single_term_stands_alone(batch):
 
 def test_the_tail_is_the_99_percent_quantile_over_the_median():
     found = gradient_summary([1.0] * 50 + [2.0] * 1 + [9.0] * 50)
-    assert found == {"median": 2.0, "p99": 9.0, "max": 9.0, "tail": 4.5}
+    assert found == Summary(median=2.0, p99=9.0, max=9.0, tail=4.5)
 
 
 # Samples.
@@ -265,48 +274,79 @@ def test_null_drift_is_the_distance_of_the_means(path, batch):
 # The reading.
 
 
-def numbers(**changes):
-    triangle = {"overall": 0.1, "one_step": 0.02, "t": [1.0], "s": [0.0], "error": [0.02], "scale": [1.0]}
-    info = {
-        "consistency": triangle,
-        "semigroup": dict(triangle),
-        "flow": {"relative": [0.05, 0.01], "evaluations": [1, 4], "t": [0.1, 1.0], "velocity": [0.4, 0.1]},
-        "diversity": {"against_euler": 1.0, "against_data": 1.0, "euler_steps": 10},
-        "null_drift": {"overall": 0.01, "effect": [0.5], "velocity": [1.0]},
-        "gradient_norms": {"loss": {**gradient_summary([1.0, 2.0]), "values": [1.0, 2.0]}},
-    }
-    for key, value in changes.items():
-        info[key] = {**info[key], **value}
-    return info
+def triangle(overall=0.1, one_step=0.02, pairs=100):
+    """A triangle with these two numbers: one pair has the one, the others share what is left of the other."""
+    rest = math.sqrt((pairs * overall**2 - one_step**2) / (pairs - 1))
+    error = np.array([one_step] + [rest] * (pairs - 1))
+    return Triangle(np.ones(pairs), np.arange(pairs) / pairs, error, np.ones(pairs))
+
+
+def numbers(
+    consistency=(), semigroup=(), one=0.05, euler=1.0, data=1.0, drift=0.01, norms=(1.0, 2.0)
+):  # fmt: skip
+    """Measures of a healthy policy, but for what is given."""
+    column = np.ones((1, 1))
+    return Measures(
+        triangle(**dict(consistency)), triangle(**dict(semigroup)),
+        FlowError(np.array([1.0, 4.0]), np.array([[one], [0.01]]), np.ones(1), np.array([0.1, 1.0]), np.array([0.4, 0.1])),
+        Diversity(column, column / euler, column / data, column, 64, 10),
+        NullDrift(np.ones(1), np.array([drift]), np.zeros(1), np.array([0.5]), np.ones(1)),
+        {"loss": list(norms)}, slice(0, 1),
+    )  # fmt: skip
+
+
+def test_the_made_up_numbers_are_what_they_say():
+    m = numbers({"overall": 0.9, "one_step": 0.3}, one=0.3, euler=0.6, data=0.7, drift=0.4)
+    assert (m.consistency.overall, m.consistency.one_step) == pytest.approx((0.9, 0.3))
+    assert (m.diversity.against_euler, m.diversity.against_data) == pytest.approx((0.6, 0.7))
+    assert (m.flow.relative(m.executed)[0], m.null_drift.overall) == pytest.approx((0.3, 0.4))
 
 
 @pytest.mark.parametrize(
     ("changes", "key", "says"),
     [
-        ({"gradient_norms": {"loss": {**gradient_summary([1.0] * 9 + [99.0]), "values": [1.0]}}}, "gradients", "heavy tail:"),
-        ({"consistency": {"overall": 0.9}}, "consistency", "off its own velocity"),
+        ({"norms": [1.0] * 9 + [99.0]}, "gradients", "heavy tail:"),
+        ({"consistency": {"overall": 0.9}}, "consistency", "does not follow its own velocity"),
         ({"consistency": {"one_step": 0.9}}, "consistency", "rarely draws that pair"),
-        ({"diversity": {"against_data": 0.3}}, "diversity", "lie further out"),
+        ({"data": 0.3}, "diversity", "lie further out"),
         ({"semigroup": {"one_step": 0.3}}, "semigroup", "gives another action"),
-        ({"flow": {"relative": [0.3, 0.02]}}, "flow", "is what brings it closer"),
-        ({"diversity": {"against_euler": 0.1}}, "diversity", "collapsed"),
-        ({"diversity": {"against_euler": 0.6}}, "diversity", "narrower"),
-        ({"diversity": {"against_euler": 1.6}}, "diversity", "wider"),
-        ({"null_drift": {"overall": 0.4}}, "null", "never trained"),
+        ({"one": 0.3}, "flow", "is what brings it closer"),
+        ({"euler": 0.1}, "diversity", "collapsed"),
+        ({"euler": 0.6}, "diversity", "narrower"),
+        ({"euler": 1.6}, "diversity", "wider"),
+        ({"drift": 0.4}, "null", "never trained"),
     ],
-)  # fmt: skip
+)
 def test_the_reading_names_what_is_wrong_and_nothing_else(changes, key, says):
-    healthy = {line["key"]: line for line in read_numbers(numbers())}
-    assert all(line["good"] for line in healthy.values())
-    assert says not in healthy[key]["text"]
-    ill = {line["key"]: line for line in read_numbers(numbers(**changes))}
-    assert says in ill[key]["text"]
-    assert [k for k, line in ill.items() if not line["good"]] == [key]
+    healthy = {line.key: line for line in read(numbers())}
+    assert all(line.good for line in healthy.values())
+    assert what_to_do(list(healthy.values())) == []
+    assert says not in healthy[key].text
+    ill = {line.key: line for line in read(numbers(**changes))}
+    assert says in ill[key].text + ill[key].advice
+    assert [k for k, line in ill.items() if not line.good] == [key]
+    about_one_step = key in ("diversity", "consistency", "semigroup", "flow")
+    assert [a for a in what_to_do(list(ill.values())) if a != ROLLOUTS] == [f"{ill[key].title}: {ill[key].advice}"]
+    assert (ROLLOUTS in what_to_do(list(ill.values()))) == about_one_step
 
 
-def test_the_reading_counts_clipped_batches():
-    text = read_numbers(numbers(), grad_clip=1.5)[0]["text"]
-    assert "the clip at 1.5 bites in 50% of batches" in text
+def test_a_clip_that_bites_in_most_batches_asks_for_a_look():
+    half, all_of_them = (read(numbers(), Training(grad_clip=clip))[0] for clip in (1.5, 0.5))
+    assert "the clip at 1.5 bites in 50% of batches" in half.text
+    assert half.good
+    assert "the clip at 0.5 bites in 100% of batches" in all_of_them.text
+    assert not all_of_them.good
+    assert "Try training.grad_clip=3," in all_of_them.advice
+
+
+def test_a_null_branch_that_was_never_trained_is_not_held_against_a_policy():
+    expected = read(numbers(drift=2.0), Training(cond_drop=0.0))[-1]
+    assert expected.good is None
+    assert "as expected" in expected.text
+    assert not expected.advice
+    wrong = read(numbers(drift=2.0), Training(cond_drop=0.1))[-1]
+    assert wrong.good is False
+    assert "raise objective.cond_drop" in wrong.advice
 
 
 # The command.
@@ -331,7 +371,7 @@ QUICK = ("batches=3", "windows=9", "draws=3", "grid=3")
 
 def test_the_command_runs_end_to_end(run, capsys):
     pytest.importorskip("matplotlib")
-    assert main([f"checkpoint={run}", *QUICK]) == 0
+    assert cli.main(["diagnose", f"checkpoint={run}", *QUICK]) == 0
     out = capsys.readouterr().out
     info = json.loads((run / "diagnostics" / "diagnostics.json").read_text())
     assert info["schema"] == "isdt-diagnose/1"
@@ -343,15 +383,18 @@ def test_the_command_runs_end_to_end(run, capsys):
     assert np.shape(info["flow"]["distance"]) == (3, 16)
     assert np.shape(info["diversity"]["one_step"]) == (9, 16)
     assert all(line["text"] in out for line in info["reading"])
-    page = (run / "diagnostics" / "diagnostics.png").read_bytes()
-    assert page[:8] == b"\x89PNG\r\n\x1a\n"
-    assert len(page) > 50_000
+    assert all(advice in out for advice in info["what_to_do"])
+    page = html.unescape((run / "diagnostics" / "diagnostics.html").read_text())
+    assert page.count("<svg") == 7
+    assert all(line["text"] in page for line in info["reading"])
+    assert all(advice in page for advice in info["what_to_do"])
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(run, tmp_path):
     quick = {"batches": 1, "windows": 4, "draws": 2, "grid": 2}
-    first, again, other = (diagnose(str(run), out=str(tmp_path / str(i)), seed=seed, **quick)
-                           for i, seed in enumerate((0, 0, 1)))  # fmt: skip
+    first, again, other = (
+        diagnose(Settings(str(run), out=tmp_path / str(i), seed=seed, **quick)).info for i, seed in enumerate((0, 0, 1))
+    )
     for key in ("consistency", "semigroup", "flow", "diversity", "null_drift", "gradient_norms"):
         assert first[key] == again[key]
         assert first[key] != other[key]
@@ -361,8 +404,8 @@ def test_a_bare_policy_needs_data_and_gives_no_gradients(run, tiny_store, tmp_pa
     bare = tmp_path / "bare"
     Policy.from_pretrained(run).save_pretrained(bare)
     with pytest.raises(InputError, match=r"not the run that trained it.*give data=PATH"):
-        diagnose(str(bare))
-    info = diagnose(str(bare), data=str(tiny_store), windows=4, draws=2, grid=2)
+        diagnose(Settings(str(bare)))
+    info = diagnose(Settings(str(bare), data=str(tiny_store), windows=4, draws=2, grid=2)).info
     assert info["data"] == f"all 12 episodes of {tiny_store}"
     assert info["gradient_norms"] == {}
     assert info["reading"][0]["good"] is None
@@ -374,27 +417,21 @@ def test_policies_that_are_no_flow_maps_are_refused(tmp_path):
     policy.normalizer.fit({"state": ones, "action": {k: v[:2] for k, v in ones.items()}})
     policy.save_pretrained(tmp_path / "velocity")
     with pytest.raises(InputError, match=r"is no flow map \(sampling.kind='velocity'\): it was not trained to jump"):
-        diagnose(str(tmp_path / "velocity"))
+        diagnose(Settings(str(tmp_path / "velocity")))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["checkpoint=x", "batchs=3"], r"unknown key 'batchs'. Did you mean 'batches'\?"),
-        (["checkpoint=x", "windows=1"], "windows=1 is too small: at least 2"),
-        (["checkpoint=x", "draws=many"], "draws='many' is not a whole number"),
+        (["checkpoint=x", "batchs=3"], "unknown key 'batchs'. Did you mean 'batches'?"),
+        (["checkpoint=x", "windows=1"], "windows=1 must be at least 2"),
+        (["checkpoint=x", "draws=many"], "draws must be a whole number, got 'many'"),
         (["checkpoint=/nowhere/at/all"], "the path does not exist"),
-        (["data=x"], "checkpoint missing"),
+        (["data=x"], "checkpoint= missing"),
     ],
 )
-def test_wrong_arguments_are_explained(args, message):
-    with pytest.raises(InputError, match=message):
-        main(args)
-
-
-def test_help_shows_every_argument(capsys):
-    import inspect
-
-    assert main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"{name}=" in text for name in inspect.signature(diagnose).parameters)
+def test_wrong_arguments_are_explained(args, message, capsys):
+    assert cli.main(["diagnose", *args]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert len(error.splitlines()) == 1

@@ -1,0 +1,37 @@
+"""`isdt diagnose`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isdt_policy.lab.diagnose.settings import Settings
+
+
+@dataclass(frozen=True)
+class Diagnose(Settings):
+    """Say what a trained flow map got right and wrong, and what to do about it, without an environment.
+
+    How heavy the tail of its gradients is, whether its one-step samples are as varied as the data, how far it is from
+    consistent, what two steps change against one, how far it lands from its own flow, and whether the null branch drifted.
+    Writes diagnostics.json and the page diagnostics.html. It takes some minutes on one core.
+
+    Examples:
+        isdt diagnose checkpoint=outputs/pusht_demo
+        isdt diagnose checkpoint=outputs/pusht_human data=/data/pusht_cchi_v7_replay.zarr    the demonstrations moved
+        isdt diagnose checkpoint=outputs/pusht_demo/checkpoints/0005000 out=early            an earlier checkpoint of the run
+        isdt diagnose checkpoint=outputs/pusht_demo batches=200                              a sharper 99 % of the gradients
+    """
+
+    def run(self, command: str) -> int:
+        from isdt_policy.lab.diagnose import run
+
+        found = run.diagnose(self, command)
+        for line in found.lines:
+            print(f"{line.mark:<4} {line.title}: {line.text}")
+        advice = run.reading.what_to_do(found.lines)
+        print("What to do:" if advice else "Nothing here asks for a change.")
+        for number, text in enumerate(advice, start=1):
+            print(f"  {number}. {text}")
+        for path in found.written:
+            print(f"written: {path}")
+        return 0
