@@ -24,6 +24,7 @@ FORMATS: dict[str, tuple[str, str]] = {
     ),
     "robomimic": ("isdt_policy.datasets.formats.robomimic", ".hdf5 file with data/demo_N/obs"),
     "lerobot": ("isdt_policy.datasets.formats.lerobot", "directory with meta/info.json, version 3"),
+    "d3il": ("isdt_policy.datasets.formats.d3il", ".npz file with des_c_pos, c_pos and episode_ends"),
     "minari": ("isdt_policy.datasets.formats.minari", "directory with data/metadata.json and data/main_data.hdf5"),
 }
 
@@ -77,6 +78,8 @@ def detect(path: str | Path) -> str:
         head = where.open("rb").read(8)
         if head == b"\x89HDF\r\n\x1a\n":
             return "robomimic"
+        if where.suffix == ".npz":
+            return "d3il"
         if head[:4] == b"PK\x03\x04" or where.suffix == ".zip":
             return "zarr"
         hint = " The file is empty." if not head else " It may be cut short: download it again."
