@@ -97,8 +97,8 @@ def _gradients(m: Measures, grad_clip: float) -> Line:
     elif clipped > MOSTLY_CLIPPED:
         advice = (
             "The clip shortens most steps, so they are all about equally long, however steep the loss is. Try "
-            f"training.grad_clip={2 * loss.median:.2g}, which stops rare batches only, and a lower training.lr if the loss then jumps. "
-            "Keep both as they are if rollouts are good."
+            f"training.grad_clip={2 * loss.median:.2g}, which stops rare batches only, and a lower training.lr if the loss then "
+            "jumps. Keep both as they are if rollouts are good."
         )
     return Line("gradients", "Gradients", not advice, f"{text}.", advice)
 
