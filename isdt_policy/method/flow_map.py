@@ -29,14 +29,11 @@ class FlowMap:
         path: interpolant.
         tangent: (x_t, t, s, cond, dx, dt) -> F and its derivative along (dx, dt, 0), where there is a faster way than
             `with_tangent(network, ...)`: training puts the compiled form of it here.
-        networks: number of networks trained side by side that `network` stands for: row i of a batch is of network i mod
-            networks. Whatever compares the samples of a batch keeps to those of one network.
     """
 
     network: Network
     path: Interpolant
     tangent: WithTangent | None = None
-    networks: int = 1
 
     def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """The marginal velocity: the network on its diagonal, F(x_t, t, t)."""

@@ -12,6 +12,7 @@ from isdt_policy.method.networks.mlp import MLP
 from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.networks.unet1d import UNet1d
 from isdt_policy.method.objectives import ISD
+from isdt_policy.method.objectives.base import Draws
 from isdt_policy.method.objectives.parts import Points, guided_velocity
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive, by_times
@@ -42,7 +43,7 @@ def evaluate(objective, flow_map, batch, **changes):
     drop = v.get("drop", torch.zeros(B, dtype=torch.bool))
     return objective(
         flow_map, v["x"], v["cond"], v["null"], torch.Generator().manual_seed(0),
-        noise=v["z"], t=v["t"], s=v["s"], drop=drop,
+        draws=Draws(v["z"], v["t"], v["s"], drop),
     )  # fmt: skip
 
 
@@ -168,13 +169,13 @@ def test_the_target_of_the_diagonal_is_as_far_beyond_the_null_branch_as_guidance
 def test_nothing_is_dropped_at_rate_zero_and_everything_at_rate_one(path, batch):
     network = mlp(path)
     generator = torch.Generator().manual_seed(0)
-    draws = {"noise": batch["z"], "t": batch["t"], "s": batch["s"]}
+    draws = Draws(batch["z"], batch["t"], batch["s"])
     null = torch.full((3,), 5.0, dtype=torch.float64)
     flow_map = FlowMap(network, path)
 
     def loss(rate, cond):
         objective = dataclasses.replace(PLAIN, cond_drop=rate)
-        return objective(flow_map, batch["x"], cond, null, generator, **draws).total
+        return objective(flow_map, batch["x"], cond, null, generator, draws=draws).total
 
     assert loss(0.0, batch["cond"]) == evaluate(PLAIN, flow_map, batch).total
     assert loss(1.0, batch["cond"]) == loss(0.0, null.expand(B, -1).contiguous())
@@ -190,7 +191,7 @@ def test_steps_that_are_not_kept_neither_count_nor_dilute(path, batch):
 
     loss = objective(
         flow_map, batch["x"], batch["cond"], batch["null"], torch.Generator(), keep=keep,
-        noise=batch["z"], t=batch["t"], s=batch["s"], drop=torch.zeros(B, dtype=torch.bool),
+        draws=Draws(batch["z"], batch["t"], batch["s"], torch.zeros(B, dtype=torch.bool)),
     ).total  # fmt: skip
     x_t = interpolate(path, batch["x"], batch["z"], batch["t"])
     velocity = conditional_velocity(path, batch["x"], batch["z"], batch["t"])

@@ -30,6 +30,7 @@ from isdt_policy.method.objectives import (
     Progressive,
     Regression,
 )
+from isdt_policy.method.objectives.base import Draws
 from isdt_policy.method.objectives.progressive import compose_predictions, dyadic_times
 from isdt_policy.shared.errors import InputError
 
@@ -70,18 +71,13 @@ def batch():
     return {"x": x, "z": z, "t": t, "s": s, "cond": cond, "null": torch.zeros(3, dtype=torch.float64)}
 
 
-def accepts(objective, name):
-    return name in type(objective).__call__.__kwdefaults__
-
-
 def evaluate(objective, flow_map, batch, seed=0, **changes):
     """The loss with every draw fixed that the objective has."""
     v = {**batch, **changes}
     rows = v["x"].shape[0]
-    draws = {"noise": v["z"], "t": v["t"], "s": v["s"], "drop": torch.zeros(rows, dtype=torch.bool)}
-    draws = {name: value for name, value in draws.items() if accepts(objective, name)}
+    draws = Draws(v["z"], v["t"], v["s"], torch.zeros(rows, dtype=torch.bool))
     generator = torch.Generator().manual_seed(seed)
-    return objective(flow_map, v["x"], v["cond"], v["null"], generator, keep=v.get("keep"), **draws)
+    return objective(flow_map, v["x"], v["cond"], v["null"], generator, keep=v.get("keep"), draws=draws)
 
 
 def mlp(seed=0):
@@ -226,7 +222,7 @@ class TestFixedPoints:
         def gradient(data, level):
             null, generator = data["null"], torch.Generator()
             loss = objective(
-                FlowMap(network, path), data["x"], data["cond"], null, generator, noise=data["z"], level=level
+                FlowMap(network, path), data["x"], data["cond"], null, generator, draws=Draws(data["z"], level=level)
             )
             return torch.autograd.grad(loss.total, theta)[0].abs().max()
 

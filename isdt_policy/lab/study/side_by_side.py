@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.networks.mlp import MLP
 from isdt_policy.method.networks.preconditioning import Preconditioned
+from isdt_policy.method.objectives.isd import ISD
 from isdt_policy.method.policy import Policy
 from isdt_policy.training.ema import decay_at
 from isdt_policy.training.trainer import TrainingConfig, learning_rate
@@ -52,6 +53,27 @@ class SideBySide(nn.Module):
                 layer.bias.copy_(bias[i, 0])
 
 
+@dataclasses.dataclass(frozen=True)
+class ISDApart(ISD):
+    """`ISD` for a batch whose row i is of network i mod `networks`: what compares rows keeps to those of one network."""
+
+    networks: int = 1
+
+    def off_diagonal_rows(self, batch: int) -> int:
+        """The same number of rows for every network."""
+        return super().off_diagonal_rows(batch // self.networks) * self.networks
+
+    def weight_by_times(self, per_sample: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Weights among the rows of one network."""
+        loss, t, s = (x.reshape(-1, self.networks).T for x in (per_sample, t, s))  # (networks, rows of each)
+        return super().weight_by_times(loss, t, s).T.reshape(-1)
+
+
+def apart(objective: object, networks: int) -> object:
+    """The objective for several networks in one batch; only `ISD` compares rows with each other."""
+    return ISDApart(**dataclasses.asdict(objective), networks=networks) if isinstance(objective, ISD) else objective
+
+
 def _linear(network: MLP) -> list[nn.Linear]:
     return [module for module in network.modules() if isinstance(module, nn.Linear)]
 
@@ -80,7 +102,8 @@ def train_side_by_side(
     core = SideBySide(cores)
     wrapper = policies[0].network
     network = Preconditioned(core, wrapper.path, wrapper.sigma_data, wrapper.enabled)
-    flow_map = FlowMap(network, wrapper.path, networks=n)
+    flow_map = FlowMap(network, wrapper.path)
+    objective = apart(objective, n)
     parameters = list(core.parameters())
     averaged = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(

@@ -24,6 +24,27 @@ class Loss:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a batch; whatever is None is drawn.
+
+    Attributes:
+        noise: z, (batch, horizon, action_dim).
+        t, s: start and end time, (batch,), in [0, 1]; both or none.
+        drop: (batch,) bool, rows that lose their condition.
+        level: (batch,) int64, noise level of a diffusion objective in place of t.
+    """
+
+    noise: Tensor | None = None
+    t: Tensor | None = None
+    s: Tensor | None = None
+    drop: Tensor | None = None
+    level: Tensor | None = None
+
+
+DRAWN = Draws()  # everything is drawn
+
+
 class Objective(Protocol):
     """One training objective."""
 
@@ -41,6 +62,7 @@ class Objective(Protocol):
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch.
 
@@ -52,6 +74,7 @@ class Objective(Protocol):
             generator: source of every random draw.
             keep: (batch, horizon) bool, false where an error shall not count (actions past an episode's end); None
                 counts all.
+            draws: what is not to be drawn but given, so that a test can fix it.
         """
         ...
 

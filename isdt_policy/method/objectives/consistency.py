@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import DERIVATIVES, check_choice, draw_points, prediction_and_rate, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
@@ -48,15 +48,10 @@ class Consistency:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t and drop may be given to fix the draws; s is 0."""
-        s = None if t is None else torch.zeros_like(t)
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`. The end time s is 0, whatever is drawn."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
         points = replace(points, s=torch.zeros_like(points.t))
         prediction, rate = prediction_and_rate(flow_map, points, points.v_t, self.derivative, self.eps)
         residual = eulerian_residual(

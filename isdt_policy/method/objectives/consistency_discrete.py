@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap, full_precision
 from isdt_policy.method.interpolants import flow_map_step
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import Points, at_times, check_choice, draw_points, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
@@ -51,15 +51,11 @@ class DiscreteConsistency:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t and drop may be given to fix the draws; s is 0."""
+        """Loss on one batch; see `Objective`. The end time s is 0, whatever is drawn."""
         path = flow_map.path
-        points = draw_points(
-            path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=t, drop=drop
-        )
+        points = draw_points(path, action, cond, null, generator, self.times, self.cond_drop, draws)
         # Rounded up, where 0 belongs to the first interval; the tolerance keeps a given grid point where it is.
         level = (points.t * self.intervals - 1e-4).ceil().clamp(1, self.intervals)
         zero = torch.zeros_like(level)

@@ -14,7 +14,7 @@ from torch import Tensor
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Trigonometric
 from isdt_policy.method.noise_schedule import NoiseSchedule
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import weighted
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.shared.errors import InputError
@@ -55,12 +55,12 @@ class Diffusion:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        level: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise and level (batch,) int64 may be given to fix the draws."""
+        """Loss on one batch; see `Objective`. It draws a noise level and no times."""
         if not isinstance(flow_map.path, Trigonometric):
             raise InputError("objective=diffusion preserves variance and needs policy.interpolant=trigonometric.")
+        noise, level = draws.noise, draws.level
         if noise is None:
             noise = torch.randn(action.shape, generator=generator).to(action)
         if level is None:

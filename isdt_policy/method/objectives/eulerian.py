@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual, expand
-from isdt_policy.method.objectives.base import Loss
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import DERIVATIVES, Points, check_choice, derivative_along, distil, draw_points
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
@@ -56,15 +56,10 @@ class Eulerian:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        s: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t, s and drop may be given to fix the draws."""
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
 
         def residual(v_hat: Tensor, prediction: Tensor) -> Tensor:
             if self.through_derivative:
@@ -77,10 +72,7 @@ class Eulerian:
                 r = r / b.clamp_min(1e-6)
             return r
 
-        return distil(
-            flow_map, points, null, keep, residual, guidance_scale=self.guidance_scale,
-            weight_power=self.weight_power, off_diagonal_weight=self.off_diagonal_weight,
-        )  # fmt: skip
+        return distil(self, flow_map, points, null, keep, residual)
 
 
 def _derivative_with_graph(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:

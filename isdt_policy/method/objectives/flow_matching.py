@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import check_choice, draw_points, guided_velocity, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
@@ -43,15 +43,10 @@ class FlowMatching:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        s: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t, s and drop may be given to fix the draws."""
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         prediction = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
         loss = mean_square(prediction - v_g, keep)

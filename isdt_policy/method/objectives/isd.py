@@ -5,6 +5,7 @@ One screen in the paper's order. Symbols are those of docs/notation.md; velociti
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import (
     DERIVATIVES,
     check_choice,
@@ -86,26 +87,21 @@ class ISD:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        s: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t, s and drop may be given to fix the draws."""
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
 
         # 1. Flow matching with training guidance.
         diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         diagonal_loss = mean_square(diagonal - v_g, keep)
         if self.off_diagonal_weight <= 0:
-            return self._weighted(flow_map, diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
+            return self._weighted(diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
         v_hat = diagonal.detach() if self.velocity == "self" else v_g
-        off, v_off, keep_off = first_rows(self.off_diagonal_fraction, flow_map.networks, points, v_hat, keep)
+        off, v_off, keep_off = first_rows(self.off_diagonal_rows(len(action)), points, v_hat, keep)
         off_diagonal, rate = prediction_and_rate(flow_map, off, v_off, self.derivative, self.eps)
         prediction = off_diagonal.detach()
         residual = eulerian_residual(flow_map.path, off.x_t, prediction, v_off, rate, off.t, off.s)
@@ -117,10 +113,18 @@ class ISD:
         zero = torch.zeros_like(left)
         per_sample = diagonal_loss + torch.cat([weight * off_diagonal_loss, zero])
         terms = {"diagonal": diagonal_loss, "off_diagonal": torch.cat([off_diagonal_loss, zero])}
-        return self._weighted(flow_map, per_sample, points.t, torch.cat([off.s, left]), **terms)
+        return self._weighted(per_sample, points.t, torch.cat([off.s, left]), **terms)
 
-    def _weighted(self, flow_map: FlowMap, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
+    def off_diagonal_rows(self, batch: int) -> int:
+        """Number of rows that are self-distilled, one at least."""
+        return math.ceil(self.off_diagonal_fraction * batch)
+
+    def weight_by_times(self, per_sample: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Weight of each sample (batch,); see `by_times`."""
+        return by_times(per_sample, t, s, self.weight_power)
+
+    def _weighted(self, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
         if self.weight_by == "sample":
             return weighted(per_sample, self.weight_power, **terms)
-        weight = by_times(per_sample, t, s, self.weight_power, networks=flow_map.networks)
+        weight = self.weight_by_times(per_sample, t, s)
         return Loss((weight * per_sample).mean(), {name: term.mean().detach() for name, term in terms.items()})

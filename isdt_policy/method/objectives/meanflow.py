@@ -10,7 +10,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import (
     DERIVATIVES,
     check_choice,
@@ -62,22 +62,17 @@ class MeanFlow:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        s: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t, s and drop may be given to fix the draws."""
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         if self.off_diagonal_weight <= 0:
             prediction = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
             loss = mean_square(prediction - v_g, keep)
             return weighted(loss, self.weight_power, diagonal=loss)
 
-        if s is None:
+        if draws.s is None:
             off = torch.rand(action.shape[0], generator=generator).to(action.device) < self.off_diagonal_fraction
             points = replace(points, s=torch.where(off, points.s, points.t))
         prediction, rate = prediction_and_rate(flow_map, points, v_g, self.derivative, self.eps)

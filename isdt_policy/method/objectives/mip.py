@@ -13,7 +13,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import interpolate
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import weighted
 from isdt_policy.method.objectives.regression import regressed
 from isdt_policy.method.samplers import Sampling
@@ -49,9 +49,10 @@ class MIP:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise may be given to fix the draw."""
+        """Loss on one batch; see `Objective`. It draws noise alone."""
+        noise = draws.noise
         if noise is None:
             noise = torch.randn(action.shape, generator=generator).to(action)
         t = torch.full((action.shape[0],), self.refine_time, dtype=action.dtype, device=action.device)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap, central_difference, exact_derivative, null_like, value_and_derivative
 from isdt_policy.method.interpolants import Interpolant, conditional_velocity, interpolate
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive
 from isdt_policy.shared.errors import InputError, nearest
@@ -44,11 +44,7 @@ def draw_points(
     generator: torch.Generator,
     times: str,
     cond_drop: float,
-    *,
-    noise: Tensor | None = None,
-    t: Tensor | None = None,
-    s: Tensor | None = None,
-    drop: Tensor | None = None,
+    draws: Draws = DRAWN,
 ) -> Points:
     """Draw noise, times and dropped conditions, in this order; what is given is not drawn.
 
@@ -57,6 +53,7 @@ def draw_points(
         cond_drop: fraction of the rows that lose their condition.
     """
     # Draws happen on the generator's device (CPU) and move, so that a run does not depend on the accelerator.
+    noise, t, s, drop = draws.noise, draws.t, draws.s, draws.drop
     if noise is None:
         noise = torch.randn(action.shape, generator=generator).to(action)
     if t is None or s is None:
@@ -69,13 +66,10 @@ def draw_points(
     )  # fmt: skip
 
 
-def first_rows(
-    fraction: float, networks: int, points: Points, velocity: Tensor, keep: Tensor | None
-) -> tuple[Points, Tensor, Tensor | None]:
-    """The first rows of a batch, which is in no order: this fraction of those of each network (see `FlowMap`), one at least."""
-    if fraction == 1:
+def first_rows(n: int, points: Points, velocity: Tensor, keep: Tensor | None) -> tuple[Points, Tensor, Tensor | None]:
+    """The first n rows; batches are shuffled, so this is a random subset."""
+    if n == len(velocity):
         return points, velocity, keep
-    n = math.ceil(fraction * len(velocity) / networks) * networks
     # Copies: torch 2.13 does not compile a derivative along part of a tensor.
     some = Points(*(getattr(points, field.name)[:n].clone() for field in fields(points)))
     return some, velocity[:n].clone(), None if keep is None else keep[:n]
@@ -136,36 +130,44 @@ def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, deriva
     return central_difference(flow_map, x_t, t, s, cond, velocity, eps).to(x_t.dtype)
 
 
+class Distilling(Protocol):
+    """An objective with a flow-matching and a self-distillation term."""
+
+    @property
+    def guidance_scale(self) -> float: ...
+    @property
+    def weight_power(self) -> float: ...
+    @property
+    def off_diagonal_weight(self) -> float: ...
+
+
 def distil(
+    objective: Distilling,
     flow_map: FlowMap,
     points: Points,
     null: Tensor,
     keep: Tensor | None,
     error: Callable[[Tensor, Tensor], Tensor],
-    *,
-    guidance_scale: float,
-    weight_power: float,
-    off_diagonal_weight: float,
     off_points: Points | None = None,
 ) -> Loss:
     """Flow matching on the diagonal plus one self-distillation term off it.
 
     Args:
+        objective: its weights; at off_diagonal_weight=0 the self-distillation term is not evaluated.
         error: (F(x_t, t, t) without gradient, F(x_t, t, s)) -> the error whose square is the off-diagonal term.
-        off_diagonal_weight: factor of that term; at 0 it is not evaluated.
         off_points: where the off-diagonal term is taken, if not at `points`.
     """
-    if off_diagonal_weight > 0:
+    if objective.off_diagonal_weight > 0:
         diagonal, off_diagonal = diagonal_and_off_diagonal(flow_map, points, off_points)
     else:
         diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(points.x_t.dtype)
-    target = guided_velocity(flow_map, points, null, guidance_scale)
+    target = guided_velocity(flow_map, points, null, objective.guidance_scale)
     diagonal_loss = mean_square(diagonal - target, keep)
-    if off_diagonal_weight <= 0:
-        return weighted(diagonal_loss, weight_power, diagonal=diagonal_loss)
+    if objective.off_diagonal_weight <= 0:
+        return weighted(diagonal_loss, objective.weight_power, diagonal=diagonal_loss)
     off_diagonal_loss = mean_square(error(diagonal.detach(), off_diagonal), keep)
-    per_sample = diagonal_loss + off_diagonal_weight * off_diagonal_loss
-    return weighted(per_sample, weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
+    per_sample = diagonal_loss + objective.off_diagonal_weight * off_diagonal_loss
+    return weighted(per_sample, objective.weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
 
 
 def weighted(per_sample: Tensor, power: float, **terms: Tensor) -> Loss:

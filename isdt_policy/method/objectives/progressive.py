@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Interpolant, expand, flow_map_step
-from isdt_policy.method.objectives.base import Loss
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import Points, at_times, check_choice, distil, draw_points
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
@@ -53,17 +53,12 @@ class Progressive:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
-        noise: Tensor | None = None,
-        t: Tensor | None = None,
-        s: Tensor | None = None,
-        drop: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
-        """Loss on one batch; see `Objective`. noise, t, s and drop may be given to fix the draws."""
-        points = draw_points(
-            flow_map.path, action, cond, null, generator, self.times, self.cond_drop, noise=noise, t=t, s=s, drop=drop
-        )
+        """Loss on one batch; see `Objective`."""
+        points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
         # Off the diagonal: the points themselves, or, for a shortcut model, the same samples at the ends of dyadic steps.
-        off, fixed = points, t is not None and s is not None
+        off, fixed = points, draws.t is not None and draws.s is not None
         if self.levels and not fixed:
             start, end = dyadic_times(action.shape[0], self.levels, generator)
             off = at_times(flow_map.path, action, points, start.to(action), end.to(action))
@@ -74,10 +69,7 @@ class Progressive:
         def error(_: Tensor, prediction: Tensor) -> Tensor:
             return prediction - two_step_target(flow_map, off, share, self.levels)
 
-        return distil(
-            flow_map, points, null, keep, error, guidance_scale=self.guidance_scale, off_points=off,
-            weight_power=self.weight_power, off_diagonal_weight=self.off_diagonal_weight,
-        )  # fmt: skip
+        return distil(self, flow_map, points, null, keep, error, off_points=off)
 
 
 def dyadic_times(batch: int, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
-from isdt_policy.method.objectives.base import Loss, mean_square
+from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import weighted
 from isdt_policy.method.samplers import Sampling
 
@@ -35,6 +35,7 @@ class Regression:
         generator: torch.Generator,
         *,
         keep: Tensor | None = None,
+        draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""
         loss = mean_square(regressed(flow_map, action, cond) - action, keep)

@@ -18,27 +18,26 @@ def adaptive(per_sample: Tensor, power: float = 1.0, floor: float = 0.01) -> Ten
     return (per_sample.detach() + floor).pow(-power)
 
 
-def by_times(
-    per_sample: Tensor, t: Tensor, s: Tensor, power: float = 1.0, floor: float = 0.01, networks: int = 1
-) -> Tensor:
-    """1 / (m + floor)^power with m the mean loss of the *other* samples of the batch at nearby times (t, s), (batch,).
+def by_times(per_sample: Tensor, t: Tensor, s: Tensor, power: float = 1.0, floor: float = 0.01) -> Tensor:
+    """1 / (m + floor)^power with m the mean loss of the *other* samples of the batch at nearby times (t, s), (..., batch).
 
     Evens out what the loss demands at different times, as `adaptive` does, without its bias: given its times, a sample's
     weight does not depend on the noise in its own error, so the minimiser stays the mean velocity. A leave-one-out
     Nadaraya-Watson estimate: nothing to learn or to store, unlike a weight network (EDM2, arXiv 2312.02696).
-
-    Args:
-        networks: sample i is of network i mod networks, and has nothing to do with the others; see `FlowMap`.
     """
-    loss, t, s = (x.reshape(-1, networks).T for x in (per_sample.detach(), t, s))  # (networks, samples of each)
-    near = (-((t[:, :, None] - t[:, None]).square() + (s[:, :, None] - s[:, None]).square()) / (2 * WIDTH**2)).exp()
+    loss = per_sample.detach()
+    near = (-((_differences(t)).square() + _differences(s).square()) / (2 * WIDTH**2)).exp()  # (..., batch, batch)
     # A tail that never ends: a sample that is alone at its times takes the mean of the others.
     near = near + 1e-6
-    near.diagonal(dim1=1, dim2=2).fill_(0.0)
-    total = near.sum(dim=2)
-    estimate = (near @ loss[:, :, None])[:, :, 0] / total.clamp_min(1e-12)
+    near.diagonal(dim1=-2, dim2=-1).fill_(0.0)
+    total = near.sum(dim=-1)
+    estimate = (near @ loss[..., None])[..., 0] / total.clamp_min(1e-12)
     mean = torch.where(total > 0, estimate, loss)  # a batch of one has no others
-    return (mean + floor).pow(-power).T.reshape(-1)
+    return (mean + floor).pow(-power)
+
+
+def _differences(x: Tensor) -> Tensor:
+    return x[..., :, None] - x[..., None, :]
 
 
 def bounded(per_sample: Tensor, bound: float) -> Tensor:
