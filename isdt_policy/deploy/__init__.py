@@ -5,9 +5,11 @@
 | `runtime` | history, chunk schedule, ensembling, asynchronous inference | NumPy |
 | `safety` | limits of the commands, faults, watchdog | NumPy (ruckig for acceleration and jerk) |
 | `runner` | an exported ONNX policy | NumPy, onnxruntime |
-| `wire`, `client`, `server` | policies over websockets | msgpack, websockets |
+| `wire`, `client` | a policy behind a websocket, like any other | NumPy, msgpack, websockets |
+| `server`, `session`, `fair_share` | the server, one client's questions, its share of the time | the same |
+| `loading` | what acts, and the limits that come with it | what is loaded |
+| `controller`, `clock`, `latency`, `report`, `window`, `table` | a policy drives a simulator | the task's simulator |
 | `freezing`, `export`, `hub` | what is done to a trained policy | torch |
-| `controller`, `window`, `table`, `command` | `isdt deploy`, `isdt serve`, `isdt export` | the task's simulator |
 
-The first four rows import neither torch nor training code: they are what a robot's computer runs.
+The first four rows import neither torch nor a simulator nor training code: they are what a robot's computer runs.
 """

@@ -7,6 +7,8 @@ Example:
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 
 class PolicyClient:
@@ -26,7 +29,7 @@ class PolicyClient:
     Args:
         uri: ws://host:port, or wss:// behind a proxy.
         api_key: if the server wants one.
-        timeout_s: of one answer.
+        timeout_s: for one answer; a server that is frozen costs this long, and no longer.
         patience_s: how long to try to (re)connect before giving up; waits between attempts double from 50 ms to 1 s.
 
     Attributes:
@@ -43,17 +46,22 @@ class PolicyClient:
     ) -> None:
         if not uri.startswith(("ws://", "wss://")):
             raise InputError(f"'{uri}' must begin with ws:// or wss://, for example ws://127.0.0.1:8000.")
+        require("websockets", "serve", "A policy server's client")
         self.uri, self.api_key, self.timeout_s, self.patience_s = uri, api_key, timeout_s, patience_s
         self.server_timing: dict[str, float] = {}
         self.reconnects = -1
         self._connection: Any = None
+        self._number = self._unanswered = 0
         self._connect()
         m = self.metadata
-        self.obs_dims: dict[str, int] = m["obs_dims"]
+        try:
+            self.obs_dims = {str(key): int(size) for key, size in m["obs_dims"].items()}
+            self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
+            self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
+            self.task, self.nfe = str(m["task"]), str(m["steps"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{uri} does not say what its policy reads and answers ({error!r}).") from None
         self.obs_keys = tuple(self.obs_dims)
-        self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
-        self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
-        self.task, self.nfe = str(m["task"]), str(m["steps"])
         if m.get("continues"):
             self.continue_action = self._continue_action
 
@@ -113,49 +121,92 @@ class PolicyClient:
         message.update(frozen)
         if noise_seeds is not None:
             message["noise_seeds"] = np.asarray(noise_seeds, np.int64)
-        reply = self._ask(pack(message))
-        if not isinstance(reply, dict) or "actions" not in reply:
-            raise InputError(f"{self.uri} answered something that is no action chunk.")
-        self.server_timing = reply["server_timing"]
-        return {"action": reply["actions"], "action_pred": reply["action_pred"]}
+        self._number += 1
+        message["request"] = self._number
+        reply = self._ask(pack(message), self._number)
+        self.server_timing = reply.get("server_timing", {})
+        batch = len(next(iter(obs.values())))
+        return {
+            "action": self._chunk(reply, "actions", (batch, self.n_action_steps, self.action_dim)),
+            "action_pred": self._chunk(reply, "action_pred", (batch, self.horizon, self.action_dim)),
+        }
 
-    def _ask(self, data: bytes) -> Any:
+    def _chunk(self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        value = reply.get(key)
+        if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind != "f":
+            got = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"that is a {type(value).__name__}"
+            raise InputError(f"{self.uri} answered {key} {got}, expected numbers of shape {shape}.")
+        if not np.isfinite(value).all():
+            raise InputError(f"{self.uri} answered {key} with NaN or infinity.")
+        return value.astype(np.float32, copy=False)
+
+    def _ask(self, data: bytes, number: int) -> dict[str, Any]:
         from websockets.exceptions import ConnectionClosed
 
         for attempt in range(3):
             try:
                 if self._connection is None:
                     self._connect()
+                give_up = time.monotonic() + self.timeout_s
                 self._connection.send(data)
-                reply = self._connection.recv(timeout=self.timeout_s)
+                return self._answer(number, give_up)
             except ConnectionClosed:
-                self._connection = None
+                self._drop()
                 if attempt == 2:
                     raise InputError(
                         f"{self.uri} closed the connection three times in a row; see the server's log."
                     ) from None
-                continue
             except TimeoutError:
-                # A late answer would be taken for that of the next question.
-                self.close()
-                raise
-            if isinstance(reply, str):
-                raise InputError(f"{self.uri} says: {reply}")
-            return unpack(reply)
+                self._unanswered += 1
+                # Without numbers a late answer would be taken for that of the next question; with many unanswered ones the
+                # next could not even be sent.
+                if not self.metadata.get("numbers") or self._unanswered >= 3:
+                    self._drop()
+                raise TimeoutError(f"{self.uri} did not answer within {self.timeout_s:g} s.") from None
         raise AssertionError("unreachable")
 
+    def _answer(self, number: int, give_up: float) -> dict[str, Any]:
+        """The answer to request `number`; late ones to earlier requests are dropped."""
+        while True:
+            frame = self._connection.recv(timeout=max(0.0, give_up - time.monotonic()))
+            if isinstance(frame, str):
+                raise InputError(f"{self.uri} says: {frame}")
+            reply = unpack(frame)
+            if not isinstance(reply, dict):
+                raise InputError(f"{self.uri} answered something that is no action chunk.")
+            if reply.get("request", number) != number:
+                continue
+            self._unanswered = 0
+            if "error" in reply:
+                raise InputError(f"{self.uri} says: {reply['error']}")
+            return reply
+
+    def _drop(self) -> None:
+        """End the connection without waiting for the other side, which may be frozen."""
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.socket.shutdown(socket.SHUT_RDWR)
+            self._connection.close()
+        self._connection, self._unanswered = None, 0
+
     def _connect(self) -> None:
-        from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+        from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
         from websockets.sync.client import connect
 
         headers = {} if self.api_key is None else {"Authorization": f"Api-Key {self.api_key}"}
         give_up, wait = time.monotonic() + self.patience_s, 0.05
+        within = min(self.timeout_s, self.patience_s)
         while True:
             try:
                 self._connection = connect(
-                    self.uri, compression=None, max_size=None, additional_headers=headers, open_timeout=self.timeout_s
+                    self.uri,
+                    compression=None,
+                    max_size=None,
+                    additional_headers=headers,
+                    open_timeout=within,
+                    close_timeout=0.5,
                 )
-                self.metadata: dict[str, Any] = unpack(self._connection.recv(timeout=self.timeout_s))
+                self.metadata: dict[str, Any] = self._read_metadata(within)
                 break
             except InvalidURI as error:
                 raise InputError(f"'{self.uri}' is not an address: {error}") from None
@@ -163,15 +214,24 @@ class PolicyClient:
                 if error.response.status_code == 401:
                     raise InputError(f"{self.uri} refuses the API key; give the right one: api_key=KEY.") from None
                 reason: Exception = error
-            except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
+            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed, EOFError) as error:
                 reason = error
+            self._drop()
             if time.monotonic() + wait > give_up:
                 raise InputError(
                     f"no policy server at {self.uri}: {reason}. Start one: isdt serve checkpoint=PATH"
                 ) from None
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
-        if self.metadata.get("server") != "isdt-policy":
+        self.reconnects += 1
+
+    def _read_metadata(self, seconds: float) -> dict[str, Any]:
+        said = self._connection.recv(timeout=seconds)
+        try:
+            metadata = None if isinstance(said, str) else unpack(said)
+        except InputError:
+            metadata = None
+        if not isinstance(metadata, dict) or metadata.get("server") != "isdt-policy":
             self.close()
             raise InputError(f"{self.uri} is not an isdt-policy server.")
-        self.reconnects += 1
+        return metadata

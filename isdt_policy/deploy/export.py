@@ -21,7 +21,7 @@ import io
 import json
 import logging
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ from isdt_policy.deploy.runner import DIGEST, FORMAT, METADATA, ZEROS, OnnxPolic
 from isdt_policy.deploy.safety import Limits
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.extras import require
+from isdt_policy.shared.files import check_writable, write_bytes
 
 FORMATS = ("onnx", "pt2")
 WEIGHTS = ("float32", "int8")
@@ -91,14 +93,36 @@ class PolicyGraph(nn.Module):
         return (noise, *obs, *((torch.zeros(batch, *shape), torch.zeros(batch, config.horizon)) if self.prefix else ()))
 
 
+@dataclass(frozen=True)
+class FileFormat:
+    """What is written.
+
+    Attributes:
+        format: "onnx" or "pt2".
+        nfe, prefix: see `PolicyGraph`.
+        weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with a scale per channel, and rounds
+            what goes into them likewise as it comes: a quarter of the bytes, at an error in the actions. The encoder and
+            the layers of times and observations stay as they are.
+    """
+
+    format: str = "onnx"
+    nfe: int | str = 1
+    prefix: bool = False
+    weights: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (("format", self.format, FORMATS), ("weights", self.weights, WEIGHTS)):
+            if value not in allowed:
+                raise InputError(f"{name}='{value}' is not one of {', '.join(allowed)}.{nearest(value, allowed)}")
+        if self.weights != "float32" and self.format != "onnx":
+            raise InputError(f"weights={self.weights} belongs to format=onnx.")
+
+
 def export(
     policy: Policy,
     out: str | Path,
+    file: FileFormat = FileFormat(),
     *,
-    format: str = "onnx",
-    nfe: int | str = 1,
-    prefix: bool = False,
-    weights: str = "float32",
     limits: Limits | None = None,
     source: str = "",
 ) -> Path:
@@ -107,46 +131,38 @@ def export(
     Args:
         policy: trained, with its statistics; moved to the CPU.
         out: file to write, replaced if it exists.
-        format: "onnx" or "pt2".
-        nfe, prefix: see `PolicyGraph`.
-        weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with a scale per channel, and rounds
-            what goes into them likewise as it comes: a quarter of the bytes, at an error in the actions. The encoder and
-            the layers of times and observations stay as they are.
+        file: see `FileFormat`.
         limits: of the commands; embedded for the runner.
         source: where the weights come from; embedded.
 
     Raises:
-        InputError: an unknown format or nfe, or a package is missing.
+        InputError: an nfe that does not suit the policy, a package that is missing, or a place that cannot be written.
     """
-    if format not in FORMATS:
-        raise InputError(f"format='{format}' is not one of {', '.join(FORMATS)}.{nearest(format, FORMATS)}")
-    if weights not in WEIGHTS:
-        raise InputError(f"weights='{weights}' is not one of {', '.join(WEIGHTS)}.{nearest(weights, WEIGHTS)}")
-    if weights != "float32" and format != "onnx":
-        raise InputError(f"weights={weights} belongs to format=onnx.")
     policy.normalizer.check()
-    graph = PolicyGraph(policy.cpu().eval(), nfe, prefix).eval()
-    metadata = {**describe(policy, nfe, prefix, limits, source), "weights": weights}
+    if file.format == "onnx":
+        for package in ("onnx", "onnxscript"):  # torch's exporter is written in the second
+            require(package, "export", "format=onnx")
+    out = Path(out)
+    check_writable(out)
+    graph = PolicyGraph(policy.cpu().eval(), file.nfe, file.prefix).eval()
+    metadata = {**describe(policy, file.nfe, file.prefix, limits, source), "weights": file.weights}
     example = graph.example()
     batch = torch.export.Dim("batch", min=1, max=4096)
     shapes = ({0: batch}, tuple({0: batch} for _ in example[1:]))
     with torch.no_grad():
         program = torch.export.export(graph, example, dynamic_shapes=shapes, strict=False)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(out.name + ".part")
-    if format == "pt2":
+    if file.format == "pt2":
         buffer = io.BytesIO()
         torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata)})
-        part.write_bytes(buffer.getvalue())
+        data = buffer.getvalue()
     else:
-        part.write_bytes(_onnx(program, example, graph.input_names(), metadata, weights))
-    part.replace(out)
+        data = _onnx(program, example, graph.input_names(), metadata, file.weights)
+    write_bytes(out, data)
     return out
 
 
 def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, Any]:
-    """Return what travels inside an exported file, as JSON values."""
+    """What travels inside an exported file, as JSON values."""
     config = policy.config
     return {
         "format": FORMAT,
@@ -170,7 +186,7 @@ def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None
 
 
 def weights_hash(policy: nn.Module) -> str:
-    """Return a SHA-256 over names, shapes and values of parameters and statistics."""
+    """SHA-256 over names, shapes and values of parameters and statistics."""
     digest = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -200,11 +216,8 @@ def _onnx(
     metadata: dict[str, Any],
     weights: str,
 ) -> bytes:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401 - torch's exporter is written in it
-    except ImportError as error:
-        raise InputError(f"format=onnx needs the package '{error.name}': pip install 'isdt-policy[export]'") from error
+    import onnx
+
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
@@ -273,7 +286,7 @@ def _int8(model: Any) -> Any:
 def parity(
     policy: Policy, path: str | Path, *, nfe: int | str = 1, prefix: bool = False, inputs: int = 1000, seed: int = 0
 ) -> float:
-    """Return the largest difference between a policy and its exported file, in normalised actions.
+    """Largest difference between a policy and its exported file, in normalised actions.
 
     Observations are drawn from N(0, 1) in normalised units; with `prefix`, the known actions likewise and the weights
     from {0, 1}.

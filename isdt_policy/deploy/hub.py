@@ -6,19 +6,22 @@ A class beside the policy: the core does not depend on the hub's client. Only sa
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
 from isdt_policy.deploy.safety import FILE, Limits
+from isdt_policy.eval.command import checkpoint_hash
 from isdt_policy.method.policy import Policy, find_policy
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
+from isdt_policy.shared.files import write_text
+from isdt_policy.shared.tables import markdown
 
-try:
-    from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-except ImportError as missing:
-    raise InputError("the hub needs huggingface_hub: pip install 'isdt-policy[hub]'") from missing
+require("huggingface_hub", "hub", "The Hugging Face Hub")  # before the import, which would say less
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download  # noqa: E402
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError  # noqa: E402
 
 FILES = ("config.json", "model.safetensors", FILE, "eval_info.json")
 # The first base is the HTTP library's own error, of which broken connections are another kind.
@@ -57,8 +60,6 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         Raises:
             InputError: no policy there, or results of other weights.
         """
-        from isdt_policy.eval.command import checkpoint_hash
-
         policy = cls._load(checkpoint)
         policy.limits = limits
         info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
@@ -100,7 +101,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         if self.limits is not None:
             self.limits.save(save_directory)
         if self.results is not None:
-            (save_directory / "eval_info.json").write_text(json.dumps(self.results, indent=1) + "\n")
+            write_text(save_directory / "eval_info.json", json.dumps(self.results, indent=1) + "\n")
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card: task, window, results with intervals, the commands that made and use it."""
@@ -133,68 +134,59 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
             raise InputError(f"upload to '{repo_id}' failed: {str(error).splitlines()[0]}") from error
 
 
-def model_card(policy: Policy, info: dict[str, Any] | None, repo: str | None = None) -> str:
-    """Return the card: task, window, results with intervals, the commands that made and use it."""
+def model_card(policy: Policy, info: Mapping[str, Any] | None, repo: str | None = None) -> str:
+    """The card: task, window, results with intervals, the commands that made and use it."""
     config = policy.config
-    name = repo or "FOLDER"
+    head = f"""---
+library_name: isdt-policy
+pipeline_tag: robotics
+tags: [robotics, imitation-learning, diffusion-policy, flow-map, isdt-policy]
+---
+
+# {repo or config.task or "policy"}
+
+A one-step diffusion policy, trained from scratch by improved self-distillation of flow maps \
+([arXiv 2601.22679](https://arxiv.org/abs/2601.22679)) with isdt-policy {__version__}.
+"""
+    observations = ", ".join(f"{key} ({dim})" for key, dim in config.obs_dims.items())
     parameters = sum(p.numel() for p in policy.parameters())
-    lines = [
-        "---",
-        "library_name: isdt-policy",
-        "pipeline_tag: robotics",
-        "tags: [robotics, imitation-learning, diffusion-policy, flow-map, isdt-policy]",
-        "---",
-        "",
-        f"# {name if repo else config.task or 'policy'}",
-        "",
-        "A one-step diffusion policy, trained from scratch by improved self-distillation of flow maps "
-        "([arXiv 2601.22679](https://arxiv.org/abs/2601.22679)) with isdt-policy "
-        f"{__version__}.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| task | {config.task or 'none named'} |",
-        f"| observations | {', '.join(f'{key} ({dim})' for key, dim in config.obs_dims.items())}, {config.n_obs_steps} steps |",
-        f"| actions | {config.action_dim}, {config.action_type or 'meaning not recorded'} |",
-        f"| window | predicts {config.horizon} actions, executes {config.n_action_steps} |",
-        f"| initial noise | standard normal times {config.noise_scale:g} |",
-        f"| network | {config.network['name']}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path |",
-        "",
-        "## Results",
-        "",
+    facts = [
+        ("task", config.task or "none named"),
+        ("observations", f"{observations}, {config.n_obs_steps} steps"),
+        ("actions", f"{config.action_dim}, {config.action_type or 'meaning not recorded'}"),
+        ("window", f"predicts {config.horizon} actions, executes {config.n_action_steps}"),
+        ("initial noise", f"standard normal times {config.noise_scale:g}"),
+        ("network", f"{config.network['name']}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path"),
     ]
+    shapes = ", ".join(f"{key!r}: ({dim},)" for key, dim in config.obs_dims.items())
+    use = f"""## Use
+
+```python
+from isdt_policy.deploy.hub import HubPolicy
+from isdt_policy.deploy.runtime import Runtime
+
+runtime = Runtime(HubPolicy.from_pretrained("{repo or "FOLDER"}"))
+runtime.reset(seed=0)
+action = runtime.act(observation)  # {{{shapes}}}
+```
+"""
+    return "\n".join([head, markdown(["", ""], facts), "", "## Results", "", _results(info), "", use])
+
+
+def _results(info: Mapping[str, Any] | None) -> str:
     if info is None:
-        lines.append("Not evaluated. `isdt eval checkpoint=...` measures success with intervals.")
-    else:
-        lines += ["| network evaluations per chunk | success | score | episodes |", "|---|---|---|---|"]
-        for arm, s in info["arms"].items():
-            rate, score = s["success_rate"], s["score"]
-            lines.append(
-                f"| {arm} | {100 * rate['value']:.0f} % [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}] | "
-                f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] | {s['n']} |"
-            )
-        seeds = info["seeds"]
-        lines += [
-            "",
-            f"95 % intervals. Seeds {min(seeds)} to {max(seeds)} ({info['seed_purpose']}), commit {info['commit']}.",
-            "Every episode is in eval_info.json.",
-            "",
-            "```sh",
-            info["command"],
-            "```",
-        ]
-    lines += [
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from isdt_policy.deploy.hub import HubPolicy",
-        "from isdt_policy.deploy.runtime import Runtime",
-        "",
-        f'runtime = Runtime(HubPolicy.from_pretrained("{name}"))',
-        "runtime.reset(seed=0)",
-        f"action = runtime.act(observation)  # {{{', '.join(f'{key!r}: ({dim},)' for key, dim in config.obs_dims.items())}}}",
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        return "Not evaluated. `isdt eval checkpoint=...` measures success with intervals."
+    rows = []
+    for arm, s in info["arms"].items():
+        rate, score = s["success_rate"], s["score"]
+        success = f"{100 * rate['value']:.0f} % [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
+        rows.append([arm, success, f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]", s["n"]])
+    seeds = info["seeds"]
+    return f"""{markdown(["network evaluations per chunk", "success", "score", "episodes"], rows)}
+
+95 % intervals. Seeds {min(seeds)} to {max(seeds)} ({info["seed_purpose"]}), commit {info["commit"]}.
+Every episode is in eval_info.json.
+
+```sh
+{info["command"]}
+```"""

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.extras import require
 
 FORMAT = 2
 METADATA = "isdt_policy"
@@ -61,10 +62,7 @@ class OnnxPolicy:
     def __init__(
         self, path: str | Path, *, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError("running an ONNX policy needs onnxruntime: pip install 'isdt-policy[runtime]'") from error
+        onnxruntime: Any = require("onnxruntime", "runtime", "ONNX policies")
         try:
             data = Path(path).read_bytes()
         except OSError as error:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ if TYPE_CHECKING:  # the module behind this name loads Gymnasium, which a robot'
 
 log = logging.getLogger("isdt_policy.deploy")
 
-MODES = ("sync", "async", "rtc")
+Mode = Literal["sync", "async", "rtc"]
+MODES: tuple[Mode, ...] = get_args(Mode)
 Array = NDArray[np.float32]
 
 
@@ -117,7 +118,7 @@ class Runtime:
         self,
         policy: Policy,
         *,
-        mode: str = "sync",
+        mode: Mode = "sync",
         nfe: int | str = 1,
         execute: int | None = None,
         ensemble: float | None = None,

@@ -16,16 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.extras import require
+from isdt_policy.shared.files import write_text
 
 log = logging.getLogger("isdt_policy.deploy")
 
 FILE = "limits.json"
+OnFault = Literal["hold", "stop"]
 Bound = tuple[float, ...] | None
 
 
@@ -99,7 +102,7 @@ class Limits:
     def save(self, folder: str | Path) -> Path:
         """Write limits.json into a folder."""
         path = Path(folder) / FILE
-        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n")
+        write_text(path, json.dumps(self.as_dict(), indent=1) + "\n")
         return path
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,7 +132,7 @@ class Safety:
         *,
         action_dim: int,
         rate_hz: float,
-        on_fault: str = "hold",
+        on_fault: OnFault = "hold",
         max_age_s: float | None = None,
     ) -> None:
         if on_fault not in ("hold", "stop"):
@@ -243,10 +246,7 @@ class _Trajectory:
     """Moves towards a target within velocity, acceleration and jerk limits, one control step at a time."""
 
     def __init__(self, limits: Limits, size: int, dt: float) -> None:
-        try:
-            import ruckig
-        except ImportError as error:
-            raise InputError("acceleration and jerk limits need ruckig: pip install 'isdt-policy[runtime]'.") from error
+        ruckig: Any = require("ruckig", "runtime", "Acceleration and jerk limits")
         self._ruckig, self._size = ruckig, size
         self._otg = ruckig.Ruckig(size, dt)
         self._in, self._out = ruckig.InputParameter(size), ruckig.OutputParameter(size)

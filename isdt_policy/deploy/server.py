@@ -12,15 +12,17 @@ With {key: (d,)} the connection keeps the history, one observation per message: 
 step. A client that executes whole chunks sends histories, or steps of the history would be missing.
 
 Further keys of a message: "reset": True forgets the connection's history and begins a new stream of noise (before the
-observation in the same message, which may be absent); "noise_seeds" (batch, 2) makes the answer a function of the message.
+observation in the same message, which may be absent); "noise_seeds" (batch, 2) makes the answer a function of the message;
+"request": N comes back with the answer, and what is wrong then comes as {"error": text, "request": N} instead of text.
 "known" (horizon, action_dim) and "weight" (horizon,), with the batch axis if the observation has one, ask for a chunk that
 continues a started one (real-time chunking; see `freezing`): known[n_obs_steps - 1] is the action of the newest
 observation's step, weight is 1 where an action is frozen, 0 where it is free. The metadata's "continues" says whether the
 policy can.
 
-Around it: HTTP GET /healthz answers 200; "Authorization: Api-Key KEY" is checked when a key is set; messages are bounded
-in size and rate, connections in number. Inference runs in one thread beside the event loop, on all requests that waited
-for it together; a request's answer does not depend on the others (`Policy.inference_rows`).
+Around it: HTTP GET /healthz answers 200. "Authorization: Api-Key KEY" is checked when a key is set. Browsers are refused:
+a page of somebody else could ask in its reader's name. Messages are bounded in size, rate and work, connections in number;
+when there are too many, the one that has been silent longest makes room. Inference runs in one thread beside the event
+loop, on all requests that waited for it together; a request's answer does not depend on the others.
 """
 
 from __future__ import annotations
@@ -32,7 +34,6 @@ import http
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,42 +41,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.deploy.wire import pack, unpack
-from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.deploy.fair_share import FairShare
+from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
+from isdt_policy.deploy.wire import pack
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 if TYPE_CHECKING:
-    from isdt_policy.envs.protocol import Policy
+    from websockets.asyncio.server import ServerConnection
+    from websockets.http11 import Request as HttpRequest
+    from websockets.http11 import Response
 
 log = logging.getLogger("isdt_policy.deploy")
 
-RESERVED = ("reset", "noise_seeds", "known", "weight")
-MAX_BATCH = 64
-Obs = dict[str, NDArray[np.float32]]
-Known = tuple[
-    NDArray[np.float32], NDArray[np.float32]
-]  # actions (batch, horizon, action_dim), weights (batch, horizon)
+SILENT_S = 5.0  # after which a connection may have to make room for another
+Answer = tuple[NDArray[np.float32], NDArray[np.float32], float]  # action, action_pred, milliseconds of the inference
 
 
-@dataclass
-class _Request:
-    """Rows waiting for inference."""
-
-    obs: Obs
-    noise_seeds: NDArray[np.int64]
-    known: Known | None
-    answer: asyncio.Future[tuple[NDArray[np.float32], NDArray[np.float32], float]]
-
-    @property
-    def rows(self) -> int:
-        return len(self.noise_seeds)
+class PolicyFailed(RuntimeError):
+    """The policy raised, or answered something that is no action chunk."""
 
 
-class PolicyServer:
-    """Serves one policy.
+@dataclass(frozen=True)
+class Serving:
+    """How a policy is served.
 
-    Args:
-        policy: anything behind the policy protocol, with `obs_dims` or a `config` that has them.
-        host, port: where to listen; port 0 takes a free one (see `port` after `start`).
+    Attributes:
+        host, port: where to listen; port 0 takes a free one (see `PolicyServer.port`).
         nfe: network evaluations per chunk.
         api_key: required of every client, or None.
         max_bytes: of one message.
@@ -83,94 +76,97 @@ class PolicyServer:
         max_connections: at a time.
         message_timeout_s: from the first fragment of a message to its last, and how long a ping may stay unanswered, which
             is what ends a single frame that never gets complete.
-        metadata: sent to clients beside what the policy says of itself.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    nfe: int | str = 1
+    api_key: str | None = None
+    max_bytes: int = 1 << 20
+    max_rate: float = 500.0
+    max_connections: int = 64
+    message_timeout_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.max_rate, self.max_connections, self.message_timeout_s) <= 0:
+            raise InputError("max_bytes, max_rate, max_connections and message_timeout must be above 0.")
+        if self.api_key == "":
+            raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
+
+
+class PolicyServer:
+    """Serves one policy.
+
+    Args:
+        policy: anything behind the policy protocol, with `obs_dims` or a `config` that has them.
+        settings: see `Serving`.
+
+    Attributes:
+        port: that it listens on.
+        metadata: sent to every client.
+        requests, batches, refused: counts.
 
     Example:
         async with PolicyServer(policy) as server:
             await asyncio.Event().wait()
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        nfe: int | str = 1,
-        api_key: str | None = None,
-        max_bytes: int = 1 << 20,
-        max_rate: float = 500.0,
-        max_connections: int = 64,
-        message_timeout_s: float = 10.0,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> None:
-        if min(max_bytes, max_rate, max_connections, message_timeout_s) <= 0:
-            raise InputError("max_bytes, max_rate, max_connections and message_timeout_s must be above 0.")
-        if api_key == "":
-            raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
-        self.policy, self.nfe = policy, nfe
-        self.host, self.port = host, port
-        self.api_key, self.max_bytes, self.max_rate, self.max_connections = (
-            api_key,
-            max_bytes,
-            max_rate,
-            max_connections,
-        )
-        self.message_timeout_s = message_timeout_s
-        dims = getattr(policy, "obs_dims", None) or getattr(getattr(policy, "config", None), "obs_dims", None)
-        if dims is None:
-            raise InputError("the policy does not say how many features its observations have (obs_dims).")
-        self.obs_dims: dict[str, int] = dict(dims)
-        for key in self.obs_dims:
-            if key in RESERVED:
-                raise InputError(f"an observation may not be called '{key}': the server's protocol uses that name.")
-        self.metadata = {**self._describe(), **(metadata or {})}
+    def __init__(self, policy: Policy, settings: Serving = Serving()) -> None:
+        require("websockets", "serve", "The policy server")
+        require("msgpack", "serve", "The policy server")
+        self.policy, self.settings, self.port = policy, settings, settings.port
+        self.contract = c = Contract.of(policy)
+        self.metadata = {
+            "server": "isdt-policy",
+            "task": c.task,
+            "obs_dims": dict(c.obs_dims),
+            "action_dim": c.action_dim,
+            "n_obs_steps": c.n_obs_steps,
+            "n_action_steps": c.n_action_steps,
+            "horizon": c.horizon,
+            "steps": str(settings.nfe),  # the protocol's word for network evaluations
+            "continues": c.continues,
+            "numbers": True,
+        }
         self._closing, self._answering = False, 0
-        self.connections = self.requests = self.batches = self.refused = 0
-        self._waiting: deque[_Request] = deque()
+        self.requests = self.batches = self.refused = 0
+        self._sessions: dict[FairShare, Session] = {}
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[Question, asyncio.Future[Answer]]] = deque()
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="inference")
 
-    def _describe(self) -> dict[str, Any]:
-        policy = self.policy
-        return {
-            "server": "isdt-policy",
-            "task": getattr(policy, "task", ""),
-            "obs_dims": self.obs_dims,
-            "action_dim": getattr(policy, "action_dim", None)
-            or getattr(getattr(policy, "config", None), "action_dim", None),
-            "n_obs_steps": policy.n_obs_steps,
-            "n_action_steps": policy.n_action_steps,
-            "horizon": getattr(policy, "horizon", None),
-            "steps": str(self.nfe),
-            "continues": hasattr(policy, "continue_action"),
-        }
-
     async def __aenter__(self) -> PolicyServer:
-        from websockets.asyncio.server import serve
+        from websockets.asyncio.server import ServerConnection, serve
+
+        class Connection(FairShare, ServerConnection):
+            pass
 
         # One call before the first client, who should not pay for allocations and kernel choices.
-        blank = {key: np.zeros((1, self.policy.n_obs_steps, d), np.float32) for key, d in self.obs_dims.items()}
-        await self._infer(blank, np.zeros((1, 2), np.int64))
+        c, s = self.contract, self.settings
+        blank = {key: np.zeros((1, c.n_obs_steps, d), np.float32) for key, d in c.obs_dims.items()}
+        await self._infer([Question(blank, np.zeros((1, 2), np.int64), None, True)])
         try:
             self._server = await serve(
                 self._handle,
-                self.host,
-                self.port,
+                s.host,
+                s.port,
+                create_connection=Connection,
+                origins=[None],
                 compression=None,  # arrays of floats do not shrink; it would cost latency
-                max_size=self.max_bytes,
+                max_size=s.max_bytes,
                 max_queue=4,
-                ping_interval=self.message_timeout_s,
-                ping_timeout=self.message_timeout_s,
+                ping_interval=s.message_timeout_s,
+                ping_timeout=s.message_timeout_s,
                 process_request=self._on_http,
                 open_timeout=5,
                 close_timeout=2,
             )
         except OSError as error:
             raise InputError(
-                f"cannot listen on {self.host}:{self.port}: {error.strerror or error}. Give another port=."
+                f"cannot listen on {s.host}:{s.port}: {error.strerror or error}. Give another port=."
             ) from error
-        bound: Any = next(iter(self._server.sockets)).getsockname()
+        bound = next(iter(self._server.sockets)).getsockname()
         self.port = int(bound[1])
         self._batcher = asyncio.create_task(self._run_batches())
         return self
@@ -191,102 +187,129 @@ class PolicyServer:
 
     # HTTP.
 
-    def _on_http(self, connection: Any, request: Any) -> Any:
+    def _on_http(self, connection: ServerConnection, request: HttpRequest) -> Response | None:
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
-        if self.api_key is not None:
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Api-Key {self.api_key}".encode()):
+        if self.settings.api_key is not None:
+            given = request.headers.get_all("Authorization")
+            wanted = f"Api-Key {self.settings.api_key}"
+            if len(given) != 1 or not hmac.compare_digest(given[0].encode(), wanted.encode()):
                 self.refused += 1
                 return connection.respond(
-                    http.HTTPStatus.UNAUTHORIZED, "This server wants the header 'Authorization: Api-Key KEY'.\n"
+                    http.HTTPStatus.UNAUTHORIZED, "This server wants one header 'Authorization: Api-Key KEY'.\n"
                 )
-        if self._closing or self.connections >= self.max_connections:
+        if self._closing or not self._has_room():
             self.refused += 1
             why = "The server is closing.\n" if self._closing else "Too many connections.\n"
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, why)
         return None
 
+    def _has_room(self) -> bool:
+        """Whether one more connection fits, if need be in the place of the one that has been silent longest."""
+        if len(self._sessions) < self.settings.max_connections:
+            return True
+        connection, session = min(self._sessions.items(), key=lambda item: item[1].heard)
+        if time.perf_counter() - session.heard < SILENT_S:
+            return False
+        del self._sessions[connection]
+        farewell = asyncio.create_task(connection.close(1013, "silent while others wait"))
+        self._farewells.add(farewell)
+        farewell.add_done_callback(self._farewells.discard)
+        return True
+
     # One connection.
 
-    async def _handle(self, connection: Any) -> None:
+    async def _handle(self, connection: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
-        self.connections += 1
-        state = _Connection(self)
+        assert isinstance(connection, FairShare)
+
+        if not self._has_room():  # others came while this one shook hands
+            self.refused += 1
+            await connection.close(1013, "too many connections")
+            return
+        session = self._sessions[connection] = Session(self.contract, self.settings.max_rate)
         try:
             await connection.send(pack(self.metadata))
-            while (message := await self._read(connection)) is not None:
+            while (frame := await self._read(connection)) is not None:
                 self._answering += 1
                 try:
-                    if not await self._respond(connection, state, message):
+                    if not await self._respond(connection, session, frame):
                         return
                 finally:
                     self._answering -= 1
+                await connection.rested()
         except ConnectionClosed:
             pass  # in the middle of an answer: the client is gone
         finally:
-            self.connections -= 1
+            self._sessions.pop(connection, None)
 
-    async def _read(self, connection: Any) -> str | bytes | None:
-        """Return the next message, or None if it dripped in so slowly that the connection was closed."""
-        fragments: list[Any] = []
+    async def _read(self, connection: FairShare) -> str | bytes | None:
+        """The next message, or None if it dripped in so slowly that the connection was closed."""
+        seconds = self.settings.message_timeout_s
+        fragments: list[str] | list[bytes] = []
         try:
             async with asyncio.timeout(None) as limit:
                 async for fragment in connection.recv_streaming():
                     if not fragments:
-                        limit.reschedule(asyncio.get_running_loop().time() + self.message_timeout_s)
-                    fragments.append(fragment)
+                        limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    if fragment or not fragments:  # an empty one says nothing, and there may be any number of them
+                        fragments.append(fragment)  # type: ignore[arg-type]
         except TimeoutError:
             self.refused += 1
-            await connection.send(f"The message was not complete within {self.message_timeout_s:g} s.")
+            await connection.send(f"The message was not complete within {seconds:g} s.")
             await connection.close(1008, "slow message")
             return None
-        joined: str | bytes = type(fragments[0])().join(fragments)
+        joined: str | bytes = type(fragments[0])().join(fragments)  # type: ignore[arg-type]
         return joined
 
-    async def _respond(self, connection: Any, state: _Connection, message: str | bytes) -> bool:
+    async def _respond(self, connection: FairShare, session: Session, frame: str | bytes) -> bool:
         """Answer one frame; False if the connection was closed over it."""
-        begin = time.perf_counter()
-        if not state.allow(begin):
+        begin, work = time.perf_counter(), time.thread_time()
+        if not session.allow(begin):
             self.refused += 1
-            await connection.send(f"Too many messages: at most {self.max_rate:g} per second and connection.")
+            await connection.send(f"Too many messages: at most {self.settings.max_rate:g} per second and connection.")
             return True
+        number: int | None = None
         try:
-            if isinstance(message, str):
-                raise _Unreadable("a text frame; messages are binary msgpack frames.")
-            reply = await state.answer(message)
-        except _Unreadable as error:
+            try:
+                message = decode(frame)
+                number = number_of(message)
+                question = session.read(message)
+            finally:
+                connection.charge(time.thread_time() - work)
+            reply = await self._ask(question)
+        except Unreadable as error:
             self.refused += 1
             await connection.send(f"The message cannot be read: {error}")
             await connection.close(1007, "unreadable message")
             return False
-        except InputError as error:
+        except (InputError, PolicyFailed) as error:
             self.refused += 1
-            await connection.send(f"InputError: {error}")
+            text = f"InputError: {error}" if isinstance(error, InputError) else str(error)
+            await connection.send(text if number is None else pack({"error": text, "request": number}))
             return True
-        except Exception as error:
-            log.exception("inference failed")
-            # The class alone: a traceback would tell strangers about this machine. It is in the log.
-            await connection.send(f"Internal error: {type(error).__name__}. The server's log has the traceback.")
-            await connection.close(1011, "internal error")
-            return False
-        if state.previous_ms is not None:
-            reply["server_timing"]["prev_total_ms"] = state.previous_ms
+        if number is not None:
+            reply["request"] = number
+        if session.previous_ms is not None:
+            reply["server_timing"]["prev_total_ms"] = session.previous_ms
         await connection.send(pack(reply))
-        state.previous_ms = (time.perf_counter() - begin) * 1e3
+        session.previous_ms = (time.perf_counter() - begin) * 1e3
         return True
 
     # Inference.
 
-    async def infer(
-        self, obs: Obs, noise_seeds: NDArray[np.int64], known: Known | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-        """Answer rows: (action, action_pred, milliseconds of the inference they were part of)."""
-        request = _Request(obs, noise_seeds, known, asyncio.get_running_loop().create_future())
-        self._waiting.append(request)
+    async def _ask(self, question: Question | None) -> dict[str, Any]:
+        """The answer to one question, computed beside others."""
+        if question is None:
+            return {"reset": True, "server_timing": {"infer_ms": 0.0}}
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((question, answer))
         self._wake.set()
-        return await request.answer
+        action, pred, ms = await answer
+        if not question.batched:
+            action, pred = action[0], pred[0]
+        return {"actions": action, "action_pred": pred, "server_timing": {"infer_ms": ms}}
 
     async def _run_batches(self) -> None:
         while True:
@@ -294,168 +317,68 @@ class PolicyServer:
             self._wake.clear()
             while self._waiting:
                 group = [self._waiting.popleft()]
-                while self._waiting and _fits(group, self._waiting[0]):
+                while self._waiting and _fits([question for question, _ in group], self._waiting[0][0]):
                     group.append(self._waiting.popleft())
                 await self._answer(group)
 
-    async def _answer(self, group: list[_Request]) -> None:
-        obs = {key: np.concatenate([r.obs[key] for r in group]) for key in self.obs_dims}
+    async def _answer(self, group: list[tuple[Question, asyncio.Future[Answer]]]) -> None:
+        """Compute a batch; one that fails is computed again one by one, so that a question can only fail alone."""
         try:
-            known = [r.known for r in group if r.known is not None]
-            joined = (np.concatenate([k for k, _ in known]), np.concatenate([w for _, w in known])) if known else None
-            action, pred, ms = await self._infer(obs, np.concatenate([r.noise_seeds for r in group]), joined)
-        except Exception as error:
-            for request in group:
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+            answers = await self._infer([question for question, _ in group])
+        except PolicyFailed as error:
+            if len(group) > 1:
+                for one in group:
+                    await self._answer([one])
+            elif not group[0][1].done():
+                group[0][1].set_exception(error)
             return
         self.requests += len(group)
         self.batches += 1
-        start = 0
-        for request in group:
-            rows = slice(start, start + request.rows)
-            start += request.rows
-            if not request.answer.done():  # the client may have gone
-                request.answer.set_result((action[rows], pred[rows], ms))
+        for (_, future), answer in zip(group, answers, strict=True):
+            if not future.done():  # the client may have gone
+                future.set_result(answer)
 
-    async def _infer(
-        self, obs: Obs, noise_seeds: NDArray[np.int64], known: Known | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-        def call() -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-            begin = time.perf_counter()
-            if known is None:
-                answer = self.policy.predict_action(obs, nfe=self.nfe, noise_seeds=noise_seeds)
-            else:
-                proceed: Any = self.policy.continue_action  # type: ignore[attr-defined]
-                answer = proceed(obs, *known, nfe=self.nfe, noise_seeds=noise_seeds)
-            return answer["action"], answer["action_pred"], (time.perf_counter() - begin) * 1e3
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
-
-
-def _fits(group: list[_Request], request: _Request) -> bool:
-    """Whether a request can be computed with these: together small enough, and of the same kind."""
-    same = (request.known is None) == (group[0].known is None)
-    return same and sum(r.rows for r in group) + request.rows <= MAX_BATCH
-
-
-class _Unreadable(InputError):
-    """A frame that is not a message: whoever sent it does not speak this protocol."""
-
-
-class _Connection:
-    """State of one client: history, noise stream, allowance of messages."""
-
-    def __init__(self, server: PolicyServer) -> None:
-        self.server = server
-        self.previous_ms: float | None = None
-        self._tokens, self._last = server.max_rate, time.perf_counter()
-        self._reset()
-
-    def _reset(self) -> None:
-        self._history: deque[Obs] = deque(maxlen=self.server.policy.n_obs_steps)
-        self._stream = int(np.random.default_rng().integers(2**62))
-        self._asked = 0
-
-    def allow(self, now: float) -> bool:
-        """Token bucket of one second's messages."""
-        rate = self.server.max_rate
-        self._tokens = min(rate, self._tokens + (now - self._last) * rate)
-        self._last = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-    async def answer(self, data: bytes) -> dict[str, Any]:
-        """Read a message and answer it.
+    async def _infer(self, questions: list[Question]) -> list[Answer]:
+        """Ask the policy in its thread.
 
         Raises:
-            _Unreadable: not msgpack, or not a map.
-            InputError: keys, shapes or values that do not fit.
+            PolicyFailed: whatever it raised, or an answer of another shape or not finite.
         """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, questions)
+
+    def _compute(self, questions: list[Question]) -> list[Answer]:
+        begin = time.perf_counter()
+        obs = {key: np.concatenate([q.obs[key] for q in questions]) for key in self.contract.obs_dims}
+        seeds = np.concatenate([q.noise_seeds for q in questions])
+        known = [q.known for q in questions if q.known is not None]
         try:
-            message = unpack(data)
-        except InputError as error:
-            raise _Unreadable(str(error)) from None
-        if not isinstance(message, dict):
-            raise _Unreadable(f"a {type(message).__name__}; it must be a map of observations.")
-        given = {key: value for key, value in message.items() if key not in RESERVED}
-        if message.get("reset", False) is True:
-            self._reset()
-            if not given:
-                return {"reset": True, "server_timing": {"infer_ms": 0.0}}
-        obs, batched = self._observations(given)
-        rows = len(next(iter(obs.values())))
-        seeds = message.get("noise_seeds")
-        if seeds is None:
-            seeds = np.stack([np.full(rows, self._stream), np.arange(self._asked, self._asked + rows)], axis=1)
-        elif not isinstance(seeds, np.ndarray) or seeds.shape != (rows, 2) or seeds.dtype.kind not in "iu":
-            raise InputError(f"noise_seeds must be integers of shape ({rows}, 2).")
-        known = self._known(message, rows, batched)
-        self._asked += rows
-        action, pred, ms = await self.server.infer(obs, seeds.astype(np.int64), known)
-        if not batched:
-            action, pred = action[0], pred[0]
-        return {"actions": action, "action_pred": pred, "server_timing": {"infer_ms": ms}}
+            if known:
+                actions, weights = (np.concatenate([part[i] for part in known]) for i in (0, 1))
+                proceed: Any = self.policy.continue_action  # type: ignore[attr-defined]
+                answer = proceed(obs, actions, weights, nfe=self.settings.nfe, noise_seeds=seeds)
+            else:
+                answer = self.policy.predict_action(obs, nfe=self.settings.nfe, noise_seeds=seeds)
+            action, pred = (np.asarray(answer[key], np.float32) for key in ("action", "action_pred"))
+        except (
+            BaseException
+        ) as error:  # StopIteration cannot be handed over by a future, SystemExit would end the server
+            if isinstance(error, InputError):
+                raise PolicyFailed(f"InputError: {error}") from None
+            log.exception("inference failed")
+            # The class alone: a traceback would tell strangers about this machine. It is in the log.
+            raise PolicyFailed(f"Internal error: {type(error).__name__}. The server's log has the traceback.") from None
+        for name, value in (("action", action), ("action_pred", pred)):
+            if value.ndim != 3 or len(value) != len(seeds) or not np.isfinite(value).all():
+                what = "NaN or infinity" if value.ndim == 3 and len(value) == len(seeds) else f"shape {value.shape}"
+                raise PolicyFailed(f"Internal error: the policy's {name} has {what}, which is not passed on.")
+        ms = (time.perf_counter() - begin) * 1e3
+        ends = np.cumsum([q.rows for q in questions])
+        return [
+            (action[end - q.rows : end], pred[end - q.rows : end], ms) for q, end in zip(questions, ends, strict=True)
+        ]
 
-    def _known(self, message: Mapping[Any, Any], rows: int, batched: bool) -> Known | None:
-        """Return what the answer has to continue, with the batch axis, or None."""
-        if "known" not in message and "weight" not in message:
-            return None
-        if not self.server.metadata["continues"]:
-            raise InputError(
-                "this server's policy cannot continue a started chunk: leave out known and weight, or serve a trained "
-                "flow map with rtc=true, or a file exported with prefix=true."
-            )
-        m = self.server.metadata
-        arrays = []
-        for key, shape in (("known", (m["horizon"], m["action_dim"])), ("weight", (m["horizon"],))):
-            if key not in message:
-                raise InputError(f"known and weight belong together; '{key}' is missing.")
-            value, expected = message[key], (rows, *shape) if batched else shape
-            if not isinstance(value, np.ndarray) or value.shape != expected or value.dtype.kind not in "iuf":
-                raise InputError(f"{key} must be an array of numbers of shape {expected}.")
-            value = value.astype(np.float32)
-            if not np.isfinite(value).all():
-                raise InputError(f"{key} holds NaN or infinity.")
-            arrays.append(value if batched else value[None])
-        known, weight = arrays
-        if not np.isin(weight, (0, 1)).all():
-            raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
-        return known, weight
 
-    def _observations(self, given: Mapping[Any, Any]) -> tuple[Obs, bool]:
-        """Return {key: (batch, n_obs_steps, d)} and whether the message had the batch axis."""
-        n, dims = self.server.policy.n_obs_steps, self.server.obs_dims
-        obs: Obs = {}
-        for key, dim in dims.items():
-            if key not in given:
-                names = [name for name in map(str, given)]
-                raise InputError(
-                    f"the policy reads observation '{key}', given: {', '.join(names)[:200] or 'nothing'}.{nearest(key, names)}"
-                )
-            try:
-                value = np.asarray(given[key])
-            except (TypeError, ValueError):  # a ragged list
-                value = np.asarray(None)
-            if value.dtype.kind not in "biuf":
-                raise InputError(f"observation '{key}' is not an array of numbers.")
-            value = value.astype(np.float32)
-            allowed = {1: (dim,), 2: (n, dim), 3: (value.shape[0], n, dim) if value.ndim == 3 else None}
-            if value.shape != allowed.get(value.ndim) or (value.ndim == 3 and not 1 <= len(value) <= MAX_BATCH):
-                raise InputError(
-                    f"observation '{key}' has shape {value.shape}; allowed: ({dim},), ({n}, {dim}) or (1..{MAX_BATCH}, {n}, {dim})."
-                )
-            if not np.isfinite(value).all():
-                raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
-            obs[key] = value
-        if len({(value.ndim, value.shape[: value.ndim - 1]) for value in obs.values()}) > 1:
-            raise InputError("the observations disagree on whether they have history and batch axes.")
-        ndim = next(iter(obs.values())).ndim
-        if ndim == 3:
-            return obs, True
-        if ndim == 2:
-            return {key: value[None] for key, value in obs.items()}, False
-        self._history.extend([obs] * (n if not self._history else 1))
-        return {key: np.stack([row[key] for row in self._history])[None] for key in dims}, False
+def _fits(group: list[Question], question: Question) -> bool:
+    """Whether a question can be computed with these: together small enough, and of the same kind."""
+    same = (question.known is None) == (group[0].known is None)
+    return same and sum(q.rows for q in group) + question.rows <= MAX_BATCH

@@ -1,161 +1,170 @@
-"""`isdt deploy table`: success against latency for the three ways to live with it, on common seeds.
+"""Success against inference latency for the three ways to live with it, on common seeds.
 
 On the virtual clock: inference takes the stated latency and nothing else takes time, so a table is a function of the weights
-and the seeds. A finished cell is kept in the JSON file; the same command goes on where it was stopped.
+and the seeds. A finished cell is kept in the JSON file; the same settings go on where they were stopped.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from isdt_policy.deploy.controller import control
-from isdt_policy.deploy.latency import parse_latency
-from isdt_policy.deploy.runtime import MODES
-from isdt_policy.shared.errors import InputError, nearest
+import numpy as np
 
-HELP = """usage: isdt deploy table checkpoint=PATH [key=value ...]
+from isdt_policy.deploy.controller import Control, control
+from isdt_policy.deploy.latency import Draw, parse_latency
+from isdt_policy.deploy.loading import find_limits, load_policy, task_of
+from isdt_policy.deploy.runtime import MODES, Mode
+from isdt_policy.deploy.safety import Safety
+from isdt_policy.envs import make
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.registry import TaskSpec
+from isdt_policy.eval.command import checkpoint_hash, versions
+from isdt_policy.eval.statistics import Estimate, wilson
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import write_text
+from isdt_policy.shared.plotting import SERIES, plots
+from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.provenance import commit
+from isdt_policy.shared.tables import markdown
 
-Success against inference latency for sync, async and rtc, in simulated time, on the same seeds. Resumable.
-
-examples
-  isdt deploy table checkpoint=outputs/pusht_demo
-  isdt deploy table checkpoint=outputs/lift latencies=[0ms,100ms,200ms] episodes=50 out=results/deploy_lift
-
-options
-  checkpoint=PATH        run directory, checkpoint or folder of save_pretrained
-  task=NAME              default: the task the checkpoint was trained on
-  latencies=[0ms,...]    constant delays; default: 0, 1, 2, 3, 4, 6 control steps of the task's rate
-  modes=[sync,async,rtc]
-  episodes=50            per cell, all cells on the same seeds
-  seed=100000            of the first episode
-  steps=2                network evaluations per chunk, the same in all modes (rtc takes at least two)
-  rate=HZ                control rate (default: the task's)
-  out=deploy_latency     writes deploy_latency.json (all episodes), .md (the table), .png (the figure)
-"""
+STEPS_OF_DELAY = (0, 1, 2, 3, 4, 6)
 
 
-def main(args: list[str]) -> int:
-    """Run `isdt deploy table`."""
-    from isdt_policy.datasets.arguments import bind
+class Cell(TypedDict):
+    """One mode at one latency."""
 
-    if not args or args[0] in ("-h", "--help", "help"):
-        print(HELP)
-        return 0
-    command = shlex.join(["isdt", "deploy", "table", *args])
-    return table(**{**bind(table, args), "command": command})
+    mode: str
+    latency: str
+    commit: str | None
+    periods: int
+    held: int
+    interventions: dict[str, int]
+    records: list[dict[str, Any]]
 
 
-def table(
-    checkpoint: str,
-    task: str | None = None,
-    latencies: tuple[str, ...] = (),
-    modes: tuple[str, ...] = MODES,
-    episodes: int = 50,
-    seed: int = 100_000,
-    steps: int = 2,
-    rate: float | None = None,
-    out: str = "deploy_latency",
-    command: str = "",
-) -> int:
-    """See HELP."""
-    from isdt_policy.deploy.command import find_limits, load_policy
-    from isdt_policy.deploy.safety import Safety
-    from isdt_policy.envs import make, task_spec
-    from isdt_policy.eval.command import checkpoint_hash, versions
-    from isdt_policy.eval.rollout import write_atomically
-    from isdt_policy.shared.progress import Progress
-    from isdt_policy.shared.provenance import commit
+@dataclass(frozen=True)
+class Grid:
+    """What a table compares.
 
-    for mode in modes:
-        if mode not in MODES:
-            raise InputError(f"mode '{mode}' is not one of {', '.join(MODES)}.{nearest(mode, MODES)}")
-    if episodes < 1 or steps < 1 or (rate is not None and not rate > 0):
-        raise InputError("episodes, steps and rate must be above 0.")
+    Attributes:
+        latencies: constant delays such as "100ms"; empty takes 0, 1, 2, 3, 4 and 6 control steps.
+        modes: see `Runtime`.
+        episodes: per cell, all cells on the same seeds.
+        seed: of the first episode.
+        nfe: network evaluations per chunk, in every mode.
+        rate_hz: control rate; None is the task's.
+    """
+
+    latencies: tuple[str, ...] = ()
+    modes: tuple[Mode, ...] = MODES
+    episodes: int = 50
+    seed: int = 100_000
+    nfe: int = 2
+    rate_hz: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.nfe < 1 or (self.rate_hz is not None and not self.rate_hz > 0):
+            raise InputError("episodes, nfe and rate must be above 0.")
+        for text in self.latencies:
+            _delay(text)
+
+    def at(self, spec: TaskSpec) -> Grid:
+        """The same grid with the task's rate, and delays in its control steps, where none were given."""
+        rate = self.rate_hz or float(spec.rate_hz)
+        delays = self.latencies or tuple(f"{1e3 * k / rate:g}ms" for k in STEPS_OF_DELAY)
+        return replace(self, rate_hz=rate, latencies=delays)
+
+
+def _delay(text: str) -> Draw:
+    return parse_latency("none" if text in ("0ms", "0s") else text)
+
+
+def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: str) -> dict[str, Any]:
+    """Fill every cell that `file` does not hold yet, and return its content.
+
+    Args:
+        checkpoint: a trained policy; an exported file or a server is fixed to one mode.
+        task: None is the task that the policy was trained on.
+        grid: what is compared.
+        file: JSON; written after every cell.
+        command: kept in the file.
+
+    Raises:
+        InputError: no trained policy, or the file holds a table of something else.
+    """
     if checkpoint.endswith(".onnx") or "://" in checkpoint:
         raise InputError("the table needs a checkpoint: give a run directory or a folder of save_pretrained.")
-    policies = {mode: load_policy(checkpoint, mode) for mode in modes}
-    chosen = str(task or next(iter(policies.values())).task or "")
-    if not chosen:
-        raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
-    spec = task_spec(chosen)
-    rate_hz = float(rate or spec.rate_hz)
-    delays = latencies or tuple(f"{1e3 * k / rate_hz:g}ms" for k in (0, 1, 2, 3, 4, 6))
-    draws = {text: parse_latency("none" if text in ("0ms", "0s") else text) for text in delays}
-    said = {"task": chosen, "weights": checkpoint_hash(checkpoint), "episodes": episodes, "seed": seed, "steps": steps,
-            "rate_hz": rate_hz}  # fmt: skip
-
-    file = Path(f"{out}.json")
+    policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
+    spec = task_of(next(iter(policies.values())), task)
+    grid = grid.at(spec)
+    said = {"task": spec.id, "weights": checkpoint_hash(checkpoint), "episodes": grid.episodes, "seed": grid.seed,
+            "nfe": grid.nfe, "rate_hz": grid.rate_hz}  # fmt: skip
     result: dict[str, Any] = {**said, "cells": {}}
     if file.is_file():
         result = json.loads(file.read_text())
+        result.setdefault("nfe", result.pop("steps", None))  # its name in version 0.1.0
         if changed := [key for key, value in said.items() if result.get(key) != value]:
             raise InputError(f"{file} holds a table with another {', '.join(changed)}; give another out=.")
-    result |= {"command": command, "versions": versions(chosen)}
+    result |= {"command": command, "versions": versions(spec.id)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    bar = Progress(len(delays) * len(modes), "table", "cell", every_s=5)
-    for text in delays:
-        for mode in modes:
+    bar = Progress(len(grid.latencies) * len(grid.modes), "table", "cell", every_s=5)
+    for text in grid.latencies:
+        for mode in grid.modes:
             name = f"{mode} {text}"
             if name not in result["cells"]:
-                policy = policies[mode]
-                limits = find_limits(checkpoint, policy, spec, None)
-                env = make(chosen, tuple(dict.fromkeys([*policy.obs_keys, *filter(None, [limits.position])])))
-                safety = Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz)
-                report = control(
-                    policy, env, safety, rate_hz=rate_hz, first_seed=seed, episodes=episodes, mode=mode, nfe=steps,
-                    latency=draws[text], virtual=True,
-                )  # fmt: skip
-                env.close()
-                s = report.summary()
-                kept = ("periods", "held", "interventions", "records")
-                result["cells"][name] = {
-                    "mode": mode,
-                    "latency": text,
-                    "commit": commit(),
-                    **{key: s[key] for key in kept},
-                }
-                write_atomically(file, json.dumps(result, indent=1) + "\n")
+                result["cells"][name] = _cell(checkpoint, policies[mode], spec, grid, mode, text)
+                write_text(file, json.dumps(result, indent=1) + "\n")
             bar.update(1)
     bar.close()
-    text_out = markdown(result, delays, modes)
-    file.with_suffix(".md").write_text(text_out)
-    figure(result, delays, modes, file.with_suffix(".png"))
-    print(text_out)
-    print(f"table: {file.with_suffix('.md')}  figure: {file.with_suffix('.png')}  episodes: {file}")
-    return 0
+    return result
 
 
-def markdown(result: dict[str, Any], delays: tuple[str, ...], modes: tuple[str, ...]) -> str:
-    """Return the table: success with its Wilson interval, and the share of control steps that were held."""
-    from isdt_policy.eval.statistics import wilson
+def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mode, latency: str) -> Cell:
+    rate_hz = float(grid.rate_hz or spec.rate_hz)
+    limits = find_limits(checkpoint, policy, spec, None)
+    env = make(spec.id, tuple(dict.fromkeys([*policy.obs_keys, *filter(None, [limits.position])])))
+    settings = Control(
+        rate_hz, mode=mode, nfe=grid.nfe, seed=grid.seed, episodes=grid.episodes, virtual=True, latency=_delay(latency)
+    )
+    report = control(policy, env, Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz), settings)
+    env.close()
+    return {
+        "mode": mode,
+        "latency": latency,
+        "commit": commit(),
+        "periods": report.periods,
+        "held": report.held,
+        "interventions": report.interventions,
+        "records": [episode.as_dict() for episode in report.finished],
+    }
 
+
+def page(result: Mapping[str, Any], grid: Grid) -> str:
+    """The table in Markdown: success with its Wilson interval, and the share of control steps that were held."""
+
+    def text(cell: Cell) -> str:
+        done, r = cell["records"], _success(cell)
+        score = sum(e["max_reward"] for e in done) / len(done)
+        return (
+            f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}], score {score:.3f}, "
+            f"held {100 * cell['held'] / cell['periods']:.0f} %"
+        )
+
+    delays = grid.latencies or tuple(dict.fromkeys(cell["latency"] for cell in result["cells"].values()))
+    rows = [[delay, *(text(result["cells"][f"{mode} {delay}"]) for mode in grid.modes)] for delay in delays]
+    commits = sorted({str(cell["commit"]) for cell in result["cells"].values()})
+    first, n = result["seed"], result["episodes"]
     lines = [
         f"# Success against inference latency: {result['task']} at {result['rate_hz']:g} Hz",
         "",
-        "| latency | " + " | ".join(modes) + " |",
-        "|---|" + "---|" * len(modes),
-    ]
-    for delay in delays:
-        row = [delay]
-        for mode in modes:
-            cell = result["cells"][f"{mode} {delay}"]
-            done = cell["records"]
-            r = wilson(sum(e["success"] for e in done), len(done), 0.95)
-            score = sum(e["max_reward"] for e in done) / len(done)
-            row.append(
-                f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}], score {score:.3f}, "
-                f"held {100 * cell['held'] / cell['periods']:.0f} %"
-            )
-        lines.append("| " + " | ".join(row) + " |")
-    commits = sorted({str(cell["commit"]) for cell in result["cells"].values()})
-    first, n = result["seed"], result["episodes"]
-    lines += [
+        markdown(["latency", *grid.modes], rows),
         "",
         f"Success with Wilson 95 % interval, n = {n} per cell, seeds {first} to {first + n - 1} in every cell, "
-        f"{result['steps']} network evaluations per chunk in every mode. Held: share of control steps without a fresh action.",
+        f"{result['nfe']} network evaluations per chunk in every mode. Held: share of control steps without a fresh action.",
         "Simulated time: inference takes the stated latency, nothing else takes time. One training seed.",
         "",
         f"Weights {result['weights']}, commit {' and '.join(commits)}, "
@@ -170,36 +179,31 @@ def markdown(result: dict[str, Any], delays: tuple[str, ...], modes: tuple[str, 
     return "\n".join(lines)
 
 
-def figure(result: dict[str, Any], delays: tuple[str, ...], modes: tuple[str, ...], path: Path) -> None:
+def _success(cell: Cell) -> Estimate:
+    return wilson(sum(e["success"] for e in cell["records"]), len(cell["records"]), 0.95)
+
+
+def figure(result: Mapping[str, Any], grid: Grid, path: Path) -> None:
     """Draw success against latency, one line per mode, with intervals.
 
     Raises:
-        InputError: matplotlib is missing.
+        InputError: Matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("the figure needs matplotlib: pip install 'isdt-policy[report]'") from error
-    import numpy as np
-
-    from isdt_policy.eval.statistics import wilson
-
-    axes = (page := Figure(figsize=(5, 3.2), layout="constrained")).subplots()
-    x = np.arange(len(delays), dtype=float)
-    for i, mode in enumerate(modes):
-        records = [result["cells"][f"{mode} {delay}"]["records"] for delay in delays]
-        rates = [wilson(sum(e["success"] for e in done), len(done), 0.95) for done in records]
-        y = 100 * np.array([r.value for r in rates])
-        spread = [y - 100 * np.array([r.low for r in rates]), 100 * np.array([r.high for r in rates]) - y]
-        axes.errorbar(
-            x + 0.06 * (i - (len(modes) - 1) / 2), y, np.maximum(spread, 0), marker="o", capsize=2, label=mode
-        )
-    axes.set(
-        xlabel="inference latency",
-        ylabel="success, %",
-        ylim=(-3, 103),
-        title=f"{result['task']}, {result['episodes']} seeds",
-    )
-    axes.set_xticks(x, delays)
-    axes.legend(frameon=False)
-    page.savefig(path, dpi=150)
+    delays = grid.latencies or tuple(dict.fromkeys(cell["latency"] for cell in result["cells"].values()))
+    with plots("The figure") as pyplot:
+        drawing, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+        x = np.arange(len(delays), dtype=float)
+        for i, mode in enumerate(grid.modes):
+            rates = [_success(result["cells"][f"{mode} {delay}"]) for delay in delays]
+            y = 100 * np.array([r.value for r in rates])
+            spread = [y - 100 * np.array([r.low for r in rates]), 100 * np.array([r.high for r in rates]) - y]
+            moved = x + 0.06 * (i - (len(grid.modes) - 1) / 2)
+            axes.errorbar(
+                moved, y, np.maximum(spread, 0), marker="o", capsize=2, label=mode, color=SERIES[i % len(SERIES)]
+            )
+        axes.set(xlabel="inference latency", ylabel="success, %", ylim=(-3, 103))
+        axes.set_title(f"{result['task']}, {result['episodes']} seeds")
+        axes.set_xticks(x, delays)
+        axes.legend()
+        drawing.savefig(path, dpi=150)
+        pyplot.close(drawing)

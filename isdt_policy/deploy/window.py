@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 
 class Window:
@@ -23,10 +24,7 @@ class Window:
 
     def __init__(self, env: Any, title: str) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        try:
-            import pygame
-        except ImportError as error:
-            raise InputError("window=true needs pygame: pip install 'isdt-policy[pusht]'") from error
+        pygame: Any = require("pygame", "pusht", "A window")
         self._pygame, self._env, self._title = pygame, env, title
         self._surface: Any = None
 

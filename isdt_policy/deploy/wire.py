@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 KINDS = "biuf"
 MAX_DIMS = 8
+MAX_MAPS = 1000  # maps of a message, and keys of a map: reading more would keep others waiting
+MAX_ARRAY = 1 << 16  # entries of a list
 
 
 def pack(value: Any) -> bytes:
@@ -24,8 +27,7 @@ def pack(value: Any) -> bytes:
     Raises:
         InputError: an array of objects, strings or complex numbers, or something msgpack cannot write.
     """
-    import msgpack
-
+    msgpack: Any = require("msgpack", "serve", "Messages")
     try:
         return bytes(msgpack.packb(value, default=_to_wire))
     except (TypeError, OverflowError) as error:
@@ -38,10 +40,18 @@ def unpack(data: bytes) -> Any:
     Raises:
         InputError: not msgpack, trailing or missing bytes, or an array whose description is wrong.
     """
-    import msgpack
+    msgpack: Any = require("msgpack", "serve", "Messages")
+    maps = 0
+
+    def read(obj: dict[Any, Any]) -> Any:
+        nonlocal maps
+        maps += 1
+        if maps > MAX_MAPS:
+            raise InputError(f"the message holds more than {MAX_MAPS} maps.")
+        return _from_wire(obj)
 
     try:
-        return msgpack.unpackb(data, object_hook=_from_wire)
+        return msgpack.unpackb(data, object_hook=read, max_map_len=MAX_MAPS, max_array_len=MAX_ARRAY)
     except InputError:
         raise
     except Exception as error:  # msgpack raises ValueError and its subclasses, UnicodeDecodeError, RecursionError, ...
@@ -68,6 +78,10 @@ def _from_wire(obj: dict[Any, Any]) -> Any:
         if math.prod(shape) * dtype.itemsize != len(data):
             raise InputError(f"an array of shape {shape} and dtype {dtype} does not have {len(data)} bytes.")
         return np.frombuffer(data, dtype).reshape(shape)
+    if b"nd" in obj and b"kind" in obj:
+        raise InputError(
+            "an array packed by msgpack-numpy; pack with openpi_client's msgpack_numpy, or send lists of numbers."
+        )
     if b"__npgeneric__" in obj:
         value = obj.get(b"data")
         if not isinstance(value, bool | int | float):

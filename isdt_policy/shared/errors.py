@@ -6,6 +6,7 @@ The command line prints it without a traceback and exits with code 2.
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -21,7 +22,9 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     >>> nearest("zebra", ["pusht", "lift"])
     ''
     """
-    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    # Names may come from outside, in any number and length; the search takes time in proportion to both.
+    bounded = (str(other) for other in itertools.islice(allowed, 500))
+    matches = difflib.get_close_matches(name[:100], [other for other in bounded if len(other) <= 100], n=1)
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 

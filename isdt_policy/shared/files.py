@@ -27,9 +27,29 @@ _MARKERS = (
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never half."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never half."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(data)
     os.replace(part, path)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file that is to be written, before the work whose result it will hold.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror or error}. Name another place.") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"no right to write in '{path.parent}'"
+        raise InputError(f"'{path}' cannot be written: {why}. Name another place.")
 
 
 @contextmanager

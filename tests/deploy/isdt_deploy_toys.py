@@ -1,8 +1,11 @@
 """A small untrained policy with statistics, and observations for it."""
 
+import shlex
+
 import numpy as np
 import torch
 
+from isdt_policy.cli.command import parse
 from isdt_policy.method.policy import Policy, PolicyConfig
 
 OBS_DIMS = {"agent_pos": 2, "keypoints": 18}
@@ -33,3 +36,8 @@ def tiny_policy(reference="", interpolant="linear", seed=0, network=UNET):
 def observations(batch, seed=0):
     rng = np.random.default_rng(seed)
     return {key: rng.uniform(0, 512, (batch, 2, size)).astype(np.float32) for key, size in OBS_DIMS.items()}
+
+
+def run(verb, *args):
+    """A verb with its arguments, as the command line calls it; bad input raises."""
+    return parse(verb, args).run(shlex.join(["isdt", *args]))

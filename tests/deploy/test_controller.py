@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import pytest
-from isdt_deploy_toys import MLP, tiny_policy
+from isdt_deploy_toys import MLP, run, tiny_policy
 
-from isdt_policy.deploy.command import deploy_main
-from isdt_policy.deploy.controller import TimedThread, VirtualClock, VirtualThread, control
+from isdt_policy.cli.deploy import Deploy
+from isdt_policy.deploy.clock import TimedThread, VirtualClock, VirtualThread
+from isdt_policy.deploy.controller import Control, control
 from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.safety import Limits, Safety
 from isdt_policy.deploy.window import Window
@@ -53,7 +54,7 @@ class Ahead:
 
 
 def drive(env, policy, **options):
-    return control(policy, env, Safety(Limits(), action_dim=1, rate_hz=options["rate_hz"]), **options)
+    return control(policy, env, Safety(Limits(), action_dim=1, rate_hz=options["rate_hz"]), Control(**options))
 
 
 def test_latency_on_the_virtual_clock_holds_skips_and_repeats_exactly():
@@ -103,7 +104,7 @@ def test_a_fault_stops_the_run_when_asked_to():
     policy.predict_action = lambda obs, **_: {"action_pred": np.array([[[1.0], [2.0], [np.nan], [4.0], *[[0.0]] * 4]])}
     env = Line()
     safety = Safety(Limits(), action_dim=1, rate_hz=10, on_fault="stop")
-    report = control(policy, env, safety, rate_hz=10, virtual=True, episodes=3)
+    report = control(policy, env, safety, Control(10, virtual=True, episodes=3))
     assert report.stopped == "not finite"
     assert env.commands == [1, 2, 2]
     assert not report.episodes[-1].finished
@@ -114,8 +115,8 @@ def test_without_latency_every_episode_is_the_evaluators(tmp_path):
     policy.save_pretrained(tmp_path / "p")
     seeds = [100_000, 100_001]
     result = evaluate(policy, Protocol("pusht", max_steps=None), seeds, keep=("trajectory",))
-    code = deploy_main(
-        [f"checkpoint={tmp_path / 'p'}", "clock=virtual", "episodes=2", f"out={tmp_path / 'd.json'}", "rate=10"]
+    code = run(
+        Deploy, f"checkpoint={tmp_path / 'p'}", "clock=virtual", "episodes=2", f"out={tmp_path / 'd.json'}", "rate=10"
     )
     assert code == 0
     got = json.loads((tmp_path / "d.json").read_text())
@@ -132,7 +133,7 @@ def test_pusht_on_the_wall_clock_with_everything_injected(tmp_path, capsys):
     (tmp_path / "l.json").write_text(
         json.dumps({"low": [0, 0], "high": [512, 512], "step": [8, 8], "position": "agent_pos"})
     )
-    assert deploy_main([f"checkpoint={tmp_path / 'p'}", *given, f"video={tmp_path / 'v.mp4'}"]) == 0
+    assert run(Deploy, f"checkpoint={tmp_path / 'p'}", *given, f"video={tmp_path / 'v.mp4'}") == 0
     out = capsys.readouterr().out
     assert "Hz kept of 10" in out
     assert "step " in out.split("safety")[1]
@@ -175,14 +176,14 @@ def test_other_descriptions_of_latency_are_refused(text):
         ("drop_obs=1.5", "drop_obs=1.5"),
         ("task=pushtt", "Did you mean 'pusht'"),
         ("mode=rt", "Did you mean 'rtc'"),
-        ("on_fault=panic", "must be hold or stop"),
+        ("on_fault=panic", "not one of hold, stop"),
         ("limits=nowhere.json", "cannot be read"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, arg, message):
     tiny_policy(network=MLP).save_pretrained(tmp_path / "p")
     with pytest.raises(InputError, match=message):
-        deploy_main([f"checkpoint={tmp_path / 'p'}", arg])
+        run(Deploy, f"checkpoint={tmp_path / 'p'}", arg)
 
 
 def test_both_threads_measure_and_deliver():
@@ -218,7 +219,7 @@ def test_a_window_shows_the_simulator_and_stops_the_run_when_it_is_closed(tmp_pa
 
     show = Window.show
     monkeypatch.setattr(Window, "show", watch)
-    assert deploy_main([f"checkpoint={tmp_path / 'p'}", "seconds=5", "window=true"]) == 1
+    assert run(Deploy, f"checkpoint={tmp_path / 'p'}", "seconds=5", "window=true") == 1
     assert "STOPPED      the window was closed" in capsys.readouterr().out
     assert len(shown) == 3
     for pixels, frame in shown:

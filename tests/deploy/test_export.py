@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from isdt_deploy_toys import MLP, observations, tiny_policy
+from isdt_deploy_toys import MLP, observations, run, tiny_policy
 
-from isdt_policy.deploy.command import export_main
-from isdt_policy.deploy.export import export, load_pt2, parity
+from isdt_policy.cli.export import Export
+from isdt_policy.deploy.export import FileFormat, export, load_pt2, parity
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.deploy.safety import Limits
 from isdt_policy.shared.errors import InputError
@@ -24,7 +24,7 @@ def unet(tmp_path_factory):
     policy = tiny_policy(reference="agent_pos", interpolant="trigonometric")
     limits = Limits(low=(0, 0), high=(512, 512), step=(90, 90))
     for format in ("onnx", "pt2"):
-        export(policy, folder / f"p.{format}", format=format, limits=limits, source="here")
+        export(policy, folder / f"p.{format}", FileFormat(format), limits=limits, source="here")
     return policy, folder
 
 
@@ -37,7 +37,7 @@ def test_one_evaluation_agrees_over_a_thousand_inputs(unet, format):
 @pytest.mark.parametrize(("steps", "prefix"), [(2, False), ("euler3", False), (2, True)])
 def test_more_evaluations_and_started_chunks_agree_too(tmp_path, steps, prefix):
     policy = tiny_policy(reference="agent_pos", network=MLP)
-    path = export(policy, tmp_path / "p.onnx", nfe=steps, prefix=prefix)
+    path = export(policy, tmp_path / "p.onnx", FileFormat(nfe=steps, prefix=prefix))
     assert parity(policy, path, nfe=steps, prefix=prefix, inputs=1000) <= 1e-4
     if not prefix:  # the number of evaluations is in the graph: that of another number is another policy
         assert parity(policy, path, nfe=1, inputs=50) > 1e-2
@@ -47,7 +47,7 @@ def test_more_evaluations_and_started_chunks_agree_too(tmp_path, steps, prefix):
 def test_the_noise_scale_is_in_the_graph(tmp_path, format):
     policy = tiny_policy(reference="agent_pos", network=MLP)
     policy.config = replace(policy.config, noise_scale=0.5)
-    path = export(policy, tmp_path / f"p.{format}", format=format)
+    path = export(policy, tmp_path / f"p.{format}", FileFormat(format))
     assert parity(policy, path, inputs=100) <= 1e-4
     policy.config = replace(policy.config, noise_scale=1.0)
     assert parity(policy, path, inputs=100) > 1e-2
@@ -152,7 +152,7 @@ class TestCommand:
         return tmp_path / "policy"
 
     def test_it_writes_checks_and_embeds_the_tasks_bounds(self, checkpoint, tmp_path, capsys):
-        assert export_main([f"checkpoint={checkpoint}", f"out={tmp_path / 'a.onnx'}", "check=50"]) == 0
+        assert run(Export, f"checkpoint={checkpoint}", f"out={tmp_path / 'a.onnx'}", "check=50") == 0
         assert "parity: largest difference" in capsys.readouterr().out
         assert OnnxPolicy(tmp_path / "a.onnx").metadata["limits"] == {"low": [0.0, 0.0], "high": [512.0, 512.0]}
 
@@ -160,7 +160,7 @@ class TestCommand:
         from isdt_policy.deploy.hub import HubPolicy
 
         (checkpoint / "limits.json").write_text(json.dumps({"step": [90, 90]}))
-        assert export_main([f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}"]) == 0
+        assert run(Export, f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}") == 0
         card = (tmp_path / "hub" / "README.md").read_text()
         assert card.startswith("---\nlibrary_name: isdt-policy\n")
         assert "agent_pos (2), keypoints (18), 2 steps" in card
@@ -173,7 +173,7 @@ class TestCommand:
         )
         assert np.array_equal(a["action"], b["action"])
         with pytest.raises(InputError, match="is not empty"):
-            export_main([f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}"])
+            run(Export, f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}")
 
     def test_the_card_shows_results_of_these_weights_only(self, checkpoint, tmp_path):
         from isdt_policy.eval.command import checkpoint_hash
@@ -190,26 +190,26 @@ class TestCommand:
         results = tmp_path / "eval_info.json"
         results.write_text(json.dumps(info))
         given = [f"checkpoint={checkpoint}", "format=hub", f"results={results}"]
-        assert export_main([*given, f"out={tmp_path / 'a'}"]) == 0
+        assert run(Export, *given, f"out={tmp_path / 'a'}") == 0
         card = (tmp_path / "a" / "README.md").read_text()
         assert "| 1 | 87 % [79, 92] | 0.870 [0.790, 0.920] | 100 |" in card
         assert "isdt eval checkpoint=x" in card
         results.write_text(json.dumps({**info, "policy": {"fingerprint": "0" * 64}}))
         with pytest.raises(InputError, match="evaluation of other weights"):
-            export_main([*given, f"out={tmp_path / 'b'}"])
+            run(Export, *given, f"out={tmp_path / 'b'}")
 
     @pytest.mark.parametrize(
         ("arg", "message"),
         [
             ("format=onxn", "Did you mean 'onnx'"),
-            ("step=2", "Did you mean 'steps'"),
+            ("nef=2", "Did you mean 'nfe'"),
             ("steps=euller3", "euler"),
             ("repo=a/b", "belong to format=hub"),
         ],
     )
     def test_bad_arguments_are_refused(self, checkpoint, arg, message):
         with pytest.raises(InputError, match=message):
-            export_main([f"checkpoint={checkpoint}", arg])
+            run(Export, f"checkpoint={checkpoint}", arg)
 
 
 def test_int8_weights_are_smaller_and_cost_little(tmp_path):
@@ -217,7 +217,10 @@ def test_int8_weights_are_smaller_and_cost_little(tmp_path):
     import onnx
 
     policy = tiny_policy(reference="agent_pos")
-    files = {weights: export(policy, tmp_path / f"{weights}.onnx", weights=weights) for weights in ("float32", "int8")}
+    files = {
+        weights: export(policy, tmp_path / f"{weights}.onnx", FileFormat(weights=weights))
+        for weights in ("float32", "int8")
+    }
     graph = onnx.load(str(files["int8"])).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("MatMulInteger") >= 10
@@ -238,4 +241,4 @@ def test_int8_weights_are_smaller_and_cost_little(tmp_path):
 ])  # fmt: skip
 def test_weights_that_cannot_be_written_are_refused(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        export(tiny_policy(network=MLP), tmp_path / "p", **options)
+        export(tiny_policy(network=MLP), tmp_path / "p", FileFormat(**options))

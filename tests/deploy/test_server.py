@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from isdt_policy.deploy.client import PolicyClient
 from isdt_policy.deploy.freezing import PrefixPolicy
 from isdt_policy.deploy.runtime import Runtime
-from isdt_policy.deploy.server import PolicyServer
+from isdt_policy.deploy.server import PolicyServer, Serving
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError
 
@@ -32,7 +32,7 @@ class Running:
 
         async def serve():
             self.stop, self.loop = asyncio.Event(), asyncio.get_running_loop()
-            async with PolicyServer(self.policy, **self.options) as self.server:
+            async with PolicyServer(self.policy, Serving(**self.options)) as self.server:
                 ready.set()
                 await self.stop.wait()
 

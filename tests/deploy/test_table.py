@@ -4,8 +4,9 @@ import json
 
 import pytest
 from isdt_deploy_toys import MLP, tiny_policy
+from isdt_deploy_toys import run as isdt
 
-from isdt_policy.deploy.command import deploy_main
+from isdt_policy.cli.deploy_table import DeployTable
 from isdt_policy.shared.errors import InputError
 
 
@@ -17,7 +18,7 @@ def checkpoint(tmp_path_factory):
 
 
 def run(checkpoint, out, *options):
-    return deploy_main(["table", f"checkpoint={checkpoint}", f"out={out}", "modes=[sync,async]", *options])
+    return isdt(DeployTable, f"checkpoint={checkpoint}", f"out={out}", "modes=[sync,async]", *options)
 
 
 def test_cells_are_counted_kept_and_not_mixed(checkpoint, tmp_path, capsys):
@@ -44,9 +45,9 @@ def test_cells_are_counted_kept_and_not_mixed(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (["modes=[sink]"], "mode 'sink' is not one of sync, async, rtc"),
+    (["modes=[sink]"], "modes='sink' is not one of sync, async, rtc"),
     (["episodes=0"], "must be above 0"),
 ])  # fmt: skip
 def test_what_makes_no_table_is_refused(checkpoint, tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        deploy_main(["table", f"checkpoint={checkpoint}", f"out={tmp_path}/t", *options])
+        isdt(DeployTable, f"checkpoint={checkpoint}", f"out={tmp_path}/t", *options)

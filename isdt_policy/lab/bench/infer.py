@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from isdt_policy.deploy.export import export
+from isdt_policy.deploy.export import FileFormat, export
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.lab.bench.baseline import ConvUNet, baseline_network, sampler
 from isdt_policy.lab.bench.measure import bandwidth, interleaved, ratio
@@ -91,7 +91,7 @@ def _calls(ours: Subject, folder: Path) -> Ways:
     ways: Ways = {}
     for stored, name in (("float32", ""), ("int8", ", int8")):
         with torch.inference_mode(False):
-            path = export(ours.policy, folder / f"{stored}.onnx", weights=stored)
+            path = export(ours.policy, folder / f"{stored}.onnx", FileFormat(weights=stored))
         fast = OnnxPolicy(path, threads=torch.get_num_threads())
         ways[f"ours, 1 step, ONNX Runtime{name}"] = partial(fast.predict_action, ours.first_obs())
     return ways

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.client import PolicyClient
-from isdt_policy.deploy.command import load_policy
 from isdt_policy.deploy.export import export
+from isdt_policy.deploy.loading import load_policy
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.lab.bench.measure import interleaved, ratio, summary

@@ -1,0 +1,95 @@
+"""`isdt serve`: a policy behind a websocket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from typing import ClassVar
+
+from isdt_policy.cli.command import PathText
+from isdt_policy.deploy.loading import ADDRESS, load_policy, nfe_of
+from isdt_policy.deploy.server import PolicyServer, Serving
+from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.errors import InputError
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve a policy over a websocket.
+
+    Messages are msgpack; openpi's clients can talk to it. Ctrl-C ends it gracefully. The API key comes from the environment
+    variable ISDT_API_KEY: an argument would show in the list of processes.
+
+    Examples:
+        isdt serve checkpoint=outputs/pusht_demo                      on 127.0.0.1:8000
+        isdt serve checkpoint=policy.onnx port=9000                   an exported policy, without torch
+        ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    for other machines too; they need the key
+
+    Options:
+        checkpoint: a run, a checkpoint, a folder of save_pretrained, or a .onnx file.
+        nfe: network evaluations per chunk; default: 1, or what an exported policy is fixed to.
+        rtc: let clients send actions that must be continued (two evaluations); a .onnx file says so itself.
+        host: address to listen on.
+        port: 0 takes a free one.
+        max_bytes: of one message.
+        max_rate: messages per second and connection.
+        max_connections: at a time.
+        message_timeout: seconds in which a message must arrive in full, and a ping be answered.
+    """
+
+    checkpoint: PathText
+    nfe: Arm | None = None
+    rtc: bool = False
+    host: str = Serving.host
+    port: int = Serving.port
+    max_bytes: int = Serving.max_bytes
+    max_rate: float = Serving.max_rate
+    max_connections: int = Serving.max_connections
+    message_timeout: float = Serving.message_timeout_s
+
+    positional: ClassVar = ("checkpoint",)
+    renamed: ClassVar = {"steps": "nfe"}
+
+    def __post_init__(self) -> None:
+        if self.checkpoint.startswith(ADDRESS):
+            raise InputError("a server serves a policy, not another server: give checkpoint=PATH.")
+
+    def run(self, command: str) -> int:
+        """Serve until interrupted; return 0."""
+        policy = load_policy(self.checkpoint, "rtc" if self.rtc else "sync")
+        if self.rtc and not hasattr(policy, "continue_action"):
+            raise InputError(f"rtc=true: {self.checkpoint} cannot continue chunks; export it with prefix=true nfe=2.")
+        serving = Serving(
+            host=self.host,
+            port=self.port,
+            nfe=nfe_of(policy, self.nfe.name if self.nfe else None),
+            api_key=os.environ.get("ISDT_API_KEY"),
+            max_bytes=self.max_bytes,
+            max_rate=self.max_rate,
+            max_connections=self.max_connections,
+            message_timeout_s=self.message_timeout,
+        )
+        if self.host not in ("127.0.0.1", "localhost", "::1") and serving.api_key is None:
+            print(
+                f"warning: {self.host} may be reached by others, and ISDT_API_KEY is not set: anyone may ask.",
+                file=sys.stderr,
+            )
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+        logging.getLogger("websockets").setLevel(logging.ERROR)
+        asyncio.run(self._serve(PolicyServer(policy, serving)))
+        return 0
+
+    async def _serve(self, server: PolicyServer) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # Windows; not the main thread
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with server:
+            print(f"serving {self.checkpoint} on ws://{self.host}:{server.port} (Ctrl-C ends)", flush=True)
+            await stop.wait()
+        print(f"served {server.requests} requests in {server.batches} batches, refused {server.refused}.", flush=True)

@@ -1,0 +1,254 @@
+"""What a client of the policy server may say: one message read, checked and turned into a question for the policy.
+
+A question is checked alone and completely, so that it cannot spoil the batch in which it is computed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.deploy.wire import unpack
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.shared.errors import InputError, nearest
+
+RESERVED = ("reset", "noise_seeds", "known", "weight", "request")
+MAX_BATCH = 64
+Obs = dict[str, NDArray[np.float32]]
+Known = tuple[
+    NDArray[np.float32], NDArray[np.float32]
+]  # actions (batch, horizon, action_dim), weights (batch, horizon)
+
+
+class Unreadable(InputError):
+    """A frame that is not a message: whoever sent it does not speak this protocol."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Shapes that questions and answers of a policy must have.
+
+    Attributes:
+        obs_dims: features per observation key.
+        action_dim, n_obs_steps, n_action_steps, horizon: see `isdt_policy.method.policy`; None where a policy does not say.
+        task: that it was trained on, or "".
+        continues: whether it can continue a started chunk.
+    """
+
+    obs_dims: Mapping[str, int]
+    n_obs_steps: int
+    n_action_steps: int
+    horizon: int | None
+    action_dim: int | None
+    task: str
+    continues: bool
+
+    @classmethod
+    def of(cls, policy: Policy) -> Contract:
+        """Read it from a policy.
+
+        Raises:
+            InputError: it does not say how many features its observations have, or a key has a name of the protocol.
+        """
+        config = getattr(policy, "config", None)
+        dims: Mapping[str, int] | None = getattr(policy, "obs_dims", None) or getattr(config, "obs_dims", None)
+        if dims is None:
+            raise InputError("the policy does not say how many features its observations have (obs_dims).")
+        for key in dims:
+            if key in RESERVED:
+                raise InputError(f"an observation may not be called '{key}': the server's protocol uses that name.")
+        return cls(
+            obs_dims=dict(dims),
+            n_obs_steps=policy.n_obs_steps,
+            n_action_steps=policy.n_action_steps,
+            horizon=getattr(policy, "horizon", None),
+            action_dim=getattr(policy, "action_dim", None) or getattr(config, "action_dim", None),
+            task=str(getattr(policy, "task", "")),
+            continues=hasattr(policy, "continue_action"),
+        )
+
+
+@dataclass(frozen=True)
+class Question:
+    """Rows for the policy.
+
+    Attributes:
+        obs: {key: (batch, n_obs_steps, d)}.
+        noise_seeds: (batch, 2).
+        known: what the answer has to continue, or None.
+        batched: whether the client gave the batch axis, so that the answer has it too.
+    """
+
+    obs: Obs
+    noise_seeds: NDArray[np.int64]
+    known: Known | None
+    batched: bool
+
+    @property
+    def rows(self) -> int:
+        return len(self.noise_seeds)
+
+
+class Session:
+    """One client: its history, its stream of noise, and what it may still ask for.
+
+    Args:
+        contract: of the policy.
+        max_rate: messages per second, averaged over a second.
+
+    Attributes:
+        previous_ms: time that the last answer took, or None.
+        heard: when the last message came, seconds.
+    """
+
+    def __init__(self, contract: Contract, max_rate: float) -> None:
+        self.contract, self.max_rate = contract, max_rate
+        self.previous_ms: float | None = None
+        self.heard = self._last = time.perf_counter()
+        self._tokens = max_rate
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the history and begin a new stream of noise."""
+        self._history: deque[Obs] = deque(maxlen=self.contract.n_obs_steps)
+        self._stream = int(np.random.default_rng().integers(2**62))
+        self._asked = 0
+
+    def allow(self, now: float) -> bool:
+        """Whether one more message is within the rate (a token bucket of one second's messages)."""
+        self._tokens = min(self.max_rate, self._tokens + (now - self._last) * self.max_rate)
+        self._last = self.heard = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def read(self, message: Mapping[object, object]) -> Question | None:
+        """Turn a message into a question; None if it only asks to reset.
+
+        Raises:
+            InputError: keys, shapes or values that do not fit.
+        """
+        given = {key: value for key, value in message.items() if key not in RESERVED}
+        if message.get("reset", False) is True:
+            self.reset()
+            if not given:
+                return None
+        obs, batched = self._observations(given)
+        rows = len(next(iter(obs.values())))
+        seeds, known = self._seeds(message.get("noise_seeds"), rows), self._known(message, rows, batched)
+        self._asked += rows
+        return Question(obs, seeds, known, batched)
+
+    def _seeds(self, given: object, rows: int) -> NDArray[np.int64]:
+        if given is None:
+            return np.stack([np.full(rows, self._stream), np.arange(self._asked, self._asked + rows)], axis=1)
+        if not isinstance(given, np.ndarray) or given.shape != (rows, 2) or given.dtype.kind not in "iu":
+            raise InputError(f"noise_seeds must be integers of shape ({rows}, 2).")
+        if any(abs(int(value)) >= 2**63 for value in given.flat):
+            raise InputError("noise_seeds must be above -2**63 and below 2**63.")
+        return given.astype(np.int64)
+
+    def _known(self, message: Mapping[object, object], rows: int, batched: bool) -> Known | None:
+        """What the answer has to continue, with the batch axis, or None."""
+        if "known" not in message and "weight" not in message:
+            return None
+        c = self.contract
+        if not c.continues or c.horizon is None or c.action_dim is None:
+            raise InputError(
+                "this server's policy cannot continue a started chunk: leave out known and weight, or serve a trained "
+                "flow map with rtc=true, or a file exported with prefix=true."
+            )
+        arrays = []
+        for key, shape in (("known", (c.horizon, c.action_dim)), ("weight", (c.horizon,))):
+            if key not in message:
+                raise InputError(f"known and weight belong together; '{key}' is missing.")
+            value, expected = message[key], (rows, *shape) if batched else shape
+            if not isinstance(value, np.ndarray) or value.shape != expected or value.dtype.kind not in "iuf":
+                raise InputError(f"{key} must be an array of numbers of shape {expected}.")
+            value = _float32(value)
+            if not np.isfinite(value).all():
+                raise InputError(f"{key} holds NaN or infinity.")
+            arrays.append(value if batched else value[None])
+        known, weight = arrays
+        if not np.isin(weight, (0, 1)).all():
+            raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
+        return known, weight
+
+    def _observations(self, given: Mapping[object, object]) -> tuple[Obs, bool]:
+        """{key: (batch, n_obs_steps, d)} and whether the message had the batch axis."""
+        n, dims = self.contract.n_obs_steps, self.contract.obs_dims
+        obs: Obs = {}
+        for key, dim in dims.items():
+            if key not in given:
+                names = [str(name)[:100] for name, _ in zip(given, range(50))]
+                raise InputError(
+                    f"the policy reads observation '{key}', given: {', '.join(names)[:200] or 'nothing'}.{nearest(key, names)}"
+                )
+            obs[key] = self._observation(key, given[key], dim)
+        if len({(value.ndim, value.shape[: value.ndim - 1]) for value in obs.values()}) > 1:
+            raise InputError("the observations disagree on whether they have history and batch axes.")
+        ndim = next(iter(obs.values())).ndim
+        if ndim == 3:
+            return obs, True
+        if ndim == 2:
+            return {key: value[None] for key, value in obs.items()}, False
+        self._history.extend([obs] * (n if not self._history else 1))
+        return {key: np.stack([row[key] for row in self._history])[None] for key in dims}, False
+
+    def _observation(self, key: str, given: object, dim: int) -> NDArray[np.float32]:
+        n = self.contract.n_obs_steps
+        try:
+            value = np.asarray(given)
+        except (TypeError, ValueError, OverflowError):  # a ragged list
+            value = np.asarray(None)
+        if value.dtype.kind not in "biuf":
+            raise InputError(f"observation '{key}' is not an array of numbers.")
+        allowed = {1: (dim,), 2: (n, dim), 3: (value.shape[0], n, dim) if value.ndim == 3 else None}
+        if value.shape != allowed.get(value.ndim) or (value.ndim == 3 and not 1 <= len(value) <= MAX_BATCH):
+            raise InputError(
+                f"observation '{key}' has shape {value.shape}; allowed: ({dim},), ({n}, {dim}) or (1..{MAX_BATCH}, {n}, {dim})."
+            )
+        value = _float32(value)
+        if not np.isfinite(value).all():
+            raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
+        return value
+
+
+def decode(frame: str | bytes) -> dict[object, object]:
+    """A frame as a message.
+
+    Raises:
+        Unreadable: text, not msgpack, or not a map.
+    """
+    if isinstance(frame, str):
+        raise Unreadable("a text frame; messages are binary msgpack frames.")
+    try:
+        message = unpack(frame)
+    except InputError as error:
+        raise Unreadable(str(error)) from None
+    if not isinstance(message, dict):
+        raise Unreadable(f"a {type(message).__name__}; it must be a map of observations.")
+    return message
+
+
+def number_of(message: Mapping[object, object]) -> int | None:
+    """The number that the client gave its request, or None.
+
+    Raises:
+        InputError: it is not a whole number.
+    """
+    number = message.get("request")
+    if number is None or (type(number) is int and 0 <= number < 2**63):
+        return number
+    raise InputError("request must be a whole number from 0 to below 2**63.")
+
+
+def _float32(value: NDArray[np.generic]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # too large a number becomes infinite, and is refused as such
+        return value.astype(np.float32)
