@@ -497,18 +497,12 @@ def single_row_seconds(
     policy: Policy, obs: Mapping[str, NDArray[np.floating]], arm: int | str, calls: int = LATENCY_CALLS
 ) -> list[float]:
     """Time calls with one row, as a robot makes them: without the padding that evaluation needs."""
-    padding = getattr(policy, "inference_rows", None)
-    if padding is not None:
-        policy.inference_rows = 1  # type: ignore[attr-defined]
-    try:
-        times = []
-        for i in range(calls + 2):
-            begin = time.perf_counter()
-            policy.predict_action(obs, nfe=arm, noise_seeds=np.array([[0, i]], np.int64))
-            times.append(time.perf_counter() - begin)
-    finally:
-        if padding is not None:
-            policy.inference_rows = padding  # type: ignore[attr-defined]
+    alone: Policy = policy.alone() if hasattr(policy, "alone") else policy
+    times = []
+    for i in range(calls + 2):
+        begin = time.perf_counter()
+        alone.predict_action(obs, nfe=arm, noise_seeds=np.array([[0, i]], np.int64))
+        times.append(time.perf_counter() - begin)
     return times[2:]  # the first calls choose algorithms and allocate
 
 

@@ -77,8 +77,6 @@ def control(
     if not settings.virtual and hasattr(policy, "alone"):
         # Evaluation computes 16 rows whatever is asked, so that last bits do not depend on neighbours; a robot has none.
         policy = policy.alone()
-    elif not settings.virtual and hasattr(policy, "inference_rows"):
-        policy.inference_rows = 1
     loop = _Loop(policy, env, safety, settings, on_period)
     silence = max(10 * loop.period, 1.0)
     bark = Watchdog(silence, lambda: safety.stop(f"the control loop was silent for {silence:g} s"))

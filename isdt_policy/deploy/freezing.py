@@ -126,9 +126,9 @@ class PrefixPolicy:
         """Rows per network call of `predict_action`; see the policy's."""
         return self.policy.inference_rows
 
-    @inference_rows.setter
-    def inference_rows(self, rows: int) -> None:
-        self.policy.inference_rows = rows
+    def alone(self) -> PrefixPolicy:
+        """The same for one robot: one row a network call; see the policy's."""
+        return PrefixPolicy(self.policy.alone(), self.candidates)
 
     def reset(self) -> None:
         """Nothing to forget."""

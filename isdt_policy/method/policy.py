@@ -9,6 +9,7 @@ Timeline of one prediction (n_obs_steps To = 2, horizon T = 16, n_action_steps T
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -31,10 +32,14 @@ from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.networks.unet1d import UNet1d
 from isdt_policy.method.normalization import Normalizer
 from isdt_policy.method.samplers import Plan, Sampling, plan
-from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, at_least, nearest
 
 NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": MLP}
 FORMAT_VERSION = 1
+
+# A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
+# rows an episode's actions do not depend on how many others are evaluated beside it.
+INFERENCE_ROWS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,19 +116,22 @@ class PolicyConfig:
 class Policy(nn.Module):
     """A few-step policy. Satisfies `isdt_policy.envs.protocol.Policy`.
 
+    Args:
+        config: what to build.
+        inference_rows: rows of every network call of `predict_action`. Smaller batches are filled up to it and larger ones cut, so
+            that the bits of a row's answer do not depend on the rows beside it.
+
     Example:
         policy = Policy.from_pretrained("outputs/pusht_demo")
         policy.reset()
         chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, nfe=1)["action"]
     """
 
-    # Rows per network call at inference. Matrix kernels choose their blocking by batch size, which changes last bits; a
-    # fixed number of rows makes an episode's actions independent of how many others are evaluated beside it.
-    inference_rows = 16
-
-    def __init__(self, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig, inference_rows: int = INFERENCE_ROWS) -> None:
         super().__init__()
+        at_least(1, inference_rows=inference_rows)
         self.config = config
+        self._inference_rows = inference_rows
         path = INTERPOLANTS[config.interpolant]()
         options = {key: value for key, value in config.network.items() if key != "name"}
         try:
@@ -167,7 +175,22 @@ class Policy(nn.Module):
     def task(self) -> str:
         return self.config.task
 
+    @property
+    def inference_rows(self) -> int:
+        """Rows of every network call of `predict_action`."""
+        return self._inference_rows
+
     # Acting.
+
+    def alone(self) -> Policy:
+        """The same policy for one robot: the same modules and weights, one row a network call.
+
+        It saves the work on rows that nobody asked for. The last bits of its answers differ from those of the policy that
+        evaluations use.
+        """
+        policy = copy.copy(self)
+        policy._inference_rows = 1
+        return policy
 
     def reset(self) -> None:
         """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
@@ -300,8 +323,12 @@ class Policy(nn.Module):
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Policy:
+    def from_pretrained(cls, path: str | Path, inference_rows: int = INFERENCE_ROWS) -> Policy:
         """Load a policy, ready to act, from a saved directory, a checkpoint, or a run directory (its last checkpoint).
+
+        Args:
+            path: where it was saved.
+            inference_rows: see `Policy`.
 
         Raises:
             InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
@@ -320,7 +347,9 @@ class Policy(nn.Module):
         if unknown:
             raise InputError(f"{folder / 'config.json'}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
         try:
-            policy = cls(PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}))
+            policy = cls(
+                PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}), inference_rows
+            )
             data = (folder / "model.safetensors").read_bytes()
             if digest not in (None, hashlib.sha256(data).hexdigest()):
                 raise InputError(
@@ -338,6 +367,21 @@ class Policy(nn.Module):
             ) from error
         policy.normalizer.check()
         return policy.eval()
+
+
+def weights_sha256(path: str | Path) -> str:
+    """SHA-256 of weights and configuration: the one identity of what acts, in results, exports and pages.
+
+    Args:
+        path: run directory, checkpoint, or a folder written by `save_pretrained`.
+
+    Raises:
+        InputError: no policy there.
+    """
+    folder, digest = find_policy(path), hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
 
 
 def find_policy(path: str | Path) -> Path:

@@ -25,7 +25,6 @@ class Unguarded:
     def __init__(self, policy):
         self.policy = policy
         self.n_obs_steps, self.n_action_steps, self.obs_keys = 2, 8, ("state",)
-        policy.inference_rows = 10_000  # padding by the policy itself would hide a missing one in the evaluator
         self.batches = set()
 
     def reset(self):
@@ -33,8 +32,10 @@ class Unguarded:
 
     def predict_action(self, obs, *, nfe=1, noise_seeds=None):
         self.batches.add(len(noise_seeds))
-        self.policy.inference_rows = len(noise_seeds)
-        return self.policy.predict_action(obs, nfe=nfe, noise_seeds=noise_seeds)
+        # Padding by the policy itself would hide a missing one in the evaluator.
+        unpadded = type(self.policy)(self.policy.config, inference_rows=len(noise_seeds)).eval()
+        unpadded.load_state_dict(self.policy.state_dict())
+        return unpadded.predict_action(obs, nfe=nfe, noise_seeds=noise_seeds)
 
 
 @pytest.mark.parametrize("guarded", [True, False])

@@ -1,7 +1,9 @@
 """The policy as users hold it: saving, refusing bad input, noise per row."""
 
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,10 @@ import torch
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
 from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.normalization import Affine, Normalizer, action_statistics
-from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.method.policy import Policy, PolicyConfig, weights_sha256
 from isdt_policy.shared.errors import InputError
+
+OLD = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 
 @pytest.fixture
@@ -53,6 +57,43 @@ def test_a_rows_action_does_not_depend_on_its_neighbours(policy):
     for rows in ([0], [36], [20, 3], list(range(5, 30)), list(range(36, -1, -1))):
         part = policy.predict_action({k: v[rows] for k, v in obs.items()}, nfe=2, noise_seeds=seeds[rows])
         assert np.array_equal(part["action_pred"], together[rows])
+
+
+def test_alone_it_is_the_same_policy_with_one_row_a_call(policy):
+    rows = []
+    policy.network.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+    alone, seeds = policy.alone(), np.array([[1, 0], [2, 0]])
+    action = policy.predict_action(observations(2), noise_seeds=seeds)["action"]
+    assert rows == [16]
+    np.testing.assert_allclose(
+        alone.predict_action(observations(2), noise_seeds=seeds)["action"], action, rtol=0, atol=1e-2
+    )
+    assert rows == [16, 1, 1]
+    assert (alone.inference_rows, policy.inference_rows) == (1, 16)
+    with torch.no_grad():  # the same weights, not a copy of them
+        policy.network.network.out.bias += 1
+    assert all(a is b for a, b in zip(policy.parameters(), alone.parameters(), strict=True))
+
+
+def test_the_rows_of_a_call_are_chosen_once(policy, tmp_path):
+    with pytest.raises(AttributeError):
+        policy.inference_rows = 1
+    with pytest.raises(InputError, match="inference_rows=0 must be at least 1"):
+        Policy(policy.config, inference_rows=0)
+    policy.save_pretrained(tmp_path)
+    assert Policy.from_pretrained(tmp_path, inference_rows=4).inference_rows == 4
+
+
+def test_the_identity_of_weights_is_that_of_their_files(policy, tmp_path):
+    """Results of version 0.1.0 hold it: it must not change."""
+    policy.save_pretrained(tmp_path / "policy")
+    files = [tmp_path / "policy" / name for name in ("config.json", "model.safetensors")]
+    expected = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert weights_sha256(tmp_path) == weights_sha256(tmp_path / "policy") == expected
+    info = json.loads((OLD / "eval" / "eval_info.json").read_text())
+    assert weights_sha256(OLD / "run_isd_t") == info["policy"]["fingerprint"]
+    with pytest.raises(InputError, match="no policy at"):
+        weights_sha256(tmp_path / "absent")
 
 
 def test_noise_is_a_function_of_episode_and_decision(policy):

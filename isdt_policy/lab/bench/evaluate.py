@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
-from typing import Protocol as Interface
 
 import gymnasium
 import numpy as np
@@ -25,12 +24,6 @@ from isdt_policy.shared.errors import InputError
 Record = tuple[int, bool, int, float]  # seed, success, length, sum of rewards
 
 
-class Batched(AnyPolicy, Interface):
-    """A policy that pads its calls to a number of rows."""
-
-    inference_rows: int
-
-
 def measure(what: Eval) -> Measured:
     """Time whole evaluations.
 
@@ -46,14 +39,12 @@ def measure(what: Eval) -> Measured:
         result = evaluate(policy, Protocol(task=task), list(seeds), (1,), n_envs=what.n_envs, n_workers=what.n_workers)
         found["ours"] = [(r["seed"], r["success"], r["length"], r["sum_reward"]) for r in result.records]
 
-    def plain(rows: int | None = None) -> None:
-        records = _loop(policy, partial(make, task, obs_keys=list(policy.obs_keys)), seeds, rows)
-        if rows is None:
-            found["plain"] = records
+    def plain(acting: AnyPolicy = policy, name: str = "plain") -> None:
+        found[name] = _loop(acting, partial(make, task, obs_keys=list(policy.obs_keys)), seeds)
 
     ways: dict[str, Callable[[], object]] = {"evaluator": ours, "one at a time": plain}
-    if policy.inference_rows != 1:
-        ways["one at a time, rows not padded"] = partial(plain, rows=1)
+    if isinstance(policy, Policy):
+        ways["one at a time, rows not padded"] = partial(plain, policy.alone(), "one row")
     say(f"{what.episodes} episodes in {len(ways)} ways, {what.rounds} times; nothing is printed meanwhile")
     timings = interleaved(ways, rounds=what.rounds, calls=1, warmup=0)
     if found["ours"] != found["plain"]:
@@ -69,7 +60,7 @@ def measure(what: Eval) -> Measured:
     return Measured(f"eval task={task}", timings, ratios, facts, task)
 
 
-def _policy(what: Eval) -> Batched:
+def _policy(what: Eval) -> AnyPolicy:
     """What acts: the checkpoint, an untrained policy, or a task's expert."""
     if what.checkpoint:
         return Policy.from_pretrained(what.checkpoint)
@@ -80,24 +71,16 @@ def _policy(what: Eval) -> Batched:
     return acting  # type: ignore[no-any-return]
 
 
-def _loop(
-    policy: Batched, make_env: Callable[[], gymnasium.Env], seeds: Sequence[int], rows: int | None
-) -> list[Record]:  # fmt: skip
-    """Evaluate as a script does.
-
-    Args:
-        rows: what a call is padded to; None leaves what the evaluator has, so that results are the same to the last bit.
-    """
-    env, before = make_env(), policy.inference_rows
-    policy.inference_rows = rows or before
+def _loop(policy: AnyPolicy, make_env: Callable[[], gymnasium.Env], seeds: Sequence[int]) -> list[Record]:
+    """Evaluate as a script does."""
+    env = make_env()
     try:
         return [_episode(policy, env, seed) for seed in seeds]
     finally:
         env.close()
-        policy.inference_rows = before
 
 
-def _episode(policy: Batched, env: gymnasium.Env, seed: int) -> Record:
+def _episode(policy: AnyPolicy, env: gymnasium.Env, seed: int) -> Record:
     obs, _ = env.reset(seed=seed)
     history, rewards, decisions, success = [obs] * policy.n_obs_steps, list[float](), 0, False
     while True:

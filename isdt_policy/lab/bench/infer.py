@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,8 +26,7 @@ def measure(what: Infer) -> Measured:
     """Time one row."""
     prepare(what.threads, what.device)
     ours = subject(what.size)
-    ours.policy.eval().to(what.device)
-    ours.policy.inference_rows = 1
+    ours = replace(ours, policy=ours.policy.eval().to(what.device).alone())
     network = baseline_network(ours, what.device)
     compile = what.compile and (what.device != "cpu" or bool(shutil.which("g++") or shutil.which("clang++")))
     usual = torch.compile(network) if compile else network
