@@ -31,7 +31,8 @@ def by_times(per_sample: Tensor, t: Tensor, s: Tensor, power: float = 1.0, floor
     near = near + 1e-6
     near.diagonal(dim1=-2, dim2=-1).fill_(0.0)
     total = near.sum(dim=-1)
-    estimate = (near @ loss[..., None])[..., 0] / total.clamp_min(1e-12)
+    # As a product of batches, also of a single one: `near @ loss[..., None]` sums in another order, and the bits are others.
+    estimate = torch.einsum("...ij,...j->...i", near, loss) / total.clamp_min(1e-12)
     mean = torch.where(total > 0, estimate, loss)  # a batch of one has no others
     return (mean + floor).pow(-power)
 
