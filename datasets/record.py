@@ -126,9 +126,10 @@ def record(
     Raises:
         InputError: no policy or two, a number out of range, `out` holds something else, or nothing was worth keeping.
     """
-    from isdt_policy.eval.command import Options, check_task, checkpoint_hash, load_policy, protocol_of
-    from isdt_policy.eval.rollout import evaluate
+    from isdt_policy.eval.command import Options, check_task, load_policy, protocol_of
+    from isdt_policy.eval.rollout import Scene, Workers, evaluate
     from isdt_policy.eval.seeds import purpose
+    from isdt_policy.method.policy import weights_sha256
     from isdt_policy.shared.progress import Progress
 
     path = Path(out)
@@ -143,7 +144,7 @@ def record(
     protocol = protocol_of(options, name)
     arm: int | str = policy or (int(steps) if steps.isdigit() else steps)
     source = {
-        "source": f"rollouts of {checkpoint or policy}", "policy_sha256": checkpoint_hash(checkpoint) if checkpoint else None,
+        "source": f"rollouts of {checkpoint or policy}", "policy_sha256": weights_sha256(checkpoint) if checkpoint else None,
         "steps": str(arm), "seed_start": seed_start, "successes_only": successes_only, "max_steps": max_steps,
         "command": _command(),
     }  # fmt: skip
@@ -161,14 +162,14 @@ def record(
         progress.update(first - seed_start)
         for start in range(first, seed_start + episodes, _BLOCK):
             seeds = list(range(start, min(start + _BLOCK, seed_start + episodes)))
-            result = evaluate(actor, protocol, seeds, [arm], n_envs=n_envs, keep=("trajectory",))
-            for row in result.records:
-                if row["status"] == "ok" and (row["success"] or not successes_only):
-                    info.append({"seed": row["seed"], "success": bool(row["success"]), "max_reward": row["max_reward"]})
+            result = evaluate(actor, protocol, seeds, [arm], workers=Workers(n_envs), scene=Scene(keep=("trajectory",)))
+            for row in result.episodes:
+                if row.ok and (row.success or not successes_only):
+                    info.append({"seed": row.seed, "success": bool(row.success), "max_reward": row.max_reward})
                     # The next seed is recorded in the same file replacement that commits the episode.
                     writer.append(
-                        _carried_out(result.extras[row["seed"], row["arm"]]["trajectory"], name),
-                        attributes={"next_seed": row["seed"] + 1, "recorded": info},
+                        _carried_out(result.kept[row.key].trajectory, name),
+                        attributes={"next_seed": row.seed + 1, "recorded": info},
                     )
                 progress.update()
         progress.close()

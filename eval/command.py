@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import platform
 import shlex
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.eval.episode import Recipe, Start
-from isdt_policy.eval.rollout import EvalResult, Progress, Protocol, evaluate, write_atomically
+from isdt_policy.eval.episode import Start
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.origin import Origin, describe_policy, versions
+from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.result import Result
+from isdt_policy.eval.rollout import Scene, Workers, evaluate
 from isdt_policy.eval.seeds import FINAL_START, purpose
-from isdt_policy.eval.workers import Slots
+from isdt_policy.eval.tables import summary
+from isdt_policy.eval.training_cost import training_of
 from isdt_policy.shared.errors import InputError, nearest
-
-SCHEMA = "isdt-eval/1"
 
 HELP = """usage: isdt eval checkpoint=PATH [key=value ...]
        isdt eval repeat RESULT.json [key=value ...]
@@ -151,8 +150,8 @@ def parse_options(args: Sequence[str]) -> Options:
     return Options(**values)
 
 
-def run(options: Options, command: str, policy: Policy | None = None) -> dict[str, Any]:
-    """Evaluate, write eval_info.json and the report, print the summary; returns the content of eval_info.json.
+def run(options: Options, command: str, policy: Policy | None = None) -> Result:
+    """Evaluate, write eval_info.json and the report, print the summary.
 
     Args:
         options: what to do.
@@ -163,29 +162,24 @@ def run(options: Options, command: str, policy: Policy | None = None) -> dict[st
         policy = load_policy(options)
     task = check_task(options, policy)
     seeds, init_states = episode_list(options)
-    fingerprint = checkpoint_hash(options.checkpoint) if options.checkpoint else f"{options.policy}"
+    fingerprint = fingerprint_of(options)
     out = Path(options.out) if options.out else default_out(options)
     protocol = protocol_of(options, task)
+    journal = Journal(out, fingerprint)
     if options.overwrite:
-        for name in ("episodes.jsonl", "protocol.json"):
-            (out / name).unlink(missing_ok=True)
+        journal.clear()
     result = evaluate(
-        policy,
-        protocol,
-        seeds,
-        options.arms,
-        n_envs=options.n_envs,
-        n_workers=options.n_workers,
-        timeout_s=options.timeout_s,
-        backend=slots_of(options),
-        out=out,
-        fingerprint=fingerprint,
-        init_states=init_states,
-        listeners=[Progress()],
-    )
-    info = describe(result, policy, options, command, fingerprint)
-    write_atomically(out / "eval_info.json", json.dumps(info, indent=1) + "\n")
-    print(table(info))
+        policy, protocol, seeds, options.arms, workers=workers_of(options), scene=Scene(init_states=init_states),
+        journal=journal, listener=EpisodeProgress(),
+    )  # fmt: skip
+    about = describe_policy(
+        policy, checkpoint=options.checkpoint, name=options.policy, fingerprint=fingerprint,
+        training=training_of(options.checkpoint) if options.checkpoint else None,
+    )  # fmt: skip
+    result = replace(result, origin=Origin.now(command, asdict(options), about, protocol.task))
+    info = result.to_json()
+    result.save(out)
+    print(summary(result))
     if options.record:
         from isdt_policy.eval.record import record_rollouts
 
@@ -196,7 +190,7 @@ def run(options: Options, command: str, policy: Policy | None = None) -> dict[st
         videos = film(policy, result, options.videos, init_states, out) if options.videos else []
         print(f"report: {write_report(info, out / 'report.html', videos)}")
     print(f"numbers: {out / 'eval_info.json'}")
-    return info
+    return result
 
 
 def repeat(args: Sequence[str]) -> int:
@@ -204,60 +198,49 @@ def repeat(args: Sequence[str]) -> int:
     if not args or "=" in args[0]:
         raise InputError("which result? For example: isdt eval repeat outputs/pusht_demo/eval/eval_info.json")
     path = Path(args[0])
-    info = read_info(path)
+    stored = Result.load(path)
     known = {f.name for f in fields(Options)}
-    stored: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in info["options"].items() if k in known
+    before: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in stored.origin.options.items() if k in known
     }
     changes = asdict(parse_options(args[1:]))
     given = {arg.partition("=")[0] for arg in args[1:]}
-    seeds = tuple(info["seeds"])
-    if "episodes" in given:
-        seeds = seeds[: changes["episodes"]]
-    options = replace(Options(**stored), **{k: changes[k] for k in given})
+    seeds = stored.seeds[: changes["episodes"]] if "episodes" in given else stored.seeds
+    options = replace(Options(**before), **{k: changes[k] for k in given})
     options = replace(options, seeds=seeds, episodes=len(seeds))
     policy = load_policy(options)
-    fingerprint = checkpoint_hash(options.checkpoint) if options.checkpoint else f"{options.policy}"
-    if fingerprint != info["policy"]["fingerprint"]:
+    fingerprint = fingerprint_of(options)
+    if fingerprint != stored.origin.policy.fingerprint:
         raise InputError(
             f"the weights at '{options.checkpoint}' are not the ones of {path} (sha256 {fingerprint[:12]}, expected "
-            f"{str(info['policy']['fingerprint'])[:12]}). Give the right ones: isdt eval repeat {path} checkpoint=PATH"
+            f"{str(stored.origin.policy.fingerprint)[:12]}). Give the right ones: isdt eval repeat {path} checkpoint=PATH"
         )
-    for name, was in info["versions"].items():
-        now = versions(info["protocol"]["task"]).get(name)
-        if now != was:
-            print(f"note: {name} was {was}, is {now} here", file=sys.stderr)
+    here = versions(stored.protocol.task)
+    for name, was in stored.origin.versions.items():
+        if here.get(name) != was:
+            print(f"note: {name} was {was}, is {here.get(name)} here", file=sys.stderr)
     _, init_states = episode_list(options)
     result = evaluate(
-        policy,
-        Protocol(**info["protocol"]),
-        seeds,
-        options.arms,
-        n_envs=options.n_envs,
-        n_workers=options.n_workers,
-        timeout_s=options.timeout_s,
-        backend=slots_of(options),
-        init_states=init_states,
-        listeners=[Progress()],
-    )
-    return report_differences(info, result)
+        policy, stored.protocol, seeds, options.arms, workers=workers_of(options),
+        scene=Scene(init_states=init_states), listener=EpisodeProgress(),
+    )  # fmt: skip
+    return report_differences(stored, result)
 
 
-def report_differences(info: Mapping[str, Any], result: EvalResult) -> int:
+def report_differences(stored: Result, result: Result) -> int:
     """Print how a repeated evaluation compares with the stored one; 0 if all episodes are the same."""
-    stored = {(r["seed"], r["arm"]): r for r in info["episodes"]}
+    old = {record.key: record for record in stored.episodes}
     same = outcome = 0
-    for record in result.records:
-        old = stored[record["seed"], record["arm"]]
-        same += old["digest"] == record["digest"]
-        outcome += old["success"] == record["success"]
-        if old["digest"] != record["digest"]:
+    for new in result.episodes:
+        was = old[new.key]
+        same += was.digest == new.digest
+        outcome += was.success == new.success
+        if was.digest != new.digest:
             print(
-                f"differs: seed {record['seed']}, steps {record['arm']}: "
-                f"success {old['success']} -> {record['success']}, "
-                f"max reward {old['max_reward']:.4f} -> {record['max_reward']:.4f}"
+                f"differs: seed {new.seed}, arm {new.arm}: success {was.success} -> {new.success}, "
+                f"max reward {was.max_reward:.4f} -> {new.max_reward:.4f}"
             )
-    n = len(result.records)
+    n = len(result.episodes)
     print(f"{same} of {n} episodes identical in every action and reward; {outcome} of {n} with the same outcome.")
     return 0 if same == n else 1
 
@@ -284,21 +267,27 @@ def load_policy(options: Options) -> Policy:
         raise InputError("policy=expert needs task=NAME, for example task=pusht.")
     from isdt_policy.envs.experts import expert
 
-    scripted = expert(options.task)
-    scripted.inference_rows = 1  # type: ignore[attr-defined]  # no batched arithmetic, so rows need no padding
-    return scripted
+    return expert(options.task)
 
 
-def slots_of(options: Options) -> Callable[[Recipe, int], Slots] | None:
-    """Return the back end asked for; None for this machine."""
-    if options.backend == "local":
-        return None
-    if options.backend != "ray":
+def fingerprint_of(options: Options) -> str:
+    """Identity of what acts: of its weights, or the name of a scripted policy."""
+    from isdt_policy.method.policy import weights_sha256
+
+    return weights_sha256(options.checkpoint) if options.checkpoint else f"{options.policy}"
+
+
+def workers_of(options: Options) -> Workers:
+    """Where the environments are stepped."""
+    if options.backend not in ("local", "ray"):
         raise InputError(f"backend='{options.backend}' is unknown; allowed: local, ray.")
-    from isdt_policy.eval.ray_backend import RaySlots
+    backend = None
+    if options.backend == "ray":
+        from isdt_policy.eval.ray_backend import RaySlots
 
-    n_workers = options.n_workers or None
-    return partial(RaySlots, n_workers=n_workers, address=options.address, timeout_s=options.timeout_s)
+        n_workers = options.n_workers or None
+        backend = partial(RaySlots, n_workers=n_workers, address=options.address, timeout_s=options.timeout_s)
+    return Workers(options.n_envs, options.n_workers, options.timeout_s, backend)
 
 
 def check_task(options: Options, policy: Policy) -> str:
@@ -380,145 +369,6 @@ def default_out(options: Options) -> Path:
         path = Path(options.checkpoint)
         return (path if path.is_dir() else path.parent) / "eval"
     return Path("outputs") / f"eval_{options.policy}_{options.task}"
-
-
-def checkpoint_hash(checkpoint: str) -> str:
-    """Return the SHA-256 of the weights and configuration that will act."""
-    from isdt_policy.method.policy import find_policy
-
-    folder = find_policy(checkpoint)
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
-
-
-def describe(
-    result: EvalResult, policy: Policy, options: Options, command: str, fingerprint: str | None
-) -> dict[str, Any]:
-    """Return the content of eval_info.json: numbers first, then all it takes to get them again."""
-    from isdt_policy.eval.curve import training_of
-    from isdt_policy.shared.provenance import commit
-
-    first = result.summary[result.arms[0]]
-    config = getattr(policy, "config", None)
-    return {
-        "schema": SCHEMA,
-        "arms": result.summary,
-        "protocol": asdict(result.protocol),
-        "seeds": result.seeds,
-        "seed_purpose": purpose(result.seeds) if result.protocol.init == "seed" else "training",
-        "command": command,
-        "options": asdict(options),
-        "commit": commit(),
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "policy": {
-            "checkpoint": options.checkpoint,
-            "name": options.policy,
-            "fingerprint": fingerprint,
-            "parameters": parameter_count(policy),
-            "training": training_of(options.checkpoint) if options.checkpoint else None,
-            "config": asdict(config) if config is not None and hasattr(config, "__dataclass_fields__") else config,
-        },
-        "versions": versions(result.protocol.task),
-        "hardware": hardware(),
-        "timing": result.timing,
-        # LeRobot's layout, of the first arm
-        "aggregated": {
-            **{k: first["aliases"][k] for k in ("avg_sum_reward", "avg_max_reward", "pc_success")},
-            "eval_s": result.timing["wall_s"],
-            "eval_ep_s": result.timing["wall_s"] / max(1, result.timing["episodes"]),
-        },
-        "per_episode": [
-            {
-                "episode_ix": i,
-                "sum_reward": r["sum_reward"],
-                "max_reward": r["max_reward"],
-                "success": r["success"],
-                "seed": r["seed"],
-            }
-            for i, r in enumerate(result.of(result.arms[0]))
-        ],
-        "episodes": result.records,
-    }
-
-
-def read_info(path: str | Path) -> dict[str, Any]:
-    """Read an eval_info.json, or the one in a folder."""
-    path = Path(path)
-    if path.is_dir():
-        path = path / "eval_info.json"
-    try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Give an eval_info.json or its folder.") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(info, dict) or info.get("schema") != SCHEMA:
-        raise InputError(f"{path} is not a result of `isdt eval` (schema {SCHEMA}).")
-    return info
-
-
-def table(info: Mapping[str, Any]) -> str:
-    """Return the summary as lines of text."""
-    lines = [
-        f"{'steps':>8}  {'success (95 %)':<26}{'score (95 %)':<24}{'steps to success':<18}{'latency p50, 1 row':<18}"
-    ]
-    for arm, summary in info["arms"].items():
-        rate, score, latency = summary["success_rate"], summary["score"], summary["latency"]
-        to_success = summary["mean_steps_to_success"]
-        lines.append(
-            f"{arm:>8}  "
-            + f"{rate['value']:.1%} ({rate['low']:.1%} to {rate['high']:.1%})".ljust(26)
-            + f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})".ljust(24)
-            + ("-" if to_success is None else f"{to_success:.0f}").ljust(18)
-            + ("-" if latency is None else f"{latency['single_row_ms']['p50']:.1f} ms")
-            + (f"  {summary['n_error']} errors, counted as failures" if summary["n_error"] else "")
-        )
-    first = next(iter(info["arms"].values()))
-    timing = info["timing"]
-    lines.append(
-        f"n = {first['n']} episodes per arm, seeds {info['seeds'][0]} to {info['seeds'][-1]} ({info['seed_purpose']}); "
-        f"{timing['wall_s']:.0f} s: {timing['env_s']:.0f} s environments, {timing['policy_s']:.0f} s policy"
-    )
-    return "\n".join(lines)
-
-
-def parameter_count(policy: Policy) -> int | None:
-    """Return the number of parameters of a policy that has any."""
-    parameters = getattr(policy, "parameters", None)
-    return None if parameters is None else sum(p.numel() for p in parameters())
-
-
-def versions(task: str) -> dict[str, str]:
-    """Return versions that can change a result."""
-    from importlib import metadata
-
-    from isdt_policy import __version__
-    from isdt_policy.envs import task_spec
-
-    found = {"isdt-policy": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "gymnasium"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return {**found, **task_spec(task).versions()}
-
-
-def hardware() -> dict[str, Any]:
-    """Return processor, cores, threads and accelerator."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    found: dict[str, Any] = {"processor": model, "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
-    torch = sys.modules.get("torch")  # not imported on purpose: a scripted policy runs without it
-    if torch is not None:
-        found["torch_threads"] = torch.get_num_threads()
-        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found
 
 
 def _convert(key: str, text: str, kind: str) -> Any:

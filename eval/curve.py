@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from isdt_policy.eval.seeds import SELECTION_START
 from isdt_policy.shared.errors import InputError
@@ -31,7 +29,8 @@ keys
 def main(args: Sequence[str]) -> int:
     """Run `isdt eval curve`."""
     from isdt_policy.eval import command
-    from isdt_policy.eval.compare import Group, draw_curves
+    from isdt_policy.eval.comparison import Group
+    from isdt_policy.eval.curves import draw_curves
 
     if not args or args[0] in ("-h", "--help", "help"):
         print(HELP)
@@ -40,13 +39,13 @@ def main(args: Sequence[str]) -> int:
     options = command.parse_options([*usual, *args])  # what is given comes last, and counts
     folders = checkpoints(options.checkpoint)
     out = Path(options.out) if options.out else Path(str(options.checkpoint)) / "curve"
-    infos = []
+    results = []
     for number, folder in enumerate(folders, start=1):
         print(f"checkpoint {number} of {len(folders)}: {folder}")
         one = replace(options, checkpoint=str(folder), out=str(out / folder.name))
-        infos.append(command.run(one, command="isdt eval curve " + shlex.join(args)))
+        results.append(command.run(one, command="isdt eval curve " + shlex.join(args)))
     figure = out / "curve.png"
-    draw_curves([Group(folder.name, (info,)) for folder, info in zip(folders, infos)], None, figure)
+    draw_curves([Group(folder.name, (result,)) for folder, result in zip(folders, results)], None, figure)
     print(f"curve: {figure}")
     return 0
 
@@ -66,25 +65,3 @@ def checkpoints(run: str | None) -> list[Path]:
             "training.keep_checkpoints=N."
         )
     return found
-
-
-def training_of(checkpoint: str | Path) -> dict[str, Any] | None:
-    """What a checkpoint had cost: {"step", "windows": drawn so far, "seconds": of training, pauses left out}.
-
-    None where the checkpoint does not lie in the run that made it (RUN, RUN/checkpoints/STEP or .../last).
-    """
-    path = Path(checkpoint)
-    path = path / "checkpoints" / "last" if (path / "checkpoints" / "last").exists() else path
-    run = path.parent.parent
-    try:
-        step = int(json.loads((path / "state" / "trainer.json").read_text())["step"])
-        batch = int(json.loads((run / "config.json").read_text())["training"]["batch_size"])
-        text = (run / "log.jsonl").read_text()
-        # A run that is still writing may show half of its last line.
-        records = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except (OSError, KeyError, ValueError):
-        return None
-    clocks = [r["elapsed_s"] for r in records if r["step"] <= step and "elapsed_s" in r]
-    # The clock starts again with every sitting: the last reading before it falls back belongs to a sitting that ended.
-    ended = [a for a, b in zip(clocks, clocks[1:]) if b < a]
-    return {"step": step, "windows": step * batch, "seconds": sum(ended) + (clocks[-1] if clocks else 0.0)}

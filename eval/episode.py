@@ -15,18 +15,23 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from isdt_policy.eval.result import EpisodeRecord, Kept
+from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
-# A picklable recipe for an environment with Dict observations (workers call it in their own process).
-EnvFactory = Callable[[], Any]
+Env = gymnasium.Env[Any, Any]
+Observation = Mapping[str, NDArray[np.generic]]
+# Builds an environment with Dict observations; workers call it in their own process, so it must be picklable.
+EnvFactory = Callable[[], Env]
 # (environment) -> (observation -> action): a scripted expert that may look into the simulator.
-ActorFactory = Callable[[Any], Callable[[Mapping[str, Any]], NDArray[np.floating]]]
+ActorFactory = Callable[[Env], Callable[[Observation], ArrayLike]]
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,18 @@ class Episode:
 
     Attributes:
         seed: of the environment's reset and of the policy's noise.
-        arm: network evaluations per action chunk, or a named sampler such as "euler10".
+        arm: how the policy is asked.
         start: where to begin; None is what the seed draws.
     """
 
     seed: int
-    arm: int | str
+    arm: Arm
     start: Start | None = None
+
+    @property
+    def key(self) -> tuple[int, Arm]:
+        """Which record belongs to it."""
+        return self.seed, self.arm
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,15 @@ class Reply:
         error: the exception raised by the environment, or how the worker was lost.
         bad_input: the error will not go away by trying again (an observation that is not finite).
         env_s: seconds spent in the environment since the last reply.
-        extras: trajectory arrays and frames if they were asked for.
+        kept: trajectory and frames, if they were asked for.
     """
 
     history: dict[str, NDArray[np.float32]] | None = None
-    record: dict[str, Any] | None = None
+    record: EpisodeRecord | None = None
     error: str | None = None
     bad_input: bool = False
     env_s: float = 0.0
-    extras: dict[str, Any] = field(default_factory=dict)
+    kept: Kept | None = None
 
 
 class NotFiniteError(ValueError):
@@ -113,8 +123,8 @@ class EpisodeRunner:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.env: Any = None
-        self._actor: Callable[[Mapping[str, Any]], NDArray[np.floating]] | None = None
+        self.env: Env | None = None
+        self._trace: _Trace | None = None
 
     def start(self, episode: Episode) -> Reply:
         """Reset to the episode's seed; answer with its first history."""
@@ -146,115 +156,129 @@ class EpisodeRunner:
         if self.env is None:
             self.env = recipe.make_env()
         seed = int(episode.seed)
-        options: dict[str, Any] | None = None
+        options: dict[str, object] | None = None
         if (start := episode.start) is not None:
             seed = seed if start.seed is None else start.seed
             options = {"reset_to_state": np.asarray(start.state)}
             if start.model_file is not None:
                 options["model_file"] = start.model_file
         observation, _ = self.env.reset(seed=seed, options=options)
-        self.episode = episode
-        self.rewards: list[float] = []
-        self.coverages: list[float] = []
-        self.success_step: int | None = None
-        self._digest = hashlib.blake2b(digest_size=16)
-        length = recipe.n_obs_steps + recipe.n_latency_steps
-        self._history: deque[dict[str, NDArray[np.float32]]] = deque(maxlen=length)
-        self._trajectory: dict[str, list[NDArray[Any]]] = {}
-        self._frames: list[NDArray[np.uint8]] = []
-        self._check(observation, 0)
-        self._initial = _state(observation)
-        self._last = observation
-        self._history.extend([self._select(observation)] * length)
+        self._trace = trace = _Trace(episode, recipe, observation)
         self._keep_frame()
         if recipe.make_actor is None:
-            return Reply(history=self._window())
-        self._actor = recipe.make_actor(self.env)
+            return Reply(history=trace.window())
+        actor = recipe.make_actor(self.env)
         while True:
-            reply = self._advance(np.atleast_2d(np.asarray(self._actor(self._last))))
+            reply = self._advance(np.atleast_2d(np.asarray(actor(trace.last))))
             if reply.record is not None:
                 return reply
 
     def _advance(self, actions: NDArray[np.floating]) -> Reply:
-        dtype = self.env.action_space.dtype
+        env, trace = self.env, self._trace
+        assert env is not None
+        assert trace is not None
         for action in np.asarray(actions):
-            if "trajectory" in self.recipe.keep:
-                self._keep_step(self._last, action)
-            observation, reward, terminated, truncated, info = self.env.step(action.astype(dtype))
-            self._check(observation, len(self.rewards) + 1)
-            if not np.isfinite(reward):
-                raise NotFiniteError(f"reward {reward} at step {len(self.rewards) + 1}")
-            self._last = observation
-            self._history.append(self._select(observation))
-            self.rewards.append(float(reward))
-            self._digest.update(np.asarray(action, np.float32).tobytes() + np.float64(reward).tobytes())
-            if "coverage" in info:
-                self.coverages.append(float(info["coverage"]))
-            if self.success_step is None and _is_success(info):
-                self.success_step = len(self.rewards)
+            observation, reward, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
+            trace.step(action, observation, float(reward), info)
             self._keep_frame()
             limit = self.recipe.max_steps
-            if terminated or truncated or (limit is not None and len(self.rewards) >= limit):
-                return self._finish()
-        return Reply(history=self._window())
-
-    def _finish(self) -> Reply:
-        extras: dict[str, Any] = {}
-        if "trajectory" in self.recipe.keep:
-            extras["trajectory"] = {key: np.stack(values) for key, values in self._trajectory.items()}
-        if self._frames:
-            extras["frames"] = self._frames
-        return Reply(record=self._record(), extras=extras)
-
-    def _record(self) -> dict[str, Any]:
-        """Return what happened, as JSON values; nothing in it depends on time, batch or worker."""
-        record: dict[str, Any] = {
-            "seed": self.episode.seed,
-            "arm": str(self.episode.arm),
-            "status": "ok",
-            "success": self.success_step is not None,
-            "max_reward": max(self.rewards),
-            "sum_reward": float(np.sum(self.rewards)),
-            "final_reward": self.rewards[-1],
-            "length": len(self.rewards),
-            "steps_to_success": self.success_step,
-            "digest": self._digest.hexdigest(),
-        }
-        if self.coverages:
-            record["final_coverage"] = self.coverages[-1]
-            record["max_coverage"] = max(self.coverages)
-        if self._initial is not None:
-            record["initial_state"] = [float(v) for v in self._initial]
-            final = _state(self._last)
-            record["final_state"] = [float(v) for v in final] if final is not None else None
-        return record
-
-    def _select(self, observation: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
-        return {key: np.array(observation[key], np.float32) for key in self.recipe.obs_keys}
-
-    def _window(self) -> dict[str, NDArray[np.float32]]:
-        oldest = list(self._history)[: self.recipe.n_obs_steps]
-        return {key: np.stack([step[key] for step in oldest]) for key in self.recipe.obs_keys}
-
-    def _check(self, observation: Mapping[str, Any], step: int) -> None:
-        for key, value in observation.items():
-            if not np.isfinite(value).all():
-                raise NotFiniteError(f"observation '{key}' is not finite at step {step}")
-
-    def _keep_step(self, observation: Mapping[str, Any], action: NDArray[np.floating]) -> None:
-        for key, value in {**observation, "action": np.asarray(action, np.float32)}.items():
-            self._trajectory.setdefault(key, []).append(np.array(value))
+            if terminated or truncated or (limit is not None and len(trace.rewards) >= limit):
+                return Reply(record=trace.record(), kept=trace.kept())
+        return Reply(history=trace.window())
 
     def _keep_frame(self) -> None:
         if "frames" in self.recipe.keep:
-            self._frames.append(np.asarray(self.env.render(), np.uint8))
+            assert self.env is not None
+            assert self._trace is not None
+            self._trace.frames.append(np.asarray(self.env.render(), np.uint8))
 
 
-def _state(observation: Mapping[str, Any]) -> NDArray[np.floating] | None:
-    return np.array(observation["state"]).ravel() if "state" in observation else None
+class _Trace:
+    """What has happened so far in one episode."""
+
+    def __init__(self, episode: Episode, recipe: Recipe, observation: Observation) -> None:
+        self.episode, self.recipe, self.last = episode, recipe, observation
+        self.rewards: list[float] = []
+        self.coverages: list[float] = []
+        self.success_step: int | None = None
+        self.reports_success = False
+        self.steps: dict[str, list[NDArray[np.generic]]] = {}
+        self.frames: list[NDArray[np.uint8]] = []
+        self._digest = hashlib.blake2b(digest_size=16)
+        _check_finite(observation, 0)
+        self._initial = _state(observation)
+        length = recipe.n_obs_steps + recipe.n_latency_steps
+        self._history = deque([self._select(observation)] * length, maxlen=length)
+
+    def step(
+        self, action: NDArray[np.floating], observation: Observation, reward: float, info: Mapping[str, object]
+    ) -> None:
+        """Take one step of the environment."""
+        number = len(self.rewards) + 1
+        if "trajectory" in self.recipe.keep:
+            for key, value in {**self.last, "action": np.asarray(action, np.float32)}.items():
+                self.steps.setdefault(key, []).append(np.array(value))
+        _check_finite(observation, number)
+        if not np.isfinite(reward):
+            raise NotFiniteError(f"reward {reward} at step {number}")
+        self.last = observation
+        self._history.append(self._select(observation))
+        self.rewards.append(reward)
+        self._digest.update(np.asarray(action, np.float32).tobytes() + np.float64(reward).tobytes())
+        if "coverage" in info:
+            self.coverages.append(float(np.asarray(info["coverage"])))
+        success = _success(info)
+        self.reports_success |= success is not None
+        if success and self.success_step is None:
+            self.success_step = number
+
+    def window(self) -> dict[str, NDArray[np.float32]]:
+        """The history that the policy may see now: per key (n_obs_steps, *shape)."""
+        oldest = list(self._history)[: self.recipe.n_obs_steps]
+        return {key: np.stack([step[key] for step in oldest]) for key in self.recipe.obs_keys}
+
+    def record(self) -> EpisodeRecord:
+        """The numbers of the finished episode."""
+        final = _state(self.last)
+        return EpisodeRecord(
+            seed=self.episode.seed,
+            arm=self.episode.arm,
+            success=self.success_step is not None if self.reports_success else None,
+            max_reward=max(self.rewards),
+            sum_reward=float(np.sum(self.rewards)),
+            final_reward=self.rewards[-1],
+            length=len(self.rewards),
+            steps_to_success=self.success_step,
+            digest=self._digest.hexdigest(),
+            final_coverage=self.coverages[-1] if self.coverages else None,
+            max_coverage=max(self.coverages) if self.coverages else None,
+            initial_state=self._initial,
+            final_state=None if self._initial is None else final,
+        )
+
+    def kept(self) -> Kept | None:
+        """Trajectory and frames, if they were asked for."""
+        if not self.recipe.keep:
+            return None
+        return Kept({key: np.stack(values) for key, values in self.steps.items()}, self.frames)
+
+    def _select(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
+        return {key: np.array(observation[key], np.float32) for key in self.recipe.obs_keys}
 
 
-def _is_success(info: Mapping[str, Any]) -> bool:
-    """Read the success flag under the names in use: Gymnasium's and LeRobot's, robomimic's dict, Meta-World's."""
-    value = info.get("is_success", info.get("success", False))
-    return bool(value["task"] if isinstance(value, Mapping) else value)
+def _check_finite(observation: Observation, step: int) -> None:
+    for key, value in observation.items():
+        if not np.isfinite(value).all():
+            raise NotFiniteError(f"observation '{key}' is not finite at step {step}")
+
+
+def _state(observation: Observation) -> tuple[float, ...] | None:
+    return tuple(float(v) for v in np.ravel(observation["state"])) if "state" in observation else None
+
+
+def _success(info: Mapping[str, object]) -> bool | None:
+    """The success flag under the names in use (Gymnasium's and LeRobot's, robomimic's dict, Meta-World's); None without one."""
+    value = info.get("is_success", info.get("success"))
+    if isinstance(value, Mapping):
+        value = value.get("task")
+    return None if value is None else bool(value)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.eval.episode import Start
-from isdt_policy.eval.rollout import EvalResult, evaluate
+from isdt_policy.eval.result import Result
+from isdt_policy.eval.rollout import Scene, evaluate
 from isdt_policy.shared.errors import InputError
 
 
 def record_rollouts(
     policy: Policy,
-    result: EvalResult,
+    result: Result,
     store: str | Path,
     init_states: Mapping[int, Start] | None = None,
     successes_only: bool = False,
@@ -39,20 +40,19 @@ def record_rollouts(
     path = Path(store)
     if path.exists():
         raise InputError(f"{path} exists; recording into it would mix two sets. Give another record=.")
-    arm = result.arms[0]
-    records = [r for r in result.of(arm) if r["status"] == "ok" and (r["success"] or not successes_only)]
+    arm, _ = result.first
+    records = [r for r in result.of(arm) if r.ok and (r.success or not successes_only)]
     if not records:
         raise InputError("there is no episode to record.")
-    again = evaluate(
-        policy,
-        result.protocol,
-        [record["seed"] for record in records],
-        [int(arm) if arm.isdigit() else arm],
-        init_states=init_states,
-        keep=("trajectory",),
-    )
-    provenance = {"source": "rollouts", "steps": arm, "protocol": asdict(result.protocol), "seeds": again.seeds}
+    scene = Scene(init_states=init_states, keep=("trajectory",))
+    again = evaluate(policy, result.protocol, [r.seed for r in records], [arm], scene=scene)
+    provenance = {
+        "source": "rollouts",
+        "steps": arm.name,
+        "protocol": asdict(result.protocol),
+        "seeds": list(again.seeds),
+    }
     with DemoWriter(path, task=result.protocol.task, provenance=provenance) as writer:
-        for record in again.records:
-            writer.append(again.extras[record["seed"], record["arm"]]["trajectory"])
+        for record in again.episodes:
+            writer.append(dict(again.kept[record.key].trajectory))
     return path

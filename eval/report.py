@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.eval.page import PAGE
-from isdt_policy.eval.rollout import EvalResult, evaluate
+from isdt_policy.eval.result import EpisodeRecord, Result
+from isdt_policy.eval.rollout import Scene, Workers, evaluate
 from isdt_policy.eval.statistics import advice, mcnemar, paired_difference
 from isdt_policy.shared.errors import InputError
 
@@ -58,7 +59,7 @@ class Video:
 
 def film(
     policy: Policy,
-    result: EvalResult,
+    result: Result,
     count: int,
     init_states: Mapping[int, Start] | None,
     out: Path,
@@ -77,34 +78,26 @@ def film(
     make_env = partial(make, protocol.task, keys, seed_protocol=protocol.seed_protocol, render_mode="rgb_array", **size)
     videos = []
     for record in choose(result, count):
-        arm = int(record["arm"]) if record["arm"].isdigit() else record["arm"]
         filmed = evaluate(
-            policy,
-            protocol,
-            [record["seed"]],
-            [arm],
-            n_envs=1,
-            make_env=make_env,
-            init_states=init_states,
-            keep=("frames",),
-        )
-        frames = filmed.extras[record["seed"], record["arm"]]["frames"]
-        outcome = "success" if record["success"] else "failure"
-        path = out / "videos" / f"{outcome}_seed{record['seed']}_steps{record['arm']}.mp4"
-        write_mp4(path, frames, round(spec.rate_hz) * PLAYBACK_SPEED)
-        same = filmed.records[0]["digest"] == record["digest"]
-        videos.append(Video(record["seed"], record["arm"], record, path, same))
+            policy, protocol, [record.seed], [record.arm], workers=Workers(n_envs=1),
+            scene=Scene(make_env, init_states=init_states, keep=("frames",)),
+        )  # fmt: skip
+        outcome = "success" if record.success else "failure"
+        path = out / "videos" / f"{outcome}_seed{record.seed}_steps{record.arm}.mp4"
+        write_mp4(path, filmed.kept[record.key].frames, round(spec.rate_hz) * PLAYBACK_SPEED)
+        same = filmed.episodes[0].digest == record.digest
+        videos.append(Video(record.seed, record.arm.name, record.to_json(), path, same))
     return videos
 
 
-def choose(result: EvalResult, count: int) -> list[dict[str, Any]]:
+def choose(result: Result, count: int) -> list[EpisodeRecord]:
     """Return the episodes worth filming, failures first."""
     chosen = []
     for success, order in ((False, "max_reward"), (True, "length")):
         for arm in result.arms:
-            found = [r for r in result.of(arm) if r["success"] is success and r["status"] == "ok"]
+            found = [r for r in result.of(arm) if bool(r.success) is success and r.ok]
             if found:
-                found.sort(key=lambda r: (r[order], r["seed"]))
+                found.sort(key=lambda r: (getattr(r, order), r.seed))
                 index = np.unique(np.linspace(0, len(found) - 1, min(count, len(found))).round().astype(int))
                 chosen += [found[i] for i in index]
                 break

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import Json
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Estimate:
     high: float
     confidence: float
     n: int
+
+    @classmethod
+    def from_dict(cls, data: Json) -> Estimate:
+        """Read what `as_dict` wrote."""
+        return cls(float(data["value"]), float(data["low"]), float(data["high"]), data["confidence"], int(data["n"]))
 
     def as_dict(self) -> dict[str, float | int]:
         """Return the fields as a JSON object."""

@@ -233,6 +233,7 @@ class ExpertPolicy:
 
     n_obs_steps = 1
     n_action_steps = 1
+    inference_rows = 1  # no batched arithmetic: a row does not depend on the rows beside it
     obs_keys = OBS_KEYS
 
     def __init__(self, make_expert: Callable[[], ArmExpert], absolute: bool) -> None:

@@ -306,6 +306,7 @@ class ExpertPolicy:
 
     n_obs_steps = 1
     n_action_steps = 1
+    inference_rows = 1  # no batched arithmetic: a row does not depend on the rows beside it
     obs_keys = ("state",)
 
     def __init__(self, style: Style) -> None:

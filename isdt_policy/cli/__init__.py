@@ -21,7 +21,7 @@ from isdt_policy.shared.errors import InputError, nearest
 VERBS: dict[str, str] = {
     "train": "isdt_policy.training.command:main",
     "eval": "isdt_policy.eval.command:main",
-    "compare": "isdt_policy.eval.compare:main",
+    "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study": "isdt_policy.lab.study.command:main",
     "tune": "isdt_policy.cli.tune:Tune",

@@ -64,7 +64,8 @@ def parse(verb: type[Verb], args: Sequence[str]) -> Verb:
     values: dict[str, Any] = {}
     for arg in args:
         key, text = _key_and_text(verb, arg, kinds, values)
-        value = _read(key, text, kinds[key])
+        # What no field knows is taken as it stands: whoever reads it has a grammar of its own.
+        value = (text,) if key == getattr(verb, "rest", "") else _read(key, text, kinds[key])
         values[key] = (*values[key], *value) if isinstance(value, tuple) and key in values else value
     absent = [f.name for f in dataclasses.fields(verb) if f.name not in values and _required(f)]  # type: ignore[arg-type]
     if absent:
@@ -180,8 +181,6 @@ def _read(key: str, text: str, kind: Any) -> Any:
     if optional and text.lower() in ("none", "null"):
         return None
     if _is_tuple(kind):
-        if key == "overrides":  # Hydra reads these itself
-            return (text,)
         item = get_args(kind)[0]
         parts = [part.strip().strip("'\"") for part in text.strip("[]()").split(",")]
         return tuple(_read(key, part, item) for part in parts if part)

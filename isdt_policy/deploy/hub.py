@@ -5,18 +5,15 @@ A class beside the policy: the core does not depend on the hub's client. Only sa
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
 from isdt_policy.deploy.safety import FILE, Limits
-from isdt_policy.eval.command import checkpoint_hash
-from isdt_policy.method.policy import Policy, find_policy
+from isdt_policy.eval.result import NOT_REPORTED, Result
+from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
-from isdt_policy.shared.files import write_text
 from isdt_policy.shared.tables import markdown
 
 require("huggingface_hub", "hub", "The Hugging Face Hub")  # before the import, which would say less
@@ -43,7 +40,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
     """
 
     limits: Limits | None = None
-    results: dict[str, Any] | None = None
+    results: Result | None = None
     repo: str | None = None
 
     @classmethod
@@ -64,9 +61,9 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         policy.limits = limits
         info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
         if info_path.is_file():
-            info = json.loads(info_path.read_text())
-            if info["policy"]["fingerprint"] == checkpoint_hash(str(find_policy(checkpoint))):
-                policy.results = info
+            result = Result.load(info_path)
+            if result.origin.policy.fingerprint == weights_sha256(checkpoint):
+                policy.results = result
             elif results is not None:
                 raise InputError(f"{info_path} is an evaluation of other weights than those at {checkpoint}.")
         elif results is not None:
@@ -91,7 +88,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         if (Path(model_id) / FILE).is_file():
             policy.limits = Limits.load(Path(model_id) / FILE)
         if (Path(model_id) / "eval_info.json").is_file():
-            policy.results = json.loads((Path(model_id) / "eval_info.json").read_text())
+            policy.results = Result.load(model_id)
         return policy
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -101,7 +98,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         if self.limits is not None:
             self.limits.save(save_directory)
         if self.results is not None:
-            write_text(save_directory / "eval_info.json", json.dumps(self.results, indent=1) + "\n")
+            self.results.save(save_directory)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the card: task, window, results with intervals, the commands that made and use it."""
@@ -134,7 +131,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
             raise InputError(f"upload to '{repo_id}' failed: {str(error).splitlines()[0]}") from error
 
 
-def model_card(policy: Policy, info: Mapping[str, Any] | None, repo: str | None = None) -> str:
+def model_card(policy: Policy, result: Result | None, repo: str | None = None) -> str:
     """The card: task, window, results with intervals, the commands that made and use it."""
     config = policy.config
     head = f"""---
@@ -170,23 +167,24 @@ runtime.reset(seed=0)
 action = runtime.act(observation)  # {{{shapes}}}
 ```
 """
-    return "\n".join([head, markdown(["", ""], facts), "", "## Results", "", _results(info), "", use])
+    return "\n".join([head, markdown(["", ""], facts), "", "## Results", "", _results(result), "", use])
 
 
-def _results(info: Mapping[str, Any] | None) -> str:
-    if info is None:
+def _results(result: Result | None) -> str:
+    if result is None:
         return "Not evaluated. `isdt eval checkpoint=...` measures success with intervals."
     rows = []
-    for arm, s in info["arms"].items():
-        rate, score = s["success_rate"], s["score"]
-        success = f"{100 * rate['value']:.0f} % [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
-        rows.append([arm, success, f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]", s["n"]])
-    seeds = info["seeds"]
+    for arm, numbers in result.arms.items():
+        rate, score, success = numbers.success_rate, numbers.score, NOT_REPORTED
+        if rate is not None:
+            success = f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+        rows.append([arm, success, f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]", numbers.n])
+    seeds = result.seeds
     return f"""{markdown(["network evaluations per chunk", "success", "score", "episodes"], rows)}
 
-95 % intervals. Seeds {min(seeds)} to {max(seeds)} ({info["seed_purpose"]}), commit {info["commit"]}.
+95 % intervals. Seeds {min(seeds)} to {max(seeds)} ({result.seed_purpose}), commit {result.origin.commit}.
 Every episode is in eval_info.json.
 
 ```sh
-{info["command"]}
+{result.origin.command}
 ```"""

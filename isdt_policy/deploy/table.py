@@ -22,8 +22,9 @@ from isdt_policy.deploy.safety import Safety
 from isdt_policy.envs import make
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.registry import TaskSpec
-from isdt_policy.eval.command import checkpoint_hash, versions
+from isdt_policy.eval.origin import versions
 from isdt_policy.eval.statistics import Estimate, wilson
+from isdt_policy.method.policy import weights_sha256
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import write_text
 from isdt_policy.shared.plotting import SERIES, plots
@@ -101,7 +102,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
     spec = task_of(next(iter(policies.values())), task)
     grid = grid.at(spec)
-    said = {"task": spec.id, "weights": checkpoint_hash(checkpoint), "episodes": grid.episodes, "seed": grid.seed,
+    said = {"task": spec.id, "weights": weights_sha256(checkpoint), "episodes": grid.episodes, "seed": grid.seed,
             "nfe": grid.nfe, "rate_hz": grid.rate_hz}  # fmt: skip
     result: dict[str, Any] = {**said, "cells": {}}
     if file.is_file():

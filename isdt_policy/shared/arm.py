@@ -62,6 +62,11 @@ class Arm:
         return f"{self.sampler}{self.intervals or ''}"
 
     @property
+    def value(self) -> int | str:
+        """As a policy is asked, `predict_action(nfe=arm.value)`: a number of evaluations, or a name."""
+        return self.intervals if self.intervals and not self.sampler and not self.times else self.name
+
+    @property
     def grid(self) -> tuple[float, ...]:
         """Times from noise to data, 1 = t_0 > ... > t_n = 0."""
         if self.times:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from isdt_policy.shared.errors import InputError
+
+Json = Mapping[str, Any]  # an object of a JSON file; whoever reads a value checks it
 
 # A folder that this program wrote holds one of these files with this text in it.
 _MARKERS = (

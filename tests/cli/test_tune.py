@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from isdt_policy import cli
+from isdt_policy.eval.statistics import Estimate
 from isdt_policy.lab.tune.report import overrides_of, rank_correlation
 from isdt_policy.lab.tune.search import read_space, tune
 from isdt_policy.lab.tune.settings import Tuning
@@ -98,9 +100,8 @@ def test_a_run_below_the_median_is_stopped_at_its_look(tmp_path, monkeypatch):
 
     def scored(*args, **kwargs):
         result = real(*args, **kwargs)
-        for arm in result.summary.values():
-            arm["score"] = {"value": next(scores), "low": 0.0, "high": 1.0}
-        return result
+        arms = {arm: replace(s, score=Estimate(next(scores), 0.0, 1.0, 0.95, 1)) for arm, s in result.arms.items()}
+        return replace(result, arms=arms)
 
     monkeypatch.setattr("isdt_policy.lab.tune.search.evaluate", scored)
     tuning = Tuning(trials=3, looks=(0.5,), look_episodes=1, episodes=1, startup=1, out=tmp_path / "out")

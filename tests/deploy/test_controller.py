@@ -114,13 +114,13 @@ def test_without_latency_every_episode_is_the_evaluators(tmp_path):
     policy = tiny_policy(network=MLP)
     policy.save_pretrained(tmp_path / "p")
     seeds = [100_000, 100_001]
-    result = evaluate(policy, Protocol("pusht", max_steps=None), seeds, keep=("trajectory",))
+    result = evaluate(policy, Protocol("pusht", max_steps=None), seeds)
     code = run(
         Deploy, f"checkpoint={tmp_path / 'p'}", "clock=virtual", "episodes=2", f"out={tmp_path / 'd.json'}", "rate=10"
     )
     assert code == 0
     got = json.loads((tmp_path / "d.json").read_text())
-    wanted = [(r["seed"], r["success"], r["max_reward"], r["length"]) for r in result.records]
+    wanted = [(r.seed, r.success, r.max_reward, r.length) for r in result.episodes]
     assert [(r["seed"], r["success"], r["max_reward"], r["length"]) for r in got["records"]] == wanted
     assert got["episodes"] == 2
     assert got["options"]["limits"] == {"low": [0.0, 0.0], "high": [512.0, 512.0]}

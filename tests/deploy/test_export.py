@@ -176,14 +176,18 @@ class TestCommand:
             run(Export, f"checkpoint={checkpoint}", "format=hub", f"out={tmp_path / 'hub'}")
 
     def test_the_card_shows_results_of_these_weights_only(self, checkpoint, tmp_path):
-        from isdt_policy.eval.command import checkpoint_hash
+        from isdt_policy.method.policy import weights_sha256
 
-        interval = {"value": 0.87, "low": 0.79, "high": 0.92}
+        interval = {"value": 0.87, "low": 0.79, "high": 0.92, "confidence": 0.95, "n": 100}
+        rest = {"n_success": 87, "n_error": 0, "mean_sum_reward": 1.0, "mean_steps_to_success": 9.0, "mean_length": 9.0}
+        rest |= {"final_coverage": None, "max_coverage": None, "latency": None}
         info = {
-            "policy": {"fingerprint": checkpoint_hash(str(checkpoint))},
-            "arms": {"1": {"success_rate": interval, "score": interval, "n": 100}},
+            "policy": {"fingerprint": weights_sha256(str(checkpoint))},
+            "schema": "isdt-eval/1",
+            "protocol": {"task": "pusht"},
+            "arms": {"1": {"success_rate": interval, "score": interval, "n": 100, **rest}},
+            "episodes": [],
             "seeds": [100000, 100099],
-            "seed_purpose": "final evaluation",
             "commit": "abc",
             "command": "isdt eval checkpoint=x",
         }

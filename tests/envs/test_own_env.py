@@ -34,12 +34,16 @@ def test_the_page_from_environment_to_evaluation(workshop):
     code = code.replace("settings = [", f"settings = [{SMALL}, ").replace("100_050", "100_002")
     namespace: dict = {}
     exec(compile(code, "own_env.md", "exec"), namespace)
-    assert set(namespace["result"].summary) == {"1", "2"}
+    assert [arm.name for arm in namespace["result"].arms] == ["1", "2"]
     # Spawned processes know the task too, and the numbers do not depend on them.
     again = namespace["evaluate"](
-        namespace["policy"], namespace["Protocol"](task="reach"), range(100_000, 100_002), [1], n_workers=1
+        namespace["policy"],
+        namespace["Protocol"](task="reach"),
+        range(100_000, 100_002),
+        [1],
+        workers=namespace["Workers"](n_workers=1),
     )
-    assert [r["digest"] for r in again.of(1)] == [r["digest"] for r in namespace["result"].of(1)]
+    assert [r.digest for r in again.of(1)] == [r.digest for r in namespace["result"].of(1)]
 
 
 def test_the_environment_variable_is_enough(workshop, monkeypatch):

@@ -16,6 +16,7 @@ from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.robomimic import make_from_env_args
 from isdt_policy.eval.command import Options, episode_list
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
+from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
 needs_14 = pytest.mark.skipif(robosuite_compat.is_composite(), reason="robosuite 1.5 is installed: refused by design")
@@ -99,7 +100,7 @@ def test_evaluation_starts_where_demonstrations_did(generated, tmp_path):
         seeds, starts = episode_list(Options(policy="expert", task="lift", init=f"train:{store}", episodes=2))
         assert seeds == [0, 1]
         for i, first in zip(seeds, (0, int(demos.episode_ends[0]))):
-            history = runner.start(Episode(i, "expert", starts[i])).history
+            history = runner.start(Episode(i, Arm.parse("expert"), starts[i])).history
             for key in keys:
                 assert np.abs(history[key][0] - demos.read(key, first, first + 1)[0]).max() < 1e-5
             sim = runner.env.sim.sim

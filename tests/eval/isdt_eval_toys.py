@@ -10,6 +10,19 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.rollout import Scene, Workers
+from isdt_policy.eval.rollout import evaluate as bundled
+
+
+def evaluate(policy: Any, protocol: Any, seeds: Any, arms: Any = (1,), **options: Any) -> Any:
+    """`isdt_policy.eval.evaluate` with the fields of `Workers`, `Scene` and `Journal` given beside each other."""
+    workers = Workers(**{k: options.pop(k) for k in list(options) if k in Workers.__dataclass_fields__})
+    scene = Scene(**{k: options.pop(k) for k in list(options) if k in Scene.__dataclass_fields__})
+    out, fingerprint = options.pop("out", None), options.pop("fingerprint", None)
+    journal = None if out is None else Journal(out, fingerprint)
+    return bundled(policy, protocol, seeds, arms, workers=workers, scene=scene, journal=journal, **options)
+
 
 class Chaos(gymnasium.Env):
     """Five numbers under the logistic map, nudged by the action: one wrong bit is another episode 50 steps later."""

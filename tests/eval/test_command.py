@@ -60,7 +60,7 @@ def test_repeat_says_which_episode_differs(evaluated, tmp_path, capsys):
     path.write_text(json.dumps(info))
     assert isdt(["eval", "repeat", str(path), "episodes=3"]) == 1
     text = capsys.readouterr().out
-    assert "differs: seed 100002, steps 1" in text
+    assert "differs: seed 100002, arm 1" in text
     assert "8 of 9 episodes identical" in text
 
 

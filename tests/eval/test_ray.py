@@ -9,9 +9,9 @@ import isdt_eval_toys
 import pytest
 import ray
 import ray.cluster_utils as cluster_utils
-from isdt_eval_toys import Chaos, NoisyPolicy, SlowChaos
+from isdt_eval_toys import Chaos, NoisyPolicy, SlowChaos, evaluate
 
-from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_policy.eval.protocol import Protocol
 
 SEEDS = list(range(100_000, 100_012))
 
@@ -35,16 +35,16 @@ def test_two_nodes_give_the_same_results_and_one_may_die(cluster):
     from isdt_policy.eval.ray_backend import RaySlots
 
     two, second = cluster
-    reference = evaluate(NoisyPolicy(), Protocol("chaos"), SEEDS, [1, 2], make_env=Chaos).records
+    reference = evaluate(NoisyPolicy(), Protocol("chaos"), SEEDS, [1, 2], make_env=Chaos).episodes
     run = partial(evaluate, NoisyPolicy(), Protocol("chaos"), SEEDS, [1, 2], n_envs=4)
     assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-    assert run(make_env=Chaos, backend=partial(RaySlots, timeout_s=60)).records == reference
+    assert run(make_env=Chaos, backend=partial(RaySlots, timeout_s=60)).episodes == reference
 
     done = []
     killer = threading.Thread(target=_kill_after, args=(two, second, done), daemon=True)
     killer.start()
     result = run(
-        make_env=SlowChaos, backend=partial(RaySlots, timeout_s=60), listeners=[lambda record, n, total: done.append(n)]
+        make_env=SlowChaos, backend=partial(RaySlots, timeout_s=60), listener=lambda record, n, total: done.append(n)
     )
     killer.join()
     # The cluster learns of a death by missed heartbeats, perhaps after the evaluation is over.
@@ -52,7 +52,7 @@ def test_two_nodes_give_the_same_results_and_one_may_die(cluster):
     while len([node for node in ray.nodes() if node["Alive"]]) > 1 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert len([node for node in ray.nodes() if node["Alive"]]) == 1
-    assert result.records == reference
+    assert result.episodes == reference
 
 
 def _kill_after(cluster, node, done):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from isdt_eval_toys import Chaos, Clock, NoisyPolicy, torch_policy
+from isdt_eval_toys import Chaos, Clock, NoisyPolicy, evaluate, torch_policy
 
+from isdt_policy.eval import latency
 from isdt_policy.eval.episode import Start
-from isdt_policy.eval.rollout import FunctionPolicy, Protocol, evaluate
+from isdt_policy.eval.function_policy import FunctionPolicy
+from isdt_policy.eval.protocol import Protocol
 from isdt_policy.shared.errors import InputError
 
 SEEDS = list(range(100_000, 100_007))
@@ -42,11 +44,11 @@ class Unguarded:
 def test_results_do_not_depend_on_how_many_run_at_a_time(guarded):
     def run(n_envs):
         policy = torch_policy() if guarded else Unguarded(torch_policy())
-        return evaluate(policy, CHAOS, SEEDS, [1, "euler3"], n_envs=n_envs, make_env=partial(Chaos, 40)).records
+        return evaluate(policy, CHAOS, SEEDS, [1, "euler3"], n_envs=n_envs, make_env=partial(Chaos, 40)).episodes
 
     reference = run(1)
-    assert [(r["arm"], r["seed"]) for r in reference] == [(a, s) for a in ("1", "euler3") for s in SEEDS]
-    assert len({r["digest"] for r in reference}) == len(reference)
+    assert [(r.arm.name, r.seed) for r in reference] == [(a, s) for a in ("1", "euler3") for s in SEEDS]
+    assert len({r.digest for r in reference}) == len(reference)
     for n_envs in (2, 5, 50):
         assert run(n_envs) == reference
 
@@ -54,16 +56,16 @@ def test_results_do_not_depend_on_how_many_run_at_a_time(guarded):
 def test_pusht_results_do_not_depend_on_how_many_run_at_a_time():
     policy = FunctionPolicy(lambda o: o["state"][2:4] + 60 * np.sin(o["state"][:2]), ["state"])
     protocol = Protocol("pusht", max_steps=60)
-    reference, *others = [evaluate(policy, protocol, SEEDS, n_envs=n).records for n in (1, 2, 5)]
+    reference, *others = [evaluate(policy, protocol, SEEDS, n_envs=n).episodes for n in (1, 2, 5)]
     assert all(other == reference for other in others)
-    assert reference[0]["initial_state"][:2] == [113.0, 100.0]  # gym-pusht 0.1.8, seed 100000
+    assert reference[0].initial_state[:2] == (113.0, 100.0)  # gym-pusht 0.1.8, seed 100000
 
 
 def test_results_do_not_depend_on_workers():
     run = partial(evaluate, NoisyPolicy(), CHAOS, SEEDS, [1, 2], make_env=Chaos)
-    reference = run(n_envs=1).records
-    assert run(n_envs=5, n_workers=2).records == reference
-    assert run(n_envs=2, n_workers=3).records == reference
+    reference = run(n_envs=1).episodes
+    assert run(n_envs=5, n_workers=2).episodes == reference
+    assert run(n_envs=2, n_workers=3).episodes == reference
 
 
 def test_every_arm_has_its_own_noise_and_every_episode_its_own_seed():
@@ -118,34 +120,71 @@ def test_history_and_executed_slice(latency):
 def test_summary_numbers_by_hand():
     policy = FunctionPolicy(lambda o: [0.0, 0.0], ["state"])
     result = evaluate(policy, CHAOS, SEEDS, make_env=partial(Chaos, 12))
-    summary, records = result.summary["1"], result.records
-    successes = [r for r in records if r["success"]]
+    summary, records = result[1], result.episodes
+    successes = [r for r in records if r.success]
     assert 0 < len(successes) < len(records)
-    assert summary["success_rate"]["value"] == len(successes) / 7
-    assert summary["score"]["value"] == pytest.approx(np.mean([r["max_reward"] for r in records]))
-    assert summary["mean_steps_to_success"] == np.mean([r["steps_to_success"] for r in successes])
-    assert summary["aliases"]["pc_success"] == pytest.approx(100 * len(successes) / 7)
-    assert summary["aliases"]["test/mean_score"] == summary["score"]["value"]
-    assert set(summary["latency"]["single_row_ms"]) == {"p50", "p95", "p99"}
+    assert summary.success_rate.value == len(successes) / 7
+    assert summary.score.value == pytest.approx(np.mean([r.max_reward for r in records]))
+    assert summary.mean_steps_to_success == np.mean([r.steps_to_success for r in successes])
+    assert summary.aliases()["pc_success"] == pytest.approx(100 * len(successes) / 7)
+    assert summary.aliases()["test/mean_score"] == summary.score.value
+    assert set(summary.to_json()["latency"]["single_row_ms"]) == {"p50", "p95", "p99"}
+
+
+def test_an_environment_that_never_speaks_of_success_has_no_rate():
+    class Silent(Chaos):
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, {"coverage": info["coverage"]}
+
+    class Late(Chaos):  # speaks of success in the step that is one, and not before
+        def step(self, action):
+            *rest, info = super().step(action)
+            return *rest, {"success": True} if info["is_success"] else {}
+
+    said, silent, late = (
+        evaluate(NoisyPolicy(), CHAOS, SEEDS, make_env=partial(env, 12)) for env in (Chaos, Silent, Late)
+    )
+    assert [r.success for r in silent.episodes] == [None] * 7
+    assert (silent[1].n_success, silent[1].success_rate) == (None, None)
+    assert silent[1].score == said[1].score
+    assert [r.digest for r in silent.episodes] == [r.digest for r in said.episodes]
+    assert 0 < said[1].n_success < 7
+    assert late[1].success_rate == said[1].success_rate
+
+
+def test_the_latency_of_one_row_is_that_of_the_policy_alone():
+    class Alone(NoisyPolicy):
+        def predict_action(self, obs, **given):
+            time.sleep(0.003)
+            return super().predict_action(obs, **given)
+
+    class Many(NoisyPolicy):
+        def alone(self):
+            return Alone()
+
+    result = evaluate(Many(), CHAOS, SEEDS, make_env=partial(Chaos, 12))
+    assert result[1].latency.single_row_ms.p50 > 3 > result[1].latency.batch_ms.p50
+    assert latency.CALLS > 10
 
 
 def test_interrupted_evaluation_resumes_with_what_was_done(tmp_path):
     run = partial(evaluate, NoisyPolicy(), CHAOS, SEEDS, [1, 2], make_env=Chaos)
-    whole = run().records
+    whole = run().episodes
     run(out=tmp_path)
     path = tmp_path / "episodes.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:40])  # killed in the middle of a line
     again = run(out=tmp_path)
-    assert again.records == whole
-    assert again.timing["episodes"] == 9
+    assert again.episodes == whole
+    assert again.timing.episodes == 9
     assert len(path.read_text().splitlines()) == 14
     heard = []
     more = evaluate(
         NoisyPolicy(), CHAOS, [*SEEDS, 100_100], [1], make_env=Chaos, out=tmp_path,
-        listeners=[lambda record, done, total: heard.append((record["seed"], done, total))],
+        listener=lambda record, done, total: heard.append((record.seed, done, total)),
     )  # fmt: skip
-    assert more.timing["episodes"] == 1
+    assert more.timing.episodes == 1
     assert heard == [(100_100, 8, 8)], "the seven of the other arm are not part of this evaluation"
 
 
@@ -153,8 +192,8 @@ KILLED = """
 import sys
 sys.path.insert(0, {path!r})
 from functools import partial
-from isdt_eval_toys import Chaos, NoisyPolicy
-from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_eval_toys import Chaos, NoisyPolicy, evaluate
+from isdt_policy.eval.protocol import Protocol
 import time
 class Slow(Chaos):
     def step(self, action):
@@ -177,8 +216,8 @@ def test_kill_minus_nine_loses_only_the_episodes_in_flight(tmp_path):
     done = path.read_bytes().count(b"\n")
     run = partial(evaluate, NoisyPolicy(), CHAOS, range(100_000, 100_020), [1], n_envs=4, make_env=Chaos)
     resumed = run(out=tmp_path)
-    assert resumed.timing["episodes"] == 20 - done > 0
-    assert resumed.records == run().records
+    assert resumed.timing.episodes == 20 - done > 0
+    assert resumed.episodes == run().episodes
     seeds = [json.loads(line)["seed"] for line in path.read_text().splitlines()]
     assert sorted(seeds) == list(range(100_000, 100_020))
 
@@ -206,7 +245,7 @@ def test_a_policy_that_raises_is_named_with_seed_and_decision():
     def act(obs):
         raise ZeroDivisionError("oh")
 
-    with pytest.raises(InputError, match=r"ZeroDivisionError: oh \(at seed 100000, decision 0, steps=1"):
+    with pytest.raises(InputError, match=r"ZeroDivisionError: oh \(at seed 100000, decision 0, arm 1"):
         evaluate(FunctionPolicy(act, ["state"]), CHAOS, SEEDS, make_env=Chaos)
 
 
@@ -241,12 +280,12 @@ def test_bad_input_is_one_clear_line(change, message):
 
 def test_scripted_actor_with_access_to_the_environment():
     result = evaluate(None, Protocol("clock"), SEEDS, make_env=Clock, make_actor=lambda env: lambda obs: [env.t + 1.0])
-    assert [r["sum_reward"] for r in result.records] == [sum(range(1, 13))] * 7
+    assert [r.sum_reward for r in result.episodes] == [sum(range(1, 13))] * 7
 
 
 def test_trajectories_are_kept_on_request():
     result = evaluate(NoisyPolicy(), CHAOS, SEEDS[:2], make_env=partial(Chaos, 12), keep=("trajectory",))
-    trajectory = result.extras[100_000, "1"]["trajectory"]
+    trajectory = result.kept[result.episodes[0].key].trajectory
     assert trajectory["state"].shape == (12, 5)
     assert trajectory["action"].shape == (12, 2)
 
@@ -254,4 +293,4 @@ def test_trajectories_are_kept_on_request():
 def test_initial_states_can_be_given():
     states = {seed: Start((0.5, 0.4, 0.3, 0.2, 0.1)) for seed in SEEDS}
     result = evaluate(NoisyPolicy(), CHAOS, SEEDS, make_env=Chaos, init_states=states)
-    assert all(r["initial_state"] == pytest.approx(states[100_000].state) for r in result.records)
+    assert all(r.initial_state == pytest.approx(states[100_000].state) for r in result.episodes)

@@ -20,6 +20,7 @@ from isdt_policy.lab.study.tasks import (
     summary,
     words,
 )
+from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +196,12 @@ def test_arms_that_no_policy_of_the_objective_answers_are_refused():
 
 
 def test_arms_are_named_by_their_evaluations():
-    assert [words(arm) for arm in ("1", "euler10", "ddpm100", "ddim2")] == ["1", "10 (Euler)", "100 (DDPM)", "2 (DDIM)"]
+    assert [words(Arm.parse(arm)) for arm in ("1", "euler10", "ddpm100", "ddim2")] == [
+        "1",
+        "10 (Euler)",
+        "100 (DDPM)",
+        "2 (DDIM)",
+    ]
 
 
 @pytest.mark.parametrize(

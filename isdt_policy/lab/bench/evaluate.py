@@ -12,7 +12,8 @@ import numpy as np
 from isdt_policy.envs import make
 from isdt_policy.envs.experts import expert
 from isdt_policy.envs.protocol import Policy as AnyPolicy
-from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.rollout import Workers, evaluate
 from isdt_policy.eval.seeds import FINAL_START
 from isdt_policy.lab.bench.measure import interleaved, ratio
 from isdt_policy.lab.bench.report import Measured
@@ -36,8 +37,8 @@ def measure(what: Eval) -> Measured:
     found: dict[str, list[Record]] = {}
 
     def ours() -> None:
-        result = evaluate(policy, Protocol(task=task), list(seeds), (1,), n_envs=what.n_envs, n_workers=what.n_workers)
-        found["ours"] = [(r["seed"], r["success"], r["length"], r["sum_reward"]) for r in result.records]
+        result = evaluate(policy, Protocol(task=task), seeds, workers=Workers(what.n_envs, what.n_workers))
+        found["ours"] = [(r.seed, bool(r.success), r.length, r.sum_reward) for r in result.episodes]
 
     def plain(acting: AnyPolicy = policy, name: str = "plain") -> None:
         found[name] = _loop(acting, partial(make, task, obs_keys=list(policy.obs_keys)), seeds)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from isdt_policy.eval.command import hardware, versions
+from isdt_policy.eval.origin import hardware, versions
 from isdt_policy.lab.bench.measure import Ratio, Timing
 from isdt_policy.shared import files, tables
 from isdt_policy.shared.provenance import commit

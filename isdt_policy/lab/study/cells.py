@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isdt_policy.eval.rollout import write_atomically
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import write_text
 from isdt_policy.shared.progress import Progress
 
 SCHEMA = "isdt-study/1"
@@ -83,4 +83,4 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Any) -> None:
     """Write a file of the study; a reader sees the whole of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content) + "\n")
+    write_text(path, json.dumps(content) + "\n")

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isdt_policy.eval.rollout import Progress, Protocol, evaluate
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.rollout import evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.study.metrics import gradient_norms, gradient_trace
 from isdt_policy.lab.study.rows import BASE, NFE, ROWS, Row, build_objective
@@ -117,16 +120,13 @@ def run_pusht(row: Row, seed: int, settings: PushtSettings, run: Path, threads: 
         "score": None,
     }
     if not reason:
-        arms = evaluate(
-            Policy.from_pretrained(run),
-            Protocol("pusht"),
-            selection_seeds(settings.episodes),
-            NFE,
-            out=run / "eval",
-            listeners=[Progress()],
-        ).summary
-        result["success"] = [arms[str(n)]["success_rate"] for n in NFE]
-        result["score"] = [arms[str(n)]["score"] for n in NFE]
+        found = evaluate(
+            Policy.from_pretrained(run), Protocol("pusht"), selection_seeds(settings.episodes), NFE,
+            journal=Journal(run / "eval"), listener=EpisodeProgress(),
+        )  # fmt: skip
+        summaries = [found[n].to_json() for n in NFE]
+        result["success"] = [summary["success_rate"] for summary in summaries]
+        result["score"] = [summary["score"] for summary in summaries]
     shutil.rmtree(run)
     return result
 

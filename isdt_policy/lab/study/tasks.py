@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isdt_policy.eval.command import Options, read_info
+from isdt_policy.eval.command import Options
 from isdt_policy.eval.command import run as run_eval
-from isdt_policy.eval.compare import Group, Row, compare
-from isdt_policy.eval.rollout import write_atomically
+from isdt_policy.eval.comparison import Group, Row, compare
+from isdt_policy.eval.result import Result
 from isdt_policy.eval.seeds import FINAL_START
 from isdt_policy.method.objectives import completed
 from isdt_policy.method.policy import find_policy
 from isdt_policy.method.samplers import Sampling, plan
+from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import write_text
 from isdt_policy.training.command import train
 from isdt_policy.training.config import compose_config
 
@@ -139,9 +141,9 @@ def finished(folder: Path, config: Mapping[str, Any], arms: Sequence[str]) -> bo
     """Whether the result of a cell is there, with these arms; InputError if it was trained with other settings."""
     if not (folder / "eval_info.json").exists():
         return False
-    was, info = json.loads((folder / "train_config.json").read_text()), read_info(folder)
+    was, result = json.loads((folder / "train_config.json").read_text()), Result.load(folder)
     # Training does not read it, so it is the evaluation's that counts; cells from before it was a setting have 1.
-    was["policy"]["noise_scale"] = info["policy"]["config"].get("noise_scale", 1.0)
+    was["policy"]["noise_scale"] = (result.origin.policy.config or {}).get("noise_scale", 1.0)
     was["objective"] = completed(was["objective"], config["objective"])
     for section in ("data", "network", "objective", "policy", "training"):
         before, now = was[section], config[section]
@@ -151,7 +153,7 @@ def finished(folder: Path, config: Mapping[str, Any], arms: Sequence[str]) -> bo
                     f"{folder} was made with {section}.{key}={before.get(key)}, now {now.get(key)}. Ask for the same settings, "
                     "delete the folder, or choose another out=."
                 )
-    return set(arms) <= set(info["arms"])
+    return set(map(Arm.parse, arms)) <= set(result.arms)
 
 
 # Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
@@ -205,22 +207,25 @@ def run_cell(config: dict[str, Any], arms: Sequence[str], folder: Path, tasks: T
     )  # fmt: skip
     command = f"isdt eval checkpoint={run} 'steps=[{','.join(arms)}]' episodes={tasks.episodes}"
     command += "" if scale == saved else f" noise_scale={scale}"
-    info = run_eval(options, command)
+    result = run_eval(options, command)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", folder / "train_config.json")
-    write_atomically(folder / "eval_info.json", json.dumps(info, indent=1) + "\n")
+    result.save(folder)
 
 
 # Tables.
 
 
-def results(out: str | Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """{experiment: {objective: its results, by training seed}}, objectives in the order of `OBJECTIVES`, others last."""
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+# Results of one experiment: {objective: {training seed: result}}.
+ByObjective = Mapping[str, Mapping[int, Result]]
+
+
+def results(out: str | Path) -> dict[str, ByObjective]:
+    """Results by experiment, objective and training seed; objectives in the order of `OBJECTIVES`, others last."""
+    found: dict[str, dict[str, dict[int, Result]]] = {}
     for path in sorted(Path(out).glob("*/*_*/eval_info.json")):
         objective, _, seed = path.parent.name.rpartition("_")
-        info = {**read_info(path), "training_seed": int(seed)}
-        found.setdefault(path.parent.parent.name, {}).setdefault(objective, []).append(info)
+        found.setdefault(path.parent.parent.name, {}).setdefault(objective, {})[int(seed)] = Result.load(path)
     order = {name: i for i, name in enumerate(OBJECTIVES)}
     return {
         experiment: dict(sorted(by.items(), key=lambda item: order.get(item[0], len(order))))
@@ -242,9 +247,9 @@ SUMMARY: dict[str, tuple[str, str]] = {
 }
 
 
-def summary(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
+def summary(found: Mapping[str, ByObjective]) -> str:
     """Success at the evaluations that matter most, a line each, in every experiment, a column each, in Markdown."""
-    rows = [{(row.name, row.arm): row for row in rows_of(by)} for by in found.values()]
+    rows = [{(row.name, row.arm.name): row for row in rows_of(by)} for by in found.values()]
     lines = ["| success, % [95 %] | " + " | ".join(found) + " |", "|" + "---|" * (len(found) + 1)]
     for title, key in SUMMARY.items():
         cells = [_percent(by[key]) if key in by else "" for by in rows]
@@ -256,7 +261,7 @@ def summary(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
     return "\n".join([*lines, "", note])
 
 
-def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def table(by_objective: ByObjective) -> str:
     """The results of one experiment in Markdown; differences are from its first row."""
     rows = rows_of(by_objective)
     lines = [
@@ -264,15 +269,17 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        infos = [info for info in by_objective[row.name] if row.arm in info["arms"]]
-        seeds = ", ".join(f"{100 * info['arms'][row.arm]['success_rate']['value']:.1f}" for info in infos)
-        costs = [info["policy"]["training"]["seconds"] / 60 for info in infos if info["policy"]["training"]]
+        there = [result for result in by_objective[row.name].values() if row.arm in result.arms]
+        rates = [result[row.arm].success_rate for result in there]
+        seeds = ", ".join(f"{100 * rate.value:.1f}" for rate in rates if rate)
+        trainings = [result.origin.policy.training for result in there]
+        costs = [training["seconds"] / 60 for training in trainings if training]
         minutes = f"{sum(costs) / len(costs):.0f}" if costs else ""
         lines.append(
             f"| {TITLES.get(row.name, row.name)} | {words(row.arm)} | {_percent(row)} | {seeds} | {row.score.value:.3f} "
             f"[{row.score.low:.3f}, {row.score.high:.3f}] | {_difference(row)} | {minutes} |"
         )
-    trained = sorted({info["training_seed"] for infos in by_objective.values() for info in infos})
+    trained = sorted({seed for by_seed in by_objective.values() for seed in by_seed})
     n = sorted({row.n // row.runs for row in rows})
     many = any(row.runs > 1 for row in rows)
     lines += [
@@ -287,57 +294,61 @@ def table(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def failures(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def failures(by_objective: ByObjective) -> str:
     """Which seeds fail at one evaluation of the recipe and which at more, for every training seed; "" without such arms."""
     lines = []
-    for info in by_objective.get(RECIPE, ()):
-        others = [arm for arm in info["arms"] if arm != "1"]
-        if "1" not in info["arms"] or not others:
+    one = Arm()
+    for seed, result in by_objective.get(RECIPE, {}).items():
+        others = [arm for arm in result.arms if arm != one]
+        if one not in result.arms or not others:
             continue
-        for row in rows_of({RECIPE: [{**info, "arms": {arm: info["arms"][arm] for arm in ("1", *others)}}]})[1:]:
-            assert row.failures is not None
-            assert row.p_success is not None
-            one, other, both, chance = row.failures
+        for row in rows_of({RECIPE: {seed: result.only([one, *others])}})[1:]:
+            assert row.difference is not None
+            f, p = row.difference.failures, row.difference.p_success
+            assert f is not None
+            assert p is not None
             lines.append(
-                f"| {info['training_seed']} | {row.n} | {words(row.arm)} | {one} | {other} | {both} | {chance:.1f} | "
-                f"{_p(row.p_success)} |"
+                f"| {seed} | {row.n} | {words(row.arm)} | {f.reference_alone} | {f.here_alone} | {f.both} | {f.expected:.1f} | "
+                f"{_p(p)} |"
             )
     head = "| training seed | episodes | against | 1 evaluation alone | the other alone | both | by chance | p |"
     return "\n".join(["Episodes that fail:", "", head, "|" + "---|" * 8, *lines]) if lines else ""
 
 
-def rows_of(by_objective: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Row]:
+def rows_of(by_objective: ByObjective) -> list[Row]:
     """One row per objective and arm, over the training seeds that have the arm; differences are from the first."""
     lines = [
-        (name, arm, tuple(info for info in infos if arm in info["arms"]))
-        for name, infos in by_objective.items()
-        for arm in dict.fromkeys(arm for info in infos for arm in info["arms"])
+        (name, arm, tuple(result for result in by_seed.values() if arm in result.arms))
+        for name, by_seed in by_objective.items()
+        for arm in dict.fromkeys(arm for result in by_seed.values() for arm in result.arms)
     ]
     first = _only(*lines[0])
     return [compare([first])[0], *(compare([first, _only(*line)])[1] for line in lines[1:])]
 
 
-def _only(name: str, arm: str, infos: Sequence[Mapping[str, Any]]) -> Group:
+def _only(name: str, arm: Arm, found: Sequence[Result]) -> Group:
     """A group with a single arm."""
-    return Group(name, tuple({**info, "arms": {arm: info["arms"][arm]}} for info in infos))
+    return Group(name, tuple(result.only([arm]) for result in found))
 
 
-def words(arm: str) -> str:
+def words(arm: Arm) -> str:
     """An arm as a table names it: its evaluations, and the sampler if it is not the flow map's own."""
-    name, number = arm.rstrip("0123456789"), arm[len(arm.rstrip("0123456789")) :]
     kinds = {"": "", "euler": " (Euler)", "ddim": " (DDIM)", "ddpm": " (DDPM)"}
-    return number + kinds.get(name, f" ({name})")
+    return f"{arm.intervals}{kinds.get(arm.sampler, f' ({arm.sampler})')}"
 
 
 def _percent(row: Row) -> str:
+    if row.success is None:
+        return "not reported"
     return f"{100 * row.success.value:.1f} [{100 * row.success.low:.0f}, {100 * row.success.high:.0f}]"
 
 
 def _difference(row: Row) -> str:
-    if row.success_difference is None or row.p_success is None:
+    d = row.difference
+    if d is None or d.success is None or d.p_success is None:
         return " | "
-    e = row.success_difference
-    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] | {_p(row.p_success)}"
+    e = d.success
+    return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}] | {_p(d.p_success)}"
 
 
 def _p(value: float) -> str:
@@ -352,7 +363,7 @@ def report(out: str | Path) -> str:
     parts = [summary(found)]
     parts += [part for name, by in found.items() for part in (f"### {name}", table(by), failures(by)) if part]
     text = "\n\n".join(parts) + "\n"
-    write_atomically(Path(out) / "tables.md", text)
+    write_text(Path(out) / "tables.md", text)
     draw(found).savefig(Path(out) / "success.png", dpi=120)
     return text
 
@@ -366,7 +377,7 @@ COLOURS = {
 }
 
 
-def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figure:
+def draw(found: Mapping[str, ByObjective]) -> Figure:
     """Success against network evaluations, a line per objective with intervals; a panel per experiment.
 
     The scale begins below the recipe's lowest; points under it are arrows with their value.
@@ -376,8 +387,8 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
     except ImportError as error:
         raise InputError("the figure needs Matplotlib: pip install 'isdt-policy[report]', or report=false.") from error
     # One scale for all panels, so that a small difference looks like one; a policy that does not work would flatten the others.
-    all_rows = {experiment: rows_of(by) for experiment, by in found.items()}
-    recipe = [100 * row.success.low for rows in all_rows.values() for row in rows if row.name == RECIPE]
+    all_rows = {experiment: [row for row in rows_of(by) if row.success] for experiment, by in found.items()}
+    recipe = [100 * r.success.low for rows in all_rows.values() for r in rows if r.name == RECIPE and r.success]
     floor = max(0, 10 * int((min(recipe, default=0) - 15) // 10))
     figure = Figure(figsize=(3.4 * len(found) + 1.6, 3.4), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
@@ -385,17 +396,15 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
     for axes, (experiment, in_panel) in zip(panels, all_rows.items()):
         lines: dict[str, list[Row]] = {}
         for row in in_panel:
-            own = row.name != RECIPE or not row.arm.startswith("euler")
+            own = row.name != RECIPE or row.arm.sampler != "euler"
             title = TITLES.get(row.name, row.name).strip("*") + ("" if own else ", its velocity by Euler")
             lines.setdefault(title, []).append(row)
         for number, (title, rows) in enumerate(lines.items()):
             shift = 1.05 ** (number - len(lines) / 2)  # beside each other instead of on top
-            x = [int(words(row.arm).split()[0]) * shift for row in rows]
-            y = [100 * row.success.value for row in rows]
-            ends = [
-                [100 * (row.success.value - row.success.low) for row in rows],
-                [100 * (row.success.high - row.success.value) for row in rows],
-            ]
+            x = [row.arm.intervals * shift for row in rows]
+            rates = [row.success for row in rows if row.success]
+            y = [100 * rate.value for rate in rates]
+            ends = [[100 * (r.value - r.low) for r in rates], [100 * (r.high - r.value) for r in rates]]
             style = "o-" if "Euler" not in title else "D"
             colour = COLOURS.get(rows[0].name, "#777777")
             handles[title] = axes.errorbar(
@@ -409,7 +418,7 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> Figu
                         f"{value:.1f}", (at, floor + 1), (7, -1), textcoords="offset points", color=colour, fontsize=8
                     )
         axes.set_xscale("log")
-        most = max(int(words(row.arm).split()[0]) for rows in lines.values() for row in rows)
+        most = max(row.arm.intervals for rows in lines.values() for row in rows)
         ticks = [tick for tick in (1, 2, 4, 10, 100) if tick <= max(most, 4)]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xlim(0.8, 1.25 * ticks[-1])

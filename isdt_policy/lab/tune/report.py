@@ -95,7 +95,8 @@ class Report:
             return [*cells, f"stopped: {trial.user_attrs.get('stopped', '')}", ""]
         score = seen[-1]["score"]
         shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
-        return [*cells, shown, f"{seen[-1]['success_rate']['value']:.0%}"]
+        rate = seen[-1]["success_rate"]
+        return [*cells, shown, f"{rate['value']:.0%}" if rate else "not reported"]
 
     def ranking(self) -> list[str]:
         """One sentence per look whose ranking is known."""

@@ -16,8 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from isdt_policy.eval.rollout import Progress as Episodes
-from isdt_policy.eval.rollout import Protocol, evaluate
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.rollout import Workers, evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.tune import report
 from isdt_policy.lab.tune.settings import Tuning
@@ -125,11 +127,12 @@ def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | N
             trial.set_user_attr("stopped", str(error).split(". ")[0])
             return None
         n = tuning.episodes if share == 1 else tuning.look_episodes
-        summary = evaluate(
-            Policy.from_pretrained(run), Protocol(config["task"]), selection_seeds(n), [tuning.nfe.name],
-            n_envs=tuning.n_envs, out=run / f"eval_{step}", listeners=[Episodes()],
-        ).summary[tuning.nfe.name]  # fmt: skip
-        score = float(summary["score"]["value"])
+        found = evaluate(
+            Policy.from_pretrained(run), Protocol(config["task"]), selection_seeds(n), [tuning.nfe],
+            workers=Workers(tuning.n_envs), journal=Journal(run / f"eval_{step}"), listener=EpisodeProgress(),
+        )[tuning.nfe]  # fmt: skip
+        score = found.score.value
+        summary = found.to_json()
         trial.set_user_attr(report.look(share), {key: summary[key] for key in ("n", "score", "success_rate")})
         print(f"trial {trial.number}: score {score:.3f} after {step} of {trainer.config.steps} steps, n = {n}")
         if share < 1:

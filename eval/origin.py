@@ -1,0 +1,103 @@
+"""Where a result comes from: command, policy, versions, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import metadata
+from pathlib import Path
+
+from isdt_policy import __version__
+from isdt_policy.envs import task_spec
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.shared.files import Json
+from isdt_policy.shared.provenance import commit
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What acted.
+
+    Attributes:
+        checkpoint: where it was loaded from; None for a scripted policy.
+        name: of a scripted policy.
+        fingerprint: SHA-256 of its weights and configuration, or its name.
+        parameters: how many it has.
+        training: what its training had cost: step, windows, seconds.
+        config: its configuration.
+    """
+
+    checkpoint: str | None = None
+    name: str | None = None
+    fingerprint: str | None = None
+    parameters: int | None = None
+    training: Json | None = None
+    config: Json | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a result comes from.
+
+    Attributes:
+        command: as it was typed.
+        options: what it meant, defaults included.
+        commit: of this software.
+        created: time in UTC.
+        policy: what acted.
+        versions: of the packages that can change a result.
+        hardware: of the machine.
+    """
+
+    command: str = ""
+    options: Json = field(default_factory=dict)
+    commit: str | None = None
+    created: str = ""
+    policy: PolicyInfo = PolicyInfo()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Json = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, command: str, options: Json, policy: PolicyInfo, task: str) -> Origin:
+        """Of a result that has just been made on this machine."""
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        return cls(command, options, commit(), created, policy, versions(task), hardware())
+
+
+def describe_policy(policy: Policy, **more: object) -> PolicyInfo:
+    """What a policy says of itself; `more` are the other fields of `PolicyInfo`."""
+    parameters, config = getattr(policy, "parameters", None), getattr(policy, "config", None)
+    if is_dataclass(config) and not isinstance(config, type):
+        config = asdict(config)
+    count = None if parameters is None else sum(p.numel() for p in parameters())
+    return PolicyInfo(parameters=count, config=config, **more)  # type: ignore[arg-type]
+
+
+def versions(task: str) -> dict[str, str]:
+    """Versions of the packages that can change a result of a task."""
+    found = {"isdt-policy": __version__, "python": platform.python_version()}
+    for name in ("torch", "numpy", "gymnasium"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return {**found, **task_spec(task).versions()}
+
+
+def hardware() -> dict[str, object]:
+    """Processor, cores, threads and accelerator."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    found: dict[str, object] = {"processor": model, "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
+    torch = sys.modules.get("torch")  # not imported on purpose: a scripted policy runs without it
+    if torch is not None:
+        found["torch_threads"] = torch.get_num_threads()
+        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found

@@ -1,0 +1,367 @@
+"""What an evaluation found: a record per episode, a summary per arm, and all it takes to get the same numbers again.
+
+`Result.save` writes eval_info.json, `Result.load` reads it. The layout is that of version 0.1.0 (schema "isdt-eval/1"), with
+the same numbers under the names of other projects.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from isdt_policy.eval.latency import Latency
+from isdt_policy.eval.origin import Origin, PolicyInfo
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.seeds import purpose
+from isdt_policy.eval.statistics import Estimate, bootstrap_mean, wilson
+from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import Json, write_text
+
+SCHEMA, VERSION = "isdt-eval/", 1
+FILE = "eval_info.json"
+NOT_REPORTED = "not reported by the environment"
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """What happened in one episode; nothing in it depends on time, batch or worker.
+
+    Attributes:
+        seed: of the environment's reset and of the policy's noise.
+        arm: how the policy was asked.
+        success: None if the environment never said whether it succeeded.
+        max_reward, sum_reward, final_reward: over the steps.
+        length: number of steps.
+        steps_to_success: number of the first step that was a success; None if there was none.
+        digest: hash of every action and reward; None after an error.
+        error: why the episode could not be run; it then counts as a failure with score 0.
+        final_coverage, max_coverage: of a task that measures coverage.
+        initial_state, final_state: of a task that observes "state".
+    """
+
+    seed: int
+    arm: Arm
+    success: bool | None
+    max_reward: float
+    sum_reward: float = 0.0
+    final_reward: float = 0.0
+    length: int = 0
+    steps_to_success: int | None = None
+    digest: str | None = None
+    error: str | None = None
+    final_coverage: float | None = None
+    max_coverage: float | None = None
+    initial_state: tuple[float, ...] | None = None
+    final_state: tuple[float, ...] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the episode was run to its end."""
+        return self.error is None
+
+    @property
+    def key(self) -> tuple[int, Arm]:
+        """Which episode of an evaluation it is."""
+        return self.seed, self.arm
+
+    @classmethod
+    def from_json(cls, data: Json) -> EpisodeRecord:
+        """Read what `to_json` wrote."""
+        error = data.get("error", "unknown error") if data.get("status") == "error" else None
+        states = [data.get("initial_state"), data.get("final_state")]
+        initial, final = (None if state is None else tuple(state) for state in states)
+        rest = ("sum_reward", "final_reward", "length", "steps_to_success", "digest", "final_coverage", "max_coverage")
+        return cls(
+            seed=int(data["seed"]), arm=Arm.parse(data["arm"]), success=data["success"], max_reward=float(data["max_reward"]),
+            error=error, initial_state=initial, final_state=final, **{key: data[key] for key in rest if key in data},
+        )  # fmt: skip
+
+    def to_json(self) -> dict[str, object]:
+        """The record as JSON values, without what its task does not measure."""
+        data: dict[str, object] = {"seed": self.seed, "arm": self.arm.name, "status": "ok" if self.ok else "error"}
+        if not self.ok:
+            data["error"] = self.error
+        for name in ("success", "max_reward", "sum_reward", "final_reward", "length", "steps_to_success", "digest"):
+            data[name] = getattr(self, name)
+        if self.final_coverage is not None:
+            data |= {"final_coverage": self.final_coverage, "max_coverage": self.max_coverage}
+        if self.initial_state is not None:
+            data["initial_state"] = list(self.initial_state)
+            data["final_state"] = None if self.final_state is None else list(self.final_state)
+        return data
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """The numbers of one arm.
+
+    Attributes:
+        n: episodes.
+        n_success: successes; None if the environment never says whether an episode succeeded.
+        n_error: episodes that could not be run; they count as failures with score 0, because leaving them out would reward
+            a policy that breaks its simulator.
+        success_rate: with its Wilson interval; None like `n_success`.
+        score: mean over episodes of the highest reward, with its bootstrap interval.
+        mean_sum_reward: over episodes.
+        mean_steps_to_success: over successes; None if there are none.
+        mean_length: over episodes.
+        final_coverage, max_coverage: means; None for a task that measures no coverage.
+        latency: of the inference calls; None if this evaluation made none.
+    """
+
+    n: int
+    n_success: int | None
+    n_error: int
+    success_rate: Estimate | None
+    score: Estimate
+    mean_sum_reward: float
+    mean_steps_to_success: float | None
+    mean_length: float
+    final_coverage: float | None = None
+    max_coverage: float | None = None
+    latency: Latency | None = None
+
+    @classmethod
+    def of(
+        cls, records: Sequence[EpisodeRecord], confidence: float = 0.95, latency: Latency | None = None
+    ) -> ArmSummary:
+        """Summarise the records of one arm.
+
+        Raises:
+            InputError: no records.
+        """
+        n = len(records)
+        n_success = count_successes(records)
+        steps = [r.steps_to_success for r in records if r.steps_to_success is not None]
+        return cls(
+            n=n,
+            n_success=n_success,
+            n_error=sum(not r.ok for r in records),
+            success_rate=None if n_success is None else wilson(n_success, n, confidence),
+            score=bootstrap_mean([r.max_reward for r in records], confidence),
+            mean_sum_reward=float(np.mean([r.sum_reward for r in records])),
+            mean_steps_to_success=float(np.mean(steps)) if steps else None,
+            mean_length=float(np.mean([r.length for r in records])),
+            final_coverage=_mean(r.final_coverage for r in records),
+            max_coverage=_mean(r.max_coverage for r in records),
+            latency=latency,
+        )
+
+    @classmethod
+    def from_json(cls, data: Json) -> ArmSummary:
+        """Read what `to_json` wrote."""
+        rate, latency = data["success_rate"], data["latency"]
+        read = {
+            "success_rate": None if rate is None else Estimate.from_dict(rate),
+            "score": Estimate.from_dict(data["score"]),
+            "latency": None if latency is None else Latency.from_json(latency),
+        }
+        return cls(**{**{key: data[key] for key in cls.__dataclass_fields__ if key not in read}, **read})
+
+    def to_json(self) -> dict[str, object]:
+        """The numbers as JSON values, and once more under the names of other projects."""
+        data: dict[str, object] = asdict(self)
+        latency = data.pop("latency")
+        return {**data, "aliases": self.aliases(), "latency": latency}
+
+    def aliases(self) -> dict[str, object]:
+        """The numbers as Diffusion Policy, LeRobot (in percent) and robomimic call them."""
+        rate = self.success_rate
+        return {
+            "test/mean_score": self.score.value,
+            "avg_sum_reward": self.mean_sum_reward,
+            "avg_max_reward": self.score.value,
+            "pc_success": None if rate is None else 100 * rate.value,
+            "pc_success_ci95": None if rate is None else [100 * rate.low, 100 * rate.high],
+            "n_success": self.n_success,
+            "Success_Rate": None if rate is None else rate.value,
+            "Return": self.mean_sum_reward,
+            "Horizon": self.mean_length,
+        }
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of an evaluation went, in seconds.
+
+    Attributes:
+        wall_s: in all.
+        env_s: in environments, over all processes.
+        policy_s: in the policy.
+        overhead_s: what is left beside environments and policy when both run in one process.
+        episodes: run in this sitting; those found in a journal are not.
+        episodes_per_s: of this sitting.
+    """
+
+    wall_s: float = 0.0
+    env_s: float = 0.0
+    policy_s: float = 0.0
+    overhead_s: float = 0.0
+    episodes: int = 0
+    episodes_per_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an episode leaves beside its record, if it was asked for.
+
+    Attributes:
+        trajectory: per observation key, and "action": one row per step.
+        frames: pictures (height, width, 3), the first before the first step.
+    """
+
+    trajectory: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    frames: Sequence[NDArray[np.uint8]] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished evaluation.
+
+    Attributes:
+        protocol: its conditions.
+        seeds: in the order asked for.
+        arms: what was compared, in the order asked for, with their numbers.
+        episodes: one record per (arm, seed), ordered by arm, then as `seeds`.
+        timing: where the time went.
+        origin: where it comes from.
+        kept: trajectories and frames, if they were asked for; not saved.
+
+    Example:
+        result = evaluate(policy, Protocol("pusht"), final_seeds(50), arms=[1, 2])
+        print(result[1].success_rate, result[2].success_rate)
+    """
+
+    protocol: Protocol
+    seeds: tuple[int, ...]
+    arms: Mapping[Arm, ArmSummary]
+    episodes: tuple[EpisodeRecord, ...]
+    timing: Timing = Timing()
+    origin: Origin = field(default_factory=Origin)
+    kept: Mapping[tuple[int, Arm], Kept] = field(default_factory=dict, compare=False)
+
+    def __getitem__(self, arm: Arm | int | str) -> ArmSummary:
+        """The numbers of one arm."""
+        return self.arms[Arm.parse(arm)]
+
+    def of(self, arm: Arm | int | str) -> list[EpisodeRecord]:
+        """The records of one arm, in the order of the seeds."""
+        arm = Arm.parse(arm)
+        return [record for record in self.episodes if record.arm == arm]
+
+    def only(self, arms: Iterable[Arm]) -> Result:
+        """The same with these arms alone."""
+        kept = {arm: self.arms[arm] for arm in arms}
+        return replace(self, arms=kept, episodes=tuple(r for r in self.episodes if r.arm in kept))
+
+    @property
+    def first(self) -> tuple[Arm, ArmSummary]:
+        """The arm that was asked for first, and its numbers."""
+        return next(iter(self.arms.items()))
+
+    @property
+    def seed_purpose(self) -> str:
+        """What the seeds are for: "final", "selection", "training" or "other"."""
+        return purpose(self.seeds) if self.protocol.init == "seed" else "training"
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Read an eval_info.json, or the one in a folder.
+
+        Raises:
+            InputError: it cannot be read, is no result, or is damaged.
+        """
+        path = Path(path)
+        path = path / FILE if path.is_dir() else path
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}. Give an {FILE} or its folder.") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}.") from error
+        schema = str(data.get("schema")) if isinstance(data, dict) else ""
+        if not schema.startswith(SCHEMA):
+            raise InputError(f"{path} is not a result of `isdt eval` (schema {SCHEMA}{VERSION}).")
+        if schema != f"{SCHEMA}{VERSION}":
+            raise InputError(f"{path} has schema {schema}; this version reads {SCHEMA}{VERSION}. Update isdt-policy.")
+        try:
+            return cls.from_json(data)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError(f"{path} is damaged: {reason}") from error
+
+    def save(self, folder: str | Path) -> Path:
+        """Write eval_info.json into a folder; returns the file."""
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+        return path
+
+    @classmethod
+    def from_json(cls, data: Json) -> Result:
+        """Read what `to_json` wrote."""
+        given = {
+            key: data[key] for key in ("command", "options", "commit", "created", "versions", "hardware") if key in data
+        }
+        policy = PolicyInfo(**data.get("policy", {}))
+        return cls(
+            protocol=Protocol.from_json(data["protocol"]),
+            seeds=tuple(map(int, data["seeds"])),
+            arms={Arm.parse(name): ArmSummary.from_json(summary) for name, summary in data["arms"].items()},
+            episodes=tuple(map(EpisodeRecord.from_json, data["episodes"])),
+            timing=Timing(**data.get("timing", {})),
+            origin=Origin(**given, policy=policy),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The content of eval_info.json: numbers first, then all it takes to get them again."""
+        origin, (first, summary) = self.origin, self.first
+        names = summary.aliases()
+        return {
+            "schema": f"{SCHEMA}{VERSION}",
+            "arms": {arm.name: numbers.to_json() for arm, numbers in self.arms.items()},
+            "protocol": self.protocol.to_json(),
+            "seeds": list(self.seeds),
+            "seed_purpose": self.seed_purpose,
+            "command": origin.command,
+            "options": origin.options,
+            "commit": origin.commit,
+            "created": origin.created,
+            "policy": asdict(origin.policy),
+            "versions": origin.versions,
+            "hardware": origin.hardware,
+            "timing": asdict(self.timing),
+            # LeRobot's layout, of the first arm
+            "aggregated": {
+                **{key: names[key] for key in ("avg_sum_reward", "avg_max_reward", "pc_success")},
+                "eval_s": self.timing.wall_s,
+                "eval_ep_s": self.timing.wall_s / max(1, self.timing.episodes),
+            },
+            "per_episode": [
+                {"episode_ix": i, "sum_reward": r.sum_reward, "max_reward": r.max_reward, "success": r.success, "seed": r.seed}
+                for i, r in enumerate(self.of(first))
+            ],
+            "episodes": [record.to_json() for record in self.episodes],
+        }  # fmt: skip
+
+
+def count_successes(records: Sequence[EpisodeRecord]) -> int | None:
+    """Number of successes; None if the environment said in no episode whether it succeeded.
+
+    An environment that speaks of success in some episodes alone means by silence that there was none.
+    """
+    if any(r.ok for r in records) and all(r.success is None for r in records if r.ok):
+        return None
+    return sum(bool(r.success) for r in records)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known and all(map(math.isfinite, known)) else None
