@@ -1,11 +1,11 @@
-"""`isdt data convert`, `split` and `merge`: demonstrations from one file to another, whatever the formats."""
+"""Demonstrations from one file to another, whatever the formats."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,40 +19,33 @@ from isdt_policy.datasets.formats.robomimic_replay import with_actions_of
 from isdt_policy.datasets.store import resolve_path, task_attributes
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
-
-HELP = """
-usage: isdt data convert SOURCE TARGET [to=FORMAT] [keys=a,b] [task=NAME] [overwrite=false]
-
-Convert demonstrations. The source's format is found by looking inside; the target's follows from its name:
-  .zarr, .zarr.zip    our store (Zarr v3)
-  .hdf5               robomimic
-The target appears when it is complete; the source is never touched.
-
-  to=FORMAT        zarr, robomimic, diffusion_policy (Zarr v2 for Diffusion Policy's own code), lerobot or minari
-  keys=a,b         only these keys, and the action
-  task=NAME        record the registered task these are demonstrations of (units, ranges, derived observations);
-                   lift_abs and the like turn recorded delta actions into absolute ones by replaying the states
-  overwrite=false  true replaces what is at TARGET
-
-examples
-  isdt data convert lift_ph_low_dim.hdf5 lift.zarr
-  isdt data convert low_dim_v141.hdf5 lift_abs.zarr task=lift_abs
-  isdt data convert pusht_cchi_v7_replay.zarr pusht.zarr task=pusht
-  isdt data convert pusht.zarr pusht_v2.zarr.zip to=diffusion_policy keys=state
-  isdt data convert lift.zarr lift_again.hdf5
-  isdt data convert pusht.zarr pusht_lerobot to=lerobot
-"""
+from isdt_policy.shared.progress import Progress
 
 
 def convert(
-    source: str,
-    target: str,
+    source: str | Path,
+    target: str | Path,
     to: str | None = None,
-    keys: tuple[str, ...] | None = None,
+    keys: Sequence[str] | None = None,
     task: str | None = None,
     overwrite: bool = False,
-) -> int:
-    """Convert `source` to `target`; see HELP."""
+    command: str = "",
+) -> None:
+    """Convert demonstrations from one format to another.
+
+    Args:
+        source: demonstrations in any format that is known; only read.
+        target: what is written.
+        to: format of the target; None takes it from the name of the target.
+        keys: only these keys and the action; None takes all.
+        task: the registered task that was recorded. Its units and ranges are written down, and the actions become the task's.
+        overwrite: replace what this program wrote at `target` before.
+        command: recorded in the provenance.
+
+    Raises:
+        InputError: the source cannot be read, the target exists or cannot be written, or the way to the task's actions is
+            not known.
+    """
     recording = formats.read(resolve_path(source))
     if task is not None:
         known = {k: v for k, v in task_attributes(task).items() if k != "env"}  # which versions recorded it is unknown
@@ -60,26 +53,29 @@ def convert(
         recording = replace(recording, task=task, attributes={**known, **recording.attributes})
     if keys is not None:
         recording = _only(recording, keys)
-    write(recording, Path(target), to, overwrite)
-    return 0
+    write(recording, Path(target), to, overwrite, {"command": command})
 
 
-def write(recording: Recording, target: Path, to: str | None = None, overwrite: bool = False, **how: Any) -> None:
+def write(
+    recording: Recording,
+    target: Path,
+    to: str | None = None,
+    overwrite: bool = False,
+    made: Mapping[str, object] | None = None,
+) -> None:
     """Write a recording so that the target is either absent (or as before) or complete.
 
     Args:
         recording: what to write.
         target: where.
-        to: format; None takes it from the target's name.
-        overwrite: replace what is there.
-        **how: recorded in the provenance.
+        to: format; None takes it from the name of the target.
+        overwrite: replace what this program wrote there before.
+        made: how it came about (the command, which episodes, ...), recorded in the provenance.
 
     Raises:
         InputError: the target exists, has no format, or cannot be written.
     """
-    from isdt_policy.datasets.command import command_line
-
-    to = to or _format_of(target)
+    to = to or formats.of_target(target)
     writer = formats.module(to)
     if not hasattr(writer, "write"):
         raise InputError(f"format '{to}' is read, not written.")
@@ -89,7 +85,7 @@ def write(recording: Recording, target: Path, to: str | None = None, overwrite: 
     before = recording.attributes.get("provenance")
     provenance = {
         "source": str(recording.path), "source_format": recording.format, "sha256": sha256(recording.path),
-        "command": command_line(), **how, **({"before": before} if before else {}),
+        **(made or {}), **({"before": before} if before else {}),
     }  # fmt: skip
     carried = {k: v for k, v in recording.attributes.items() if k not in ("provenance", "next_attempt")}
     aside = target.parent / f".{target.name}.part"
@@ -155,7 +151,6 @@ def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
 
 def _shown(recording: Recording, label: str) -> Recording:
     """The same with a progress bar."""
-    from isdt_policy.shared.progress import Progress
 
     def episodes() -> Iterator[dict[str, NDArray[Any]]]:
         progress = Progress(recording.n_episodes, label, "episode")
@@ -165,16 +160,6 @@ def _shown(recording: Recording, label: str) -> Recording:
         progress.close()
 
     return replace(recording, episodes=episodes)
-
-
-def _format_of(target: Path) -> str:
-    if target.suffix == ".zarr" or target.name.endswith(".zarr.zip"):
-        return "zarr"
-    if target.suffix in (".hdf5", ".h5"):
-        return "robomimic"
-    raise InputError(
-        f"'{target}': the name of a target ends in .zarr, .zarr.zip or .hdf5; or say to=FORMAT (lerobot and minari need it)."
-    )
 
 
 def sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`isdt data doctor`: what is wrong with demonstrations, where, and what to do about it.
+"""What is wrong with demonstrations, where, and what to do about it.
 
 Each check is a generator of findings over a `Demos`; thresholds stand beside the reason for them.
 """
@@ -6,9 +6,8 @@ Each check is a generator of findings over a `Demos`; thresholds stand beside th
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,29 +15,8 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import blocks, is_low_dim
-from isdt_policy.envs import TaskSpec, task_spec
+from isdt_policy.envs import TaskSpec, task_ids, task_spec
 from isdt_policy.shared.errors import InputError
-
-HELP = """
-usage: isdt data doctor PATH [task=NAME] [images=true] [format=table]
-
-Find what is wrong with demonstrations before training does: values that are not finite, constant or saturated
-dimensions, outlier actions, frozen or repeated frames, repeated episodes, quaternion sign flips, episode boundaries in
-the wrong place, episodes that do not end in a success, actions shifted against observations, units that look wrong.
-Every finding says where and what to do.
-
-  error     training on this gives a wrong policy; the exit code is 1
-  warning   probably a mistake
-  note      worth knowing
-
-  task=NAME      check units and ranges against a registered task; default: what the store says
-  images=true    false leaves the images out, which take longest
-  format=table   or json, for programs
-
-examples
-  isdt data doctor demos.zarr
-  isdt data doctor pusht_cchi_v7_replay.zarr task=pusht images=false
-"""
 
 
 @dataclass(frozen=True)
@@ -88,20 +66,6 @@ class Demos:
 _OUTCOMES = ("reward", "rewards", "done", "dones", "coverage", "success", "n_contacts")
 
 
-def report(path: str, task: str | None = None, images: bool = True, format: str = "table") -> int:
-    """Print every finding; returns 1 if one is an error."""
-    if format not in ("table", "json"):
-        raise InputError(f"format='{format}' is not one of table, json.")
-    found = examine(path, task, images)
-    if format == "json":
-        print(json.dumps([asdict(finding) for finding in found], indent=2))
-    else:
-        print("\n".join(map(_line, found)) or "nothing found")
-        levels = [finding.level for finding in found]
-        print(f"\n{path}: " + ", ".join(f"{levels.count(level)} {level}s" for level in ("error", "warning", "note")))
-    return int(any(finding.level == "error" for finding in found))
-
-
 def examine(path: str, task: str | None = None, images: bool = True) -> list[Finding]:
     """Every finding, errors first. A store that cannot be opened is one finding."""
     try:
@@ -114,7 +78,7 @@ def examine(path: str, task: str | None = None, images: bool = True) -> list[Fin
     except InputError as error:
         return [Finding("error", "structure", "", str(error), "convert or download the store again")]
     name = task or store.task
-    known = name is not None and (task is not None or name in _known_tasks())
+    known = name is not None and (task is not None or name in task_ids())
     demos = Demos(store, low_dim, task_spec(name) if known and name else None)
     findings = list(not_finite(demos))
     finite = {key: value for key, value in low_dim.items() if np.isfinite(value).all()}
@@ -127,10 +91,12 @@ def examine(path: str, task: str | None = None, images: bool = True) -> list[Fin
     return sorted(findings, key=lambda finding: order.index(finding.level))
 
 
-def _known_tasks() -> tuple[str, ...]:
-    from isdt_policy.envs import task_ids
-
-    return task_ids()
+def table(found: list[Finding], path: str) -> str:
+    """The findings for people, and how many there are."""
+    levels = [finding.level for finding in found]
+    counts = ", ".join(f"{levels.count(level)} {level}s" for level in ("error", "warning", "note"))
+    lines = "\n".join(map(_line, found)) or "nothing found"
+    return f"{lines}\n\n{path}: {counts}"
 
 
 def _line(f: Finding) -> str:

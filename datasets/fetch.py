@@ -1,4 +1,4 @@
-"""`isdt data fetch`: published demonstrations, downloaded once, checked, resumed where a connection broke."""
+"""Published demonstrations, downloaded once, checked, resumed where a connection broke."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -31,35 +32,13 @@ SOURCES: dict[str, Source] = {
     ),
 }  # fmt: skip
 
-HELP = """
-usage: isdt data fetch NAME_OR_URL [out=PATH] [sha256=DIGEST] [timeout_s=30]
 
-Download demonstrations into the cache ($ISDT_DATA, or ~/.cache/isdt-policy/data). What is there already is not
-downloaded again; a download that broke off goes on where it stopped. The digest is printed, checked against sha256=
-or the registry's, and remembered: a file that changed later is refused.
-
-  NAME_OR_URL      a name below, robomimic:TASK/TYPE/KIND (needs robomimic, whose registry knows the addresses), or a URL
-  out=PATH         a file elsewhere than in the cache
-  sha256=DIGEST    what the file must have
-  timeout_s=30     silence after which the connection counts as broken
-
-names
-{names}
-
-examples
-  isdt data fetch pusht_human
-  isdt data fetch robomimic:lift/ph/low_dim
-  isdt data fetch https://example.org/demos.zarr.zip out=demos.zarr.zip
-""".format(names="\n".join(f"  {name:<14} {source.about}" for name, source in SOURCES.items()))
-
-
-def fetch(name: str, out: str | None = None, sha256: str | None = None, timeout_s: float = 30.0) -> int:
-    """Download and print where the file is; see HELP."""
+def fetch(name: str, out: Path | None = None, sha256: str | None = None, timeout_s: float = 30.0) -> Path:
+    """Download and return the file; see `find` for what a name may be, and `download`."""
     source = find(name)
-    target = Path(out) if out else cache() / source.file
+    target = out or cache() / source.file
     download(source.url, target, sha256 or source.sha256, timeout_s)
-    print(target)
-    return 0
+    return target
 
 
 def cache() -> Path:
@@ -142,8 +121,6 @@ def download(url: str, target: Path, sha256: str | None = None, timeout_s: float
 
 def _receive(url: str, part: Path, timeout_s: float) -> None:
     """Download into `part`, after what it holds already if the server can go on there."""
-    from isdt_policy.shared.progress import Progress
-
     start = part.stat().st_size if part.exists() else 0
     tag = part.with_name(part.name + ".etag")
     request = urllib.request.Request(url)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.datasets.fetch import cache
 from isdt_policy.shared.errors import InputError, nearest
 
 # Keys with more numbers a step than this are images: kept as stored, read in groups of frames, no range computed.
@@ -148,8 +149,6 @@ def free_memory() -> int:
 
 def _free_cache() -> int:
     """Bytes free where decoded frames are kept, less a tenth of the disk's room that others will want."""
-    from isdt_policy.datasets.fetch import cache
-
     folder = cache()
     while not folder.exists():
         folder = folder.parent
@@ -164,8 +163,6 @@ def _in_memory(store: Store, key: str) -> NDArray[Any]:
 
 def _decoded(store: Store, key: str, limit: int) -> Path:
     """The frames as a .npy file, written once per state of the store, block by block, in well under `limit` bytes."""
-    from isdt_policy.datasets.fetch import cache
-
     file = cache() / "frames" / f"{_fingerprint(store, key)}.npy"
     if not file.exists():
         first = store.read(key, 0, 1)

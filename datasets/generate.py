@@ -1,4 +1,4 @@
-"""`isdt data generate`: demonstrations from a scripted expert, resumable at any episode."""
+"""Demonstrations from a scripted expert, resumable at any episode."""
 
 from __future__ import annotations
 
@@ -9,31 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from isdt_policy import __version__
+from isdt_policy.datasets import convert, formats
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip, task_attributes
-from isdt_policy.envs import task_spec
+from isdt_policy.envs import make, task_spec
+from isdt_policy.envs.experts import EXPERTS, facts, generate_episodes
 from isdt_policy.shared.errors import InputError, nearest
-
-HELP = """
-usage: isdt data generate out=PATH [task=pusht] [episodes=200] [seed=0] [workers=2] [format=zarr] [overwrite=false]
-
-Let a task's scripted expert make demonstrations. Failed attempts are left out. Attempt i is a function of (seed, i), so
-the result does not depend on `workers`, and an interrupted command goes on where it stopped when it is given again.
-
-  out=PATH         a .zarr directory, a .zarr.zip file, or with format=robomimic an .hdf5 file
-  task=pusht       task with an expert: pusht, lift, can, square (delta actions), lift_abs, can_abs, square_abs (absolute)
-  episodes=200     episodes in the finished store; raise it later to add more
-  seed=0           seed of the whole set
-  workers=2        processes
-  format=zarr      or robomimic: HDF5 as robomimic's scripts read it, with env_args, states and model_file
-  overwrite=false  true replaces what is at PATH
-
-examples
-  isdt data generate out=demos.zarr                         200 PushT episodes
-  isdt data generate out=demos.zarr episodes=1000           800 more
-  isdt data generate out=demos.zarr.zip seed=1 workers=8    one file, other episodes
-  isdt data generate task=lift out=lift.zarr                Lift in robosuite
-  isdt data generate task=can out=can.hdf5 format=robomimic
-"""
+from isdt_policy.shared.progress import Progress
 
 
 def generate(
@@ -44,15 +26,21 @@ def generate(
     workers: int = 2,
     format: str = "zarr",
     overwrite: bool = False,
-) -> int:
-    """Write `episodes` successful episodes of the task's expert to `out`; see HELP.
+) -> None:
+    """Write `episodes` successful episodes of the task's expert to `out`, and go on where an earlier call stopped.
+
+    Args:
+        out: a .zarr folder, a .zarr.zip file, or for robomimic an .hdf5 file.
+        task: a task that has an expert.
+        episodes: in the finished store.
+        seed: of the whole set; attempt i depends on (seed, i) alone.
+        workers: processes; they do not change the result.
+        format: "zarr" or "robomimic".
+        overwrite: replace what this program wrote at `out` before.
 
     Raises:
         InputError: no expert, a number out of range, or `out` holds something else.
     """
-    from isdt_policy.envs.experts import EXPERTS, facts, generate_episodes
-    from isdt_policy.shared.progress import Progress
-
     if episodes < 1:
         raise InputError(f"episodes must be at least 1, got {episodes}.")
     target = Path(out)
@@ -83,7 +71,6 @@ def generate(
     store = DemoStore.open(target) if format == "zarr" else None
     if store is not None:
         print(f"{target}: {store.n_episodes} episodes, {store.n_steps} steps of {', '.join(store.keys)}")
-    return 0
 
 
 def _check_target(target: Path, format: str, overwrite: bool) -> None:
@@ -102,9 +89,6 @@ def _check_target(target: Path, format: str, overwrite: bool) -> None:
 
 def _write_robomimic(directory: Path, target: Path, task: str, overwrite: bool) -> None:
     """Turn the finished store into a file that robomimic's scripts read and replay."""
-    from isdt_policy.datasets import convert, formats
-    from isdt_policy.envs import make
-
     recording = formats.read(directory)
     env: Any = make(task)
     for info in recording.info:
@@ -116,19 +100,17 @@ def _write_robomimic(directory: Path, target: Path, task: str, overwrite: bool) 
 
 
 # Raised whenever a scripted expert does something else for the same seed, so that no store mixes the two.
-EXPERTS = "2"
+EXPERTS_VERSION = "2"
 
 
 def _provenance(task: str, seed: int) -> dict[str, Any]:
-    from isdt_policy import __version__
-
     return {
         "source": f"scripted expert of task {task}",
         "command": f"isdt data generate task={task} seed={seed}",
         "task": task,
         "seed": seed,
         "versions": {
-            "isdt-policy": __version__, "experts": EXPERTS, "numpy": np.__version__, "python": platform.python_version(),
+            "isdt-policy": __version__, "experts": EXPERTS_VERSION, "numpy": np.__version__, "python": platform.python_version(),
             **task_spec(task).versions(),
         },
         "license": "MIT",

@@ -1,8 +1,8 @@
-"""`isdt data merge`: several sets of demonstrations in one."""
+"""Several sets of demonstrations in one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,15 @@ from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.store import resolve_path
 from isdt_policy.shared.errors import InputError
 
-HELP = """
-usage: isdt data merge SOURCE SOURCE [...] out=TARGET [overwrite=false]
 
-Put the episodes of several sources, of any formats, one after another into one target. The sources must agree in
-keys, shapes, dtypes and task. Masks keep their meaning; a mask `source_N` for each source is added.
+def merge(sources: Sequence[str | Path], out: str | Path, overwrite: bool = False, command: str = "") -> None:
+    """Write the episodes of all sources, one after another, to `out`.
 
-examples
-  isdt data merge monday.zarr tuesday.zarr out=both.zarr
-"""
-
-
-def merge(sources: tuple[str, ...], out: str, overwrite: bool = False) -> int:
-    """Write the episodes of all sources to `out`; see HELP."""
-    if len(sources) < 2:
-        raise InputError("give at least two sources: isdt data merge A B out=C.")
-    write(joined([formats.read(resolve_path(source)) for source in sources]), Path(out), None, overwrite)
-    return 0
+    Raises:
+        InputError: a source cannot be read, they do not agree, or the target exists.
+    """
+    recordings = [formats.read(resolve_path(source)) for source in sources]
+    write(joined(recordings), Path(out), None, overwrite, {"command": command})
 
 
 def joined(parts: list[Recording]) -> Recording:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from isdt_policy.datasets.arguments import bind
 from isdt_policy.datasets.store import DemoStore, DemoWriter, task_attributes
 from isdt_policy.envs import task_spec
 from isdt_policy.shared.errors import InputError
@@ -188,7 +191,13 @@ def _carried_out(trajectory: Mapping[str, NDArray[Any]], task: str) -> dict[str,
     return {**trajectory, "action": np.clip(action, spec.low, spec.high).astype(action.dtype)}
 
 
-def _command() -> str:
-    from isdt_policy.datasets.command import command_line
+def main(args: list[str]) -> int:
+    """`isdt data record`."""
+    if not args or any(arg in ("-h", "--help") for arg in args):
+        print(HELP.strip())
+        return 0
+    return record(**bind(record, args))
 
-    return command_line()
+
+def _command() -> str:
+    return f"isdt {shlex.join(sys.argv[1:])}" if sys.argv[1:2] == ["data"] else ""

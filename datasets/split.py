@@ -1,7 +1,8 @@
-"""`isdt data split`: some episodes of a store, or a training and a validation part."""
+"""Some episodes of a store, or a training and a validation part."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from isdt_policy.datasets import formats
@@ -11,72 +12,77 @@ from isdt_policy.datasets.store import resolve_path
 from isdt_policy.datasets.windows import train_val_split
 from isdt_policy.shared.errors import InputError, nearest
 
-HELP = """
-usage: isdt data split SOURCE OUT (episodes=... | exclude=... | mask=NAME | val_ratio=R [seed=0]) [overwrite=false]
 
-Write some episodes of SOURCE to OUT; with val_ratio, all of them to OUT/train.zarr and OUT/valid.zarr.
+@dataclass(frozen=True)
+class Which:
+    """Which episodes: exactly one of the first four is given.
 
-  episodes=0-99,120   these episodes; ranges include both ends
-  exclude=7,9         all but these
-  mask=NAME           those of a named mask (isdt data inspect lists them)
-  val_ratio=0.1       a seeded random split, the same that training makes
-  seed=0              seed of that split
+    Attributes:
+        episodes: their numbers, such as "0-9,12"; ranges include both ends.
+        exclude: all but these numbers.
+        mask: those of a named mask.
+        val_ratio: share of a random validation part; the others are the training part.
+        seed: seed of that part.
+    """
 
-examples
-  isdt data split demos.zarr small.zarr episodes=0-9
-  isdt data split demos.zarr clean.zarr exclude=17,42
-  isdt data split demos.zarr parts val_ratio=0.1
-"""
+    episodes: str | None = None
+    exclude: str | None = None
+    mask: str | None = None
+    val_ratio: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ways = ("episodes", "exclude", "mask", "val_ratio")
+        given = [f"{name}=" for name in ways if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise InputError(
+                f"give exactly one of {', '.join(f'{name}=' for name in ways)}; given: {' and '.join(given) or 'none'}."
+            )
+        if self.val_ratio is not None and not 0 < self.val_ratio < 1:
+            raise InputError(f"val_ratio={self.val_ratio:g} must lie between 0 and 1.")
+
+    def numbers(self, recording: Recording) -> list[int]:
+        """The episodes that `episodes`, `exclude` or `mask` names.
+
+        Raises:
+            InputError: there is no such mask or episode, or none is left.
+        """
+        if self.mask is not None:
+            masks = recording.attributes.get("masks", {})
+            if self.mask not in masks:
+                known = ", ".join(masks) or "none"
+                raise InputError(f"there is no mask '{self.mask}'.{nearest(self.mask, masks)} Masks: {known}.")
+            numbers = list(masks[self.mask])
+        elif self.episodes is not None:
+            numbers = parse_ranges(self.episodes, recording.n_episodes)
+        else:
+            left_out = parse_ranges(self.exclude or "", recording.n_episodes)
+            numbers = sorted(set(range(recording.n_episodes)) - set(left_out))
+        if not numbers:
+            raise InputError(f"no episode of '{recording.path}' is left.")
+        return numbers
 
 
-def split(
-    source: str,
-    out: str,
-    episodes: str | None = None,
-    exclude: str | None = None,
-    mask: str | None = None,
-    val_ratio: float | None = None,
-    seed: int = 0,
-    overwrite: bool = False,
-) -> int:
-    """Write a subset, or two complementary ones; see HELP."""
-    given = [name for name, value in locals().items() if name in _WAYS and value is not None]
-    if len(given) != 1:
-        raise InputError(f"give exactly one of {', '.join(_WAYS)}; given: {', '.join(given) or 'none'}.")
+def split(source: str | Path, out: str | Path, which: Which, overwrite: bool = False, command: str = "") -> None:
+    """Write some episodes of `source` to `out`; with val_ratio all of them, to out/train.zarr and out/valid.zarr.
+
+    Raises:
+        InputError: the source cannot be read, the choice does not fit it, or the target exists.
+    """
     recording = formats.read(resolve_path(source))
-    if val_ratio is not None:
-        train, valid = train_val_split(recording.n_episodes, val_ratio, seed)
-        for name, part_numbers in (("train", train), ("valid", valid)):
-            if not len(part_numbers):
-                raise InputError(
-                    f"the {name} part would be empty: {recording.n_episodes} episodes, val_ratio={val_ratio}."
-                )
-        for name, part_numbers in (("train", train), ("valid", valid)):
-            part = chosen(recording, part_numbers.tolist())
-            write(part, Path(out) / f"{name}.zarr", None, overwrite, val_ratio=val_ratio, seed=seed)
-        return 0
-    numbers = _numbers(recording, episodes, exclude, mask)
-    write(chosen(recording, numbers), Path(out), None, overwrite, episodes=numbers)
-    return 0
-
-
-_WAYS = ("episodes", "exclude", "mask", "val_ratio")
-
-
-def _numbers(recording: Recording, episodes: str | None, exclude: str | None, mask: str | None) -> list[int]:
-    n = recording.n_episodes
-    if mask is not None:
-        masks = recording.attributes.get("masks", {})
-        if mask not in masks:
-            raise InputError(f"there is no mask '{mask}'.{nearest(mask, masks)} Masks: {', '.join(masks) or 'none'}.")
-        numbers = list(masks[mask])
-    elif episodes is not None:
-        numbers = parse_ranges(episodes, n)
-    else:
-        numbers = sorted(set(range(n)) - set(parse_ranges(exclude or "", n)))
-    if not numbers:
-        raise InputError(f"no episode of '{recording.path}' is left.")
-    return numbers
+    if which.val_ratio is None:
+        numbers = which.numbers(recording)
+        write(chosen(recording, numbers), Path(out), None, overwrite, {"command": command, "episodes": numbers})
+        return
+    parts = dict(zip(("train", "valid"), train_val_split(recording.n_episodes, which.val_ratio, which.seed)))
+    for name, numbers_ in parts.items():
+        if not len(numbers_):
+            raise InputError(
+                f"the {name} part would be empty: {recording.n_episodes} episodes, val_ratio={which.val_ratio:g}."
+            )
+    made = {"command": command, "val_ratio": which.val_ratio, "seed": which.seed}
+    for name, numbers_ in parts.items():
+        write(chosen(recording, numbers_.tolist()), Path(out) / f"{name}.zarr", None, overwrite, made)
 
 
 def parse_ranges(text: str, n: int) -> list[int]:

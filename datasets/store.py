@@ -45,6 +45,7 @@ import zarr
 import zarr.errors
 from numpy.typing import NDArray
 
+from isdt_policy.datasets import formats
 from isdt_policy.envs import task_spec
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError, nearest
@@ -148,6 +149,7 @@ class DemoStore:
             OSError,
             zipfile.BadZipFile,
         ) as error:
+            _refuse_other_format(where)
             if isinstance(error, InputError):
                 raise
             raise InputError(
@@ -454,6 +456,17 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Group:
             f"'{path}' has no group {name}/: not a demonstration store. Expected data/ and meta/episode_ends."
         )
     return member
+
+
+def _refuse_other_format(path: Path) -> None:
+    """Say what a file is, if it is demonstrations of another format."""
+    found = formats.recognised(path)
+    if found not in (None, "zarr", "diffusion_policy"):
+        target = f"{path.name.split('.')[0]}.zarr"
+        raise InputError(
+            f"'{path}' holds demonstrations in the format '{found}'; a store is needed here. Convert them: "
+            f"isdt data convert {path} {target}"
+        )
 
 
 def _open_directory(path: Path) -> zarr.Group:

@@ -1,8 +1,7 @@
-"""`isdt data inspect`: what a store holds."""
+"""What a store holds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,28 +10,6 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import LOW_DIM
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.shared.errors import InputError
-
-HELP = """
-usage: isdt data inspect PATH [format=table]
-
-Say what a store holds: episodes and their lengths, and per key shape, dtype and range. Nothing is loaded whole.
-
-  format=table     or json, for programs
-
-examples
-  isdt data inspect bundled:pusht_expert
-  isdt data inspect demos.zarr format=json
-"""
-
-
-def show(path: str, format: str = "table") -> int:
-    """Print the summary of a store."""
-    if format not in ("table", "json"):
-        raise InputError(f"format='{format}' is not one of table, json.")
-    facts = summary(DemoStore.open(path))
-    print(json.dumps(facts, indent=2) if format == "json" else _table(facts))
-    return 0
 
 
 def blocks(store: DemoStore, key: str, megabytes: int = 64) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -78,7 +55,8 @@ def _key_facts(store: DemoStore, key: str) -> dict[str, Any]:
     return facts
 
 
-def _table(facts: dict[str, Any]) -> str:
+def table(facts: dict[str, Any]) -> str:
+    """The facts of `summary` for people."""
     length = facts["episode_length"]
     wide = max(12, *(len(key) + 2 for key in facts["keys"]))
     lines = [

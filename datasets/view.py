@@ -17,22 +17,7 @@ from isdt_policy.datasets.doctor import Finding, examine
 from isdt_policy.datasets.split import parse_ranges
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import is_low_dim
-from isdt_policy.shared.errors import InputError
-
-HELP = """
-usage: isdt data view PATH [out=PATH.html] [episodes=0-19] [frames=8] [task=NAME]
-
-Draw episodes into one HTML file: a plot per key, frames per camera, and what the doctor found. It opens offline.
-
-  out=FILE.html    default: the store's name with .html, in the current directory
-  episodes=0-19    which; ranges include both ends; default: the first 20
-  frames=8         frames per camera and episode, evenly spaced
-  task=NAME        passed to the doctor
-
-examples
-  isdt data view demos.zarr
-  isdt data view demos.zarr out=some.html episodes=3,17,90-99
-"""
+from isdt_policy.shared.progress import Progress
 
 _COLOURS = (
     "#4269d0",
@@ -50,14 +35,18 @@ _WIDTH, _HEIGHT, _POINTS = 420, 110, 300
 
 
 def view(
-    path: str, out: str | None = None, episodes: str | None = None, frames: int = 8, task: str | None = None
-) -> int:
-    """Write the page; see HELP."""
-    from isdt_policy.shared.progress import Progress
+    path: str, out: Path | None = None, episodes: str | None = None, frames: int = 8, task: str | None = None
+) -> Path:
+    """Write the page and return its file.
 
+    Args:
+        path: a store.
+        out: the page; None takes the name of the store, in the current folder.
+        episodes: their numbers, such as "0-9,12"; None takes the first 20.
+        frames: of each camera and episode, evenly spaced.
+        task: whose units and ranges the doctor checks; None takes what the store says.
+    """
     store = DemoStore.open(path)
-    if frames < 0:
-        raise InputError(f"frames must be at least 0, got {frames}.")
     numbers = parse_ranges(episodes or f"0-{min(20, store.n_episodes) - 1}", store.n_episodes)
     target = Path(out or f"{store.path.name.removesuffix('.zip').removesuffix('.zarr')}.html")
     findings = examine(path, task, images=False)
@@ -71,7 +60,7 @@ def view(
     temporary.write_text(_page(store, findings, sections, numbers), encoding="utf-8")
     os.replace(temporary, target)
     print(f"{target}: {len(numbers)} of {store.n_episodes} episodes, {target.stat().st_size / 2**20:.1f} MB")
-    return 0
+    return target
 
 
 def plot(values: NDArray[Any], title: str) -> str:

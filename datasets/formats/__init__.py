@@ -1,6 +1,14 @@
-"""Other people's demonstration formats, read and written, one file each.
+"""Demonstration formats of other people, one file each.
 
-A reader turns a path into a `Recording`; `FORMATS` says how each is recognised. Everything downstream sees recordings only.
+A format is a module of this folder. What it offers:
+
+    LOOK                        how a path of it looks, for people
+    ENDINGS                     names of targets that mean this format without to=; may be empty
+    recognises(path)            whether what is there is of this format, judged by looking inside
+    read(path)                  a `Recording`
+    write(recording, path, provenance)      may be absent: then the format is only read. `path` does not exist yet.
+
+`FORMATS` lists them. Everything downstream sees recordings only.
 """
 
 from __future__ import annotations
@@ -9,24 +17,24 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
 
-# format -> (module, how a path of it looks)
-FORMATS: dict[str, tuple[str, str]] = {
-    "zarr": ("isdt_policy.datasets.formats.native", ".zarr directory or .zarr.zip, ours or Diffusion Policy's"),
-    "diffusion_policy": (
-        "isdt_policy.datasets.formats.diffusion_policy",
-        "a Zarr v2 store for Diffusion Policy's code",
-    ),
-    "robomimic": ("isdt_policy.datasets.formats.robomimic", ".hdf5 file with data/demo_N/obs"),
-    "lerobot": ("isdt_policy.datasets.formats.lerobot", "directory with meta/info.json, version 3"),
-    "d3il": ("isdt_policy.datasets.formats.d3il", ".npz file with des_c_pos, c_pos and episode_ends"),
-    "minari": ("isdt_policy.datasets.formats.minari", "directory with data/metadata.json and data/main_data.hdf5"),
+# format -> module; the first that recognises a path reads it. They are imported when they are needed.
+FORMATS: dict[str, str] = {
+    "d3il": "isdt_policy.datasets.formats.d3il",
+    "zarr": "isdt_policy.datasets.formats.native",
+    "diffusion_policy": "isdt_policy.datasets.formats.diffusion_policy",
+    "robomimic": "isdt_policy.datasets.formats.robomimic",
+    "lerobot": "isdt_policy.datasets.formats.lerobot",
+    "minari": "isdt_policy.datasets.formats.minari",
 }
+
+Episode = dict[str, NDArray[Any]]  # {key: (T, *shape)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Recording:
         format: name in FORMATS.
         path: where they are.
         n_episodes: how many.
-        episodes: called for a fresh pass over the episodes, {key: (T, *shape)} each.
+        episodes: called for a fresh pass over the episodes.
         task: task id, if known.
         attributes: attributes of our store (keys, action_space, env, masks, ...), as far as the format has them.
         info: one object per episode, as in meta/episode_info; may be empty.
@@ -47,53 +55,63 @@ class Recording:
     format: str
     path: Path
     n_episodes: int
-    episodes: Callable[[], Iterator[dict[str, NDArray[Any]]]]
+    episodes: Callable[[], Iterator[Episode]]
     task: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     info: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
+def recognised(path: Path) -> str | None:
+    """The format of what is at `path`, or None."""
+    return next((name for name in FORMATS if module(name).recognises(path)), None) if path.exists() else None
+
+
 def detect(path: str | Path) -> str:
-    """Name the format of what is at `path`, by looking inside.
+    """The format of what is at `path`, found by looking inside.
 
     Raises:
-        InputError: nothing there, or no format that is known.
+        InputError: nothing is there, or no format that is known.
     """
     where = Path(path)
-    if str(path).startswith("bundled:"):
-        return "zarr"
     if not where.exists():
         raise InputError(f"no demonstrations at '{path}': the path does not exist.")
+    found = recognised(where)
+    if found:
+        return found
     if where.is_dir():
-        if (where / "meta" / "info.json").exists():
-            return "lerobot"
-        if (where / "data" / "metadata.json").exists() or (where / "main_data.hdf5").exists():
-            return "minari"
-        if any((where / name).exists() for name in ("zarr.json", ".zgroup", "meta/episode_ends")):
-            return "zarr"
         inside = sorted(child for child in where.iterdir() if child.suffix in (".zarr", ".hdf5", ".zip"))
         hint = f" Did you mean '{inside[0]}'?" if inside else ""
     else:
-        head = where.open("rb").read(8)
-        if head == b"\x89HDF\r\n\x1a\n":
-            return "robomimic"
-        if where.suffix == ".npz":
-            return "d3il"
-        if head[:4] == b"PK\x03\x04" or where.suffix == ".zip":
-            return "zarr"
-        hint = " The file is empty." if not head else " It may be cut short: download it again."
-    known = "; ".join(f"{name}: {look}" for name, (_, look) in FORMATS.items())
+        hint = " The file is empty." if not where.stat().st_size else " It may be cut short: download it again."
+    known = "; ".join(f"{name}: {module(name).LOOK}" for name in FORMATS)
     raise InputError(f"'{path}' is in no format that is known ({known}).{hint}")
 
 
 def read(path: str | Path, format: str | None = None) -> Recording:
     """Open demonstrations of any format."""
-    return module(format or detect(path)).read(path)  # type: ignore[no-any-return]
+    recording: Recording = module(format or detect(path)).read(Path(path))
+    return recording
 
 
-def module(format: str) -> Any:
+def module(format: str) -> ModuleType:
     """The module that reads and writes a format."""
     if format not in FORMATS:
         raise InputError(f"format '{format}' is not known.{nearest(format, FORMATS)} Formats: {', '.join(FORMATS)}.")
-    return importlib.import_module(FORMATS[format][0])
+    return importlib.import_module(FORMATS[format])
+
+
+def of_target(target: Path) -> str:
+    """The format that the name of a target stands for.
+
+    Raises:
+        InputError: it stands for no format.
+    """
+    endings = {ending: name for name in FORMATS for ending in module(name).ENDINGS}
+    for ending, name in endings.items():
+        if target.name.endswith(ending):
+            return name
+    raise InputError(
+        f"'{target}': the name of a target ends in {', '.join(endings)}; or say to=FORMAT "
+        f"({', '.join(name for name in FORMATS if name not in endings.values())} need it)."
+    )

@@ -23,13 +23,21 @@ NAMES = ("des_c_pos", "c_pos", "episode_ends")
 LARGEST = 2**28  # bytes that one array may claim
 
 
-def read(path: str | Path) -> Recording:
+LOOK = ".npz file with des_c_pos, c_pos and episode_ends"
+ENDINGS = ()
+
+
+def recognises(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".npz"
+
+
+def read(path: Path) -> Recording:
     """The recording, with the state that the environment would have had under the recorded commands.
 
     Raises:
         InputError: arrays are missing, of other shapes, not finite, too large, or the file is not an .npz.
     """
-    arrays = _arrays(Path(path))
+    arrays = _arrays(path)
     desired, measured, ends = (arrays[name] for name in NAMES)
     starts = [0, *ends[:-1].tolist()]
     spans = list(zip(starts, ends.tolist()))
@@ -48,7 +56,7 @@ def read(path: str | Path) -> Recording:
     info = [{"mode": avoiding.mode_of(measured[start:end].astype(np.float64))} for start, end in spans]
     attributes = {k: v for k, v in task_attributes("avoiding").items() if k != "env"}
     note = "'state' holds positions as the environment's kinematics give them; the arm's own are in 'recorded_pos'."
-    return Recording("d3il", Path(path), len(spans), episodes, "avoiding", attributes, info, [note])
+    return Recording("d3il", path, len(spans), episodes, "avoiding", attributes, info, [note])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from isdt_policy.datasets.formats import Recording
-from isdt_policy.datasets.formats.native import read
+from isdt_policy.datasets.formats.native import read, recognises
 from isdt_policy.datasets.store import pack_zip, put_episode_info
 
-__all__ = ["read", "write"]
+__all__ = ["ENDINGS", "LOOK", "read", "recognises", "write"]
+
+LOOK = "a Zarr v2 store for the code of Diffusion Policy"
+ENDINGS = ()
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:

@@ -40,13 +40,21 @@ _FILE_BYTES = 100 * 2**20
 _FILES_PER_CHUNK = 1000
 
 
-def read(path: str | Path) -> Recording:
+LOOK = "folder with meta/info.json, version 3"
+ENDINGS = ()
+
+
+def recognises(path: Path) -> bool:
+    return (path / "meta" / "info.json").exists()
+
+
+def read(path: Path) -> Recording:
     """Open a LeRobot v3 dataset.
 
     Raises:
         InputError: another version, cut short, or tables that do not agree.
     """
-    root = Path(path)
+    root = path
     info = _json(root / "meta" / "info.json")
     version = str(info.get("codebase_version", "unknown"))
     if not version.startswith("v3"):

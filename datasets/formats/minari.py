@@ -30,13 +30,21 @@ _NAMES = {"actions": "action", "rewards": "reward", "terminations": "terminated"
 _SINGLE = "observation"  # name of an observation that is a plain array
 
 
-def read(path: str | Path) -> Recording:
+LOOK = "folder with data/metadata.json and data/main_data.hdf5"
+ENDINGS = ()
+
+
+def recognises(path: Path) -> bool:
+    return (path / "data" / "metadata.json").exists() or (path / _FILE).exists()
+
+
+def read(path: Path) -> Recording:
     """Open a Minari dataset: its folder, or the folder `data` in it.
 
     Raises:
         InputError: not HDF5 storage, cut short, spaces that have no place in a store, or no episodes.
     """
-    where = _data_folder(Path(path))
+    where = _data_folder(path)
     metadata = _metadata(where)
     file = _open(where / _FILE)
     with file:
@@ -60,7 +68,7 @@ def read(path: str | Path) -> Recording:
                 episode = _episode(where, file[name])
                 yield {key: value for key, value in episode.items() if key not in filled}
 
-    return Recording("minari", Path(path), len(names), episodes, task, attributes, info, notes)
+    return Recording("minari", path, len(names), episodes, task, attributes, info, notes)
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:

@@ -19,7 +19,17 @@ _BLOCK_BYTES = 64 * 2**20
 _OWN = ("isdt_schema", "n_episodes", "task")
 
 
-def read(path: str | Path) -> Recording:
+LOOK = ".zarr folder or .zarr.zip file, ours or Diffusion Policy's"
+ENDINGS = (".zarr", ".zarr.zip")
+
+
+def recognises(path: Path) -> bool:
+    if path.is_file():
+        return path.open("rb").read(4) == b"PK\x03\x04" or path.suffix == ".zip"
+    return any((path / name).exists() for name in ("zarr.json", ".zgroup", "meta/episode_ends"))
+
+
+def read(path: Path) -> Recording:
     """A store as a recording."""
     store = DemoStore.open(path)
 

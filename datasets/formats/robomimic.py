@@ -28,20 +28,30 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_task
-from isdt_policy.datasets.store import NOT_OBSERVED
+from isdt_policy.datasets.store import NOT_OBSERVED, task_attributes
+from isdt_policy.envs import rotations
+from isdt_policy.envs.robomimic import SCENES, SPECS, env_args, task_of
 from isdt_policy.shared.errors import InputError
 
 _NAMES = {"actions": "action", "rewards": "reward", "dones": "done"}
 _BACK = {ours: theirs for theirs, ours in _NAMES.items()}
 
 
-def read(path: str | Path) -> Recording:
+LOOK = ".hdf5 file with data/demo_N/obs"
+ENDINGS = (".hdf5", ".h5")
+
+
+def recognises(path: Path) -> bool:
+    return path.is_file() and path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n"
+
+
+def read(path: Path) -> Recording:
     """Open a robomimic file.
 
     Raises:
         InputError: cut short, no demos, demos that differ in their keys, or raw states of an environment that is not ours.
     """
-    where = Path(path)
+    where = path
     with _open(where) as file:
         if "data" not in file or not [n for n in file["data"] if _number(n) is not None]:
             raise InputError(f"'{path}' holds no data/demo_N: not a robomimic file.")
@@ -53,8 +63,6 @@ def read(path: str | Path) -> Recording:
         task = recorded_task(given, str(path)) if raw else None
         attributes, notes = _attributes(data)
         if task is not None:
-            from isdt_policy.datasets.store import task_attributes
-
             notes = [note for note in notes if not note.startswith("env_args")]
             notes.append(f"no observations in the file: computed by replaying its states in task '{task}'")
             attributes = {**task_attributes(task), **attributes, "task": task}
@@ -92,8 +100,6 @@ def read(path: str | Path) -> Recording:
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write a file that robomimic reads. rewards (0) and dones (1 at the end) are filled in where there are none."""
-    from isdt_policy.envs.robomimic import SPECS, env_args
-
     h5py = _h5py()
     attributes = recording.attributes
     names = [
@@ -136,9 +142,6 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
 
 def _rotation(task: str, per_arm: int, width: int) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
     """Return what rewrites absolute actions of `per_arm` numbers per arm, 7 as 10 or 10 as 7; None where nothing is to do."""
-    from isdt_policy.envs import rotations
-    from isdt_policy.envs.robomimic import SCENES, SPECS
-
     if task not in SPECS or SPECS[task].action_space["type"] != "absolute":
         return None
     if width != per_arm * SCENES[task.removesuffix("_abs")].n_arms:
@@ -256,8 +259,6 @@ def _action_space(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _task_name(env_args: dict[str, Any]) -> str | None:
     """Our task, where the file was recorded in one of them; else the environment's own name."""
-    from isdt_policy.envs.robomimic import task_of
-
     try:
         return task_of(env_args)
     except InputError:

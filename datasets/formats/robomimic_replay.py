@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording
-from isdt_policy.envs import task_spec
+from isdt_policy.envs import make, task_spec
+from isdt_policy.envs.robomimic import task_of
 from isdt_policy.shared.errors import InputError
 
 
@@ -21,8 +22,6 @@ def recorded_task(attributes: Mapping[str, Any], source: str) -> str:
     Raises:
         InputError: they say nothing, or an environment that is not among ours.
     """
-    from isdt_policy.envs.robomimic import task_of
-
     if "env_args" in attributes:
         return task_of(attributes["env_args"])
     if "env_info" in attributes:
@@ -38,8 +37,6 @@ def recorded_task(attributes: Mapping[str, Any], source: str) -> str:
 
 def observer(task: str) -> Callable[[NDArray[Any], str | None], dict[str, NDArray[np.float32]]]:
     """Return a function (states, model_file) -> every low-dimensional observation of the task."""
-    from isdt_policy.envs import make
-
     env: Any = make(task)
     return env.observations_of  # type: ignore[no-any-return]
 
@@ -65,8 +62,6 @@ def with_actions_of(recording: Recording, task: str) -> Recording:
         )
 
     def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        from isdt_policy.envs import make
-
         env: Any = make(task.removesuffix("_abs"), obs_keys=["object"])
         models = [info.get("model_file") for info in recording.info] or [None] * recording.n_episodes
         for episode, model in zip(recording.episodes(), models, strict=True):

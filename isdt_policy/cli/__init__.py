@@ -25,7 +25,16 @@ VERBS: dict[str, str] = {
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study": "isdt_policy.lab.study.command:main",
     "tune": "isdt_policy.cli.tune:Tune",
-    "data": "isdt_policy.datasets.command:main",
+    "data fetch": "isdt_policy.cli.data_fetch:Fetch",
+    "data convert": "isdt_policy.cli.data_convert:Convert",
+    "data generate": "isdt_policy.cli.data_generate:Generate",
+    "data record": "isdt_policy.datasets.record:main",
+    "data inspect": "isdt_policy.cli.data_inspect:Inspect",
+    "data doctor": "isdt_policy.cli.data_doctor:Doctor",
+    "data view": "isdt_policy.cli.data_view:View",
+    "data split": "isdt_policy.cli.data_split:Split",
+    "data merge": "isdt_policy.cli.data_merge:Merge",
+    "data bench": "isdt_policy.cli.bench:Data",
     "export": "isdt_policy.cli.export:Export",
     "deploy": "isdt_policy.cli.deploy:Deploy",
     "deploy table": "isdt_policy.cli.deploy_table:DeployTable",
@@ -42,6 +51,7 @@ VERBS: dict[str, str] = {
 
 # A first word that is no verb by itself: what its verbs are for.
 GROUPS: dict[str, str] = {
+    "data": "Bring demonstrations in, look at them, check them, make new ones.",
     "bench": "Time our parts against stated baselines: ratios with their range over turns, in one process.",
 }
 

@@ -282,17 +282,17 @@ def test_an_existing_target_stays_unless_told(tiny_store, tmp_path):
     [
         (["convert", "{store}", "x.parquet"], ".hdf5"),
         (["convert", "{store}", "x.zarr", "to=robomimc"], "Did you mean 'robomimic'?"),
-        (["convert", "{store}"], "target missing"),
+        (["convert", "{store}"], "target= missing"),
         (["convert", "/nowhere.hdf5", "x.zarr"], "/nowhere.hdf5"),
         (["split", "{store}", "x.zarr"], "exactly one of"),
         (["split", "{store}", "x.zarr", "episodes=0-12"], "episodes 0 to 11"),
         (["split", "{store}", "x.zarr", "episodes=a"], "'a' is not an episode number"),
         (["split", "{store}", "x.zarr", "mask=train"], "no mask 'train'"),
-        (["split", "{store}", "x.zarr", "val_ratio=lots"], "val_ratio='lots' is not a number"),
+        (["split", "{store}", "x.zarr", "val_ratio=lots"], "val_ratio must be a number, got 'lots'"),
         (["merge", "{store}", "out=x.zarr"], "at least two"),
         (["inspect", "{store}", "format=jsn"], "table, json"),
         (["view", "{store}", "frames=-1"], "at least 0"),
-        (["doctor", "{store}", "images=maybe"], "not true or false"),
+        (["doctor", "{store}", "images=maybe"], "images must be true or false"),
         (["doctor", "{store}", "task=pushed"], "Did you mean 'pusht'?"),
         (["konvert"], "Did you mean 'convert'?"),
     ],
@@ -304,6 +304,23 @@ def test_bad_arguments_are_one_line(arguments, expected, tiny_store, tmp_path, c
     assert len(error.splitlines()) == 1
     assert expected in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["inspect", "doctor", "view"])
+@pytest.mark.parametrize("format", ["robomimic", "lerobot", "minari"])
+def test_where_a_store_is_needed_another_format_is_named_with_the_command_that_converts_it(
+    verb, format, tiny_store, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    name = "there.hdf5" if format == "robomimic" else "there"
+    convert(tiny_store, name, to=format, task="pusht")
+    capsys.readouterr()
+    assert main(["data", verb, name]) in (1, 2)
+    said = "".join(capsys.readouterr())
+    assert f"in the format '{format}'" in said
+    assert f"isdt data convert {name} there.zarr" in said
+    assert "complete" not in said
+    assert "cut short" not in said
 
 
 def test_detection_looks_inside(tiny_store, tmp_path):

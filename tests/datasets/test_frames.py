@@ -76,7 +76,7 @@ def test_a_mapping_that_is_let_go_of_gives_the_same_frames(tmp_path, monkeypatch
 @pytest.mark.parametrize("noise", [False, True])
 def test_a_store_four_times_memory_limit_is_read_with_resident_memory_under_it(noise, tmp_path, monkeypatch):
     """Mapped pages count: resident memory is what Linux says of the process, at its peak."""
-    from isdt_policy.datasets.bench import _memory
+    from isdt_policy.lab.bench.data import _Found, _memory
 
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
     if noise:  # no codec makes it smaller: chunks are as large as what they hold
@@ -88,9 +88,9 @@ def test_a_store_four_times_memory_limit_is_read_with_resident_memory_under_it(n
                 writer.append({"image": images, "action": np.zeros((100, 2), np.float32)})
     else:
         path = image_store(tmp_path / "big.zarr", 4800, 96)
-    facts: dict = {"ratios": {}}
-    _memory(facts, "test", path, 64)
-    (ratio,) = facts["ratios"].values()
+    found = _Found({}, {}, {})
+    _memory(found, "test", path, 64)
+    (ratio,) = found.ratios.values()
     assert 0 < ratio[0] < 1
     assert len(list((tmp_path / "cache" / "frames").glob("*.npy"))) == 1  # it was read through the mapping
 

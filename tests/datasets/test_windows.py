@@ -126,7 +126,7 @@ def test_the_order_of_an_epoch_is_a_function_of_seed_and_epoch():
 
 
 def test_the_sampler_that_speed_is_compared_with_gives_the_same_batches():
-    from isdt_policy.datasets.bench import HORIZON, N_ACTION, N_OBS, PerItemSampler
+    from isdt_policy.lab.bench.data import HORIZON, N_ACTION, N_OBS, PerItemSampler
 
     store = memory_store([1, 20, 3, 40])
     ours = WindowDataset(store, ["state"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION)
@@ -138,7 +138,7 @@ def test_the_sampler_that_speed_is_compared_with_gives_the_same_batches():
 
 
 def test_the_sampler_also_reads_images_from_the_store(tmp_path):
-    from isdt_policy.datasets.bench import HORIZON, N_ACTION, N_OBS, PerItemSampler, _image_store, _InStore
+    from isdt_policy.lab.bench.data import HORIZON, N_ACTION, N_OBS, PerItemSampler, _image_store, _InStore
 
     store = DemoStore.open(_image_store(tmp_path / "a.zarr", "noise", 130))
     ours = WindowDataset(store, ["image"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION, mode="ram")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
-from isdt_policy.shared.errors import at_least
+from isdt_policy.shared.errors import InputError, at_least
 
 Size = Literal["4m", "16m", "63m"]
 PathText = Annotated[str, "PATH"]
@@ -116,6 +116,12 @@ class Data(Benchmark):
     seconds: float = 0.1
     parts: tuple[Literal["windows", "images", "memory", "import"], ...] | None = None
     frames: int = 7000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(64, frames=self.frames)  # four windows
+        if self.seconds <= 0:
+            raise InputError(f"seconds={self.seconds:g} must be above 0.")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""`isdt data convert`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from isdt_policy.cli.command import PathText
+from isdt_policy.datasets import convert
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert demonstrations from one format to another.
+
+    The format of the source is found by looking inside it. The format of the target follows from its name: .zarr and .zarr.zip
+    are our store (Zarr v3), .hdf5 is robomimic's file. The target appears when it is complete. The source is only read.
+
+    Examples:
+        isdt data convert lift_ph_low_dim.hdf5 lift.zarr
+        isdt data convert low_dim_v141.hdf5 lift_abs.zarr task=lift_abs
+        isdt data convert pusht_cchi_v7_replay.zarr pusht.zarr task=pusht
+        isdt data convert pusht.zarr pusht_v2.zarr.zip to=diffusion_policy keys=state
+        isdt data convert lift.zarr lift_again.hdf5
+        isdt data convert pusht.zarr pusht_lerobot to=lerobot
+
+    What is converted:
+        source: demonstrations in any format that is known.
+        target: what is written.
+        to: format of the target, where its name does not say it. diffusion_policy is Zarr v2 for Diffusion Policy's own code.
+        keys: only these keys and the action; default: all.
+        task: the registered task that was recorded: its units, ranges and derived observations are written down. lift_abs and
+            the like turn recorded delta actions into absolute ones by replaying the states.
+        overwrite: replace what isdt wrote at TARGET before.
+    """
+
+    source: PathText
+    target: PathText
+    to: Literal["zarr", "robomimic", "diffusion_policy", "lerobot", "minari"] | None = None
+    keys: tuple[str, ...] | None = None
+    task: str | None = None
+    overwrite: bool = False
+
+    positional: ClassVar = ("source", "target")
+
+    def run(self, command: str) -> int:
+        convert.convert(self.source, self.target, self.to, self.keys, self.task, self.overwrite, command)
+        return 0

@@ -1,0 +1,48 @@
+"""`isdt data doctor`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
+
+from isdt_policy.cli.command import PathText
+from isdt_policy.datasets import doctor
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Find what is wrong with demonstrations before training does.
+
+    It looks for values that are not finite, constant or saturated dimensions, outlier actions, frozen or repeated frames,
+    repeated episodes, sign flips of quaternions, episode boundaries in the wrong place, episodes that do not end in a success,
+    actions shifted against observations, and units that look wrong. Every finding says where it is and what to do.
+
+    An error means that a policy trained on this is wrong; the exit code is then 1. A warning is probably a mistake. A note is
+    worth knowing.
+
+    Examples:
+        isdt data doctor demos.zarr
+        isdt data doctor pusht_cchi_v7_replay.zarr task=pusht images=false
+
+    What is checked:
+        path: a store.
+        task: the registered task whose units and ranges the numbers must fit; default: what the store says.
+        images: also look at the images, which takes longest.
+        format: json is for programs.
+    """
+
+    path: PathText
+    task: str | None = None
+    images: bool = True
+    format: Literal["table", "json"] = "table"
+
+    positional: ClassVar = ("path",)
+
+    def run(self, command: str) -> int:
+        found = doctor.examine(self.path, self.task, self.images)
+        if self.format == "json":
+            print(json.dumps([asdict(finding) for finding in found], indent=2))
+        else:
+            print(doctor.table(found, self.path))
+        return int(any(finding.level == "error" for finding in found))

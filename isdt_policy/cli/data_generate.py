@@ -1,0 +1,52 @@
+"""`isdt data generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from isdt_policy.cli.command import PathText
+from isdt_policy.datasets import generate
+from isdt_policy.shared.errors import at_least
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Let the scripted expert of a task make demonstrations.
+
+    Failed attempts are left out. Attempt i depends on (seed, i) alone: the number of processes does not change the result, and
+    an interrupted command goes on where it stopped when it is given again.
+
+    Examples:
+        isdt data generate out=demos.zarr                         200 episodes of PushT
+        isdt data generate out=demos.zarr episodes=1000           800 more
+        isdt data generate out=demos.zarr.zip seed=1 workers=8    one file, other episodes
+        isdt data generate task=lift out=lift.zarr                Lift in robosuite
+        isdt data generate task=can out=can.hdf5 format=robomimic
+
+    What is made:
+        out: a .zarr folder, a .zarr.zip file, or with format=robomimic an .hdf5 file.
+        task: a task that has an expert: pusht; lift, can, square (delta actions); lift_abs, can_abs, square_abs (absolute).
+        episodes: episodes in the finished store; a larger number adds episodes to an existing store.
+        seed: seed of the whole set.
+        workers: processes.
+        format: robomimic is HDF5 as robomimic's scripts read it, with env_args, states and model_file.
+        overwrite: replace what isdt wrote at OUT before.
+    """
+
+    out: PathText
+    task: str = "pusht"
+    episodes: int = 200
+    seed: int = 0
+    workers: int = 2
+    format: Literal["zarr", "robomimic"] = "zarr"
+    overwrite: bool = False
+
+    positional: ClassVar = ("out",)
+
+    def __post_init__(self) -> None:
+        at_least(1, episodes=self.episodes, workers=self.workers)
+
+    def run(self, command: str) -> int:
+        generate.generate(self.out, self.task, self.episodes, self.seed, self.workers, self.format, self.overwrite)
+        return 0
