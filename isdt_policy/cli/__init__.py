@@ -23,7 +23,10 @@ VERBS: dict[str, str] = {
     "eval": "isdt_policy.eval.command:main",
     "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
-    "study": "isdt_policy.lab.study.command:main",
+    "study toys": "isdt_policy.cli.study:Toys",
+    "study pusht": "isdt_policy.cli.study:Pusht",
+    "study tasks": "isdt_policy.cli.study:Tasks",
+    "study report": "isdt_policy.cli.study:Report",
     "tune": "isdt_policy.cli.tune:Tune",
     "data fetch": "isdt_policy.cli.data_fetch:Fetch",
     "data convert": "isdt_policy.cli.data_convert:Convert",
@@ -52,6 +55,7 @@ VERBS: dict[str, str] = {
 # A first word that is no verb by itself: what its verbs are for.
 GROUPS: dict[str, str] = {
     "data": "Bring demonstrations in, look at them, check them, make new ones.",
+    "study": "Compare objectives on the same network, data and steps, over training seeds.",
     "bench": "Time our parts against stated baselines: ratios with their range over turns, in one process.",
 }
 

@@ -182,6 +182,8 @@ def _read(key: str, text: str, kind: Any) -> Any:
         return None
     if _is_tuple(kind):
         item = get_args(kind)[0]
+        if item is int and not text.startswith(("[", "(")):  # a bare number would read as a count
+            raise InputError(f"{key} is a list: {key}=[{text}].")
         parts = [part.strip().strip("'\"") for part in text.strip("[]()").split(",")]
         return tuple(_read(key, part, item) for part in parts if part)
     allowed = _literals(kind)

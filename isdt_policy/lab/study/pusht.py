@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from isdt_policy.eval.rollout import evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.study.metrics import gradient_norms, gradient_trace
 from isdt_policy.lab.study.rows import BASE, NFE, ROWS, Row, build_objective
+from isdt_policy.lab.study.settings import PushtSettings
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.command import train
@@ -38,26 +39,6 @@ def _pusht_rows() -> dict[str, Row]:
 
 
 PUSHT_ROWS: dict[str, Row] = _pusht_rows()
-
-
-@dataclass(frozen=True)
-class PushtSettings:
-    """Budget and measurement of a PushT cell.
-
-    Attributes:
-        experiment: configuration whose data, network and optimiser every cell shares.
-        steps, batch_size: optimiser steps, and windows in each.
-        n_action_steps: actions executed of each chunk.
-        episodes: selection seeds (200000 ...) per number of evaluations, the same for every cell.
-        compile: torch.compile the network in training.
-    """
-
-    experiment: str = "pusht_demo"
-    steps: int = 3000
-    batch_size: int = 64
-    n_action_steps: int = 8
-    episodes: int = 50
-    compile: bool = True
 
 
 def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, threads: int) -> dict[str, Any]:

@@ -6,19 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isdt_policy.lab.study.rows import NFE
+from isdt_policy.shared import tables
 
-Cells = Sequence[Mapping[str, Any]]
+Run = Mapping[str, Any]  # a cell's content, or a result in it, as JSON has them
+Cells = Sequence[Run]
+GRADIENTS = ("gradient median", "99 % / median", "max / median", "diverged")
 
 
-def by_row(cells: Cells) -> dict[str, list[Mapping[str, Any]]]:
+def by_row(cells: Cells) -> dict[str, list[Run]]:
     """{row: its cells, by seed}, in the order of first appearance."""
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[str, list[Run]] = {}
     for cell in cells:
         rows.setdefault(cell["settings"]["row"], []).append(cell)
     return {name: sorted(group, key=lambda cell: cell["settings"]["seed"]) for name, group in rows.items()}
 
 
-def single_runs(cells: Cells) -> list[Mapping[str, Any]]:
+def single_runs(cells: Cells) -> list[Run]:
     """Toy cells, each of which holds every density and seed of a row, as one cell per training run; densities outermost."""
     runs = [
         {"settings": {**cell["settings"], "density": run["density"], "seed": run["seed"]}, "result": run}
@@ -45,37 +48,30 @@ def toy_tables(cells: Cells, strays: Mapping[tuple[str, str], float] | None = No
             "",
             f"Sampling floor {floor:.4f}, plain noise {noise / floor:.1f} floors.",
             "",
-            "| row | 1 | 2 | 4 | 10 | no data there | gradient median | 99 % / median | max / median | diverged |",
-            "|---|---|---|---|---|---|---|---|---|---|",
         ]
+        header = ("row", *map(str, NFE), "no data there", *GRADIENTS)
+        lines = []
         for row, runs in by_row(group).items():
             results = [cell["result"] for cell in runs]
             quality = [spread([r["ratio"][i] for r in results]) for i in range(len(NFE))]
             stray = (strays or {}).get((density, row))
             quality.append("no value" if stray is None else f"{100 * stray:.0f} %")
-            parts.append(
-                f"| {runs[0]['settings']['title']} | {' | '.join(quality)} | {_gradients(results)} | {_diverged(results)} |"
-            )
-        parts.append("")
+            lines.append([runs[0]["settings"]["title"], *quality, *_gradients(results), _diverged(results)])
+        parts += [tables.markdown(header, lines), ""]
     return "\n".join(parts)
 
 
 def pusht_table(cells: Cells) -> str:
     """Score and success over training seeds at each number of evaluations, gradient norms, diverged runs."""
-    lines = [
-        "| row | score 1 | score 2 | score 4 | score 10 | success 1 | success 2 | success 4 | success 10 | gradient median | "
-        "99 % / median | max / median | diverged |",
-        "|" + "---|" * 13,
-    ]
+    header = ("row", *(f"score {n}" for n in NFE), *(f"success {n}" for n in NFE), *GRADIENTS)
+    lines = []
     for runs in by_row(cells).values():
         results = [cell["result"] for cell in runs]
         done = [r for r in results if r["score"] is not None]
         score = [spread([r["score"][i]["value"] for r in done]) for i in range(len(NFE))]
         success = [spread([100 * r["success"][i]["value"] for r in done], "{:.0f}", " %") for i in range(len(NFE))]
-        lines.append(
-            f"| {runs[0]['settings']['title']} | {' | '.join(score + success)} | {_gradients(results)} | {_diverged(results)} |"
-        )
-    return "\n".join(lines) + "\n"
+        lines.append([runs[0]["settings"]["title"], *score, *success, *_gradients(results), _diverged(results)])
+    return tables.markdown(header, lines) + "\n"
 
 
 def spread(values: Sequence[float | None], form: str = "{:.2f}", unit: str = "") -> str:
@@ -99,15 +95,15 @@ def spread(values: Sequence[float | None], form: str = "{:.2f}", unit: str = "")
     return f"{mean} [{written(min(known))} to {written(max(known))}]" if len(known) > 1 else mean
 
 
-def _gradients(results: Sequence[Mapping[str, Any]]) -> str:
+def _gradients(results: Sequence[Run]) -> list[str]:
     """Median, and the worst seed's 99 % and maximum over it."""
     known = [r["gradient"] for r in results if r["gradient"]]
     if not known:
-        return " | ".join(["no value"] * 3)
+        return ["no value"] * 3
     middle = sum(g["median"] for g in known) / len(known)
     high = max(g["p99_over_median"] for g in known)
     top = max(g["max"] / max(g["median"], 1e-12) for g in known)
-    return f"{spread([middle])} | {spread([high], '{:.1f}')} | {short(top)}"
+    return [spread([middle]), spread([high], "{:.1f}"), short(top)]
 
 
 def short(value: float) -> str:
@@ -119,5 +115,5 @@ def short(value: float) -> str:
     return f"{value:.1e}" if value >= 1e4 else f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def _diverged(results: Sequence[Mapping[str, Any]]) -> str:
+def _diverged(results: Sequence[Run]) -> str:
     return f"{sum(r['diverged'] for r in results)} of {len(results)}"

@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +27,12 @@ from isdt_policy.lab.study.metrics import (
     stray_share,
 )
 from isdt_policy.lab.study.rows import NFE, Row, build_objective
+from isdt_policy.lab.study.settings import ToySettings
 from isdt_policy.lab.study.side_by_side import History, train_side_by_side
 from isdt_policy.method.policy import Policy, PolicyConfig
 from isdt_policy.training.trainer import TrainingConfig
 
 SHOWN = 1500  # points of one cell that are kept for the figure
-
-
-@dataclass(frozen=True)
-class ToySettings:
-    """Budget and measurement of a toy cell.
-
-    Attributes:
-        steps, batch_size, lr, ema_decay: of the training; warm-up, cosine to zero, gradient clip 1, float32.
-        width, depth, time_dim, time_periods: of the MLP.
-        samples: points per measurement; the sampling floor depends on it.
-        repeats: independent measurements that are averaged.
-    """
-
-    steps: int = 4000
-    batch_size: int = 256
-    lr: float = 3e-3
-    ema_decay: float = 0.999
-    width: int = 128
-    depth: int = 3
-    time_dim: int = 16
-    time_periods: float = 1.0
-    samples: int = 4096
-    repeats: int = 12
 
 
 def toy_policy(row: Row, settings: ToySettings) -> Policy:
