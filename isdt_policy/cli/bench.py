@@ -27,9 +27,9 @@ class _Verb(settings.Benchmark):
             raise InputError(f"out={self.out} must be the name of a file that ends in .json.")
 
     def run(self, command: str) -> int:
-        from isdt_policy.lab.bench import report, suite
+        from isdt_policy.lab.bench import suite
 
-        print(report.write(suite.measure(self), self.out))
+        print(suite.run(self, self.out))
         return 0
 
 

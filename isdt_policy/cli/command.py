@@ -102,7 +102,8 @@ def help_text(name: str, verb: type, width: int | None = None) -> str:
     for title, body in sections.items():
         lines += ["", title[0].lower() + title[1:]]
         for option, text in _entries(body):
-            shown = "KEY=VALUE" if option == getattr(verb, "rest", "") else _shown(fields[option], kinds[option])
+            settings = option == getattr(verb, "rest", "") and option not in getattr(verb, "positional", ())
+            shown = "KEY=VALUE" if settings else _shown(fields[option], kinds[option])
             rest = textwrap.wrap(text + _choices(kinds[option]), width - 26, break_on_hyphens=False) or [""]
             if len(shown) > 22:
                 lines.append(f"  {shown}")

@@ -52,7 +52,7 @@ def _words() -> dict[str, str]:
         found[group] = " ".join(verb.split()[1] for verb in VERBS if verb.startswith(f"{group} "))
     for verb, options in _options().items():
         more = f"{found[verb]} " if verb in found else ""  # a verb by itself whose name also begins others
-        unnamed = [value for option in getattr(load(verb), "positional", ()) for value in options[option] or ()]
+        unnamed = [value for option in getattr(load(verb), "positional", ()) for value in options.get(option) or ()]
         found[verb] = more + " ".join([*unnamed, *(f"{option}=" for option in options)])
     return found
 

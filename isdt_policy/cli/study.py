@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from isdt_policy.lab.study import settings
 
 
+class _Verb:
+    """Runs the study whose settings it has."""
+
+    bare: ClassVar = True
+
+    def run(self, command: str) -> int:
+        from isdt_policy.lab.study import run
+
+        print(run.study(self))
+        return 0
+
+
 @dataclass(frozen=True)
-class Toys(settings.Toys):
+class Toys(_Verb, settings.Toys):
     """Compare objectives on densities in the plane: sliced Wasserstein distance over its sampling floor.
 
     Every row is a cell with a JSON file of its own, which holds every density and training seed: a killed study goes on where it
@@ -21,17 +32,9 @@ class Toys(settings.Toys):
         isdt study toys                                          every row, three densities, three seeds
     """
 
-    bare: ClassVar = True
-
-    def run(self, command: str) -> int:
-        from isdt_policy.lab.study import run
-
-        print(run.toys(self))
-        return 0
-
 
 @dataclass(frozen=True)
-class Pusht(settings.Pusht):
+class Pusht(_Verb, settings.Pusht):
     """Compare objectives on PushT from states: score and success.
 
     Cells call the ordinary training and evaluation. A killed study goes on where it stopped, and rows can be added later with
@@ -42,40 +45,19 @@ class Pusht(settings.Pusht):
         isdt study pusht rows=[meanflow] seeds=[0] episodes=10 out=/tmp/study
     """
 
-    bare: ClassVar = True
-
-    def run(self, command: str) -> int:
-        from isdt_policy.lab.study import run
-
-        print(run.pusht(self))
-        return 0
-
 
 @dataclass(frozen=True)
-class Report:
+class Report(_Verb, settings.Report):
     """Write tables and figures of toys and PushT again, from the cells that are there.
 
     Examples:
         isdt study report
         isdt study report out=/tmp/study
-
-    Keys:
-        out: folder of the study.
     """
-
-    out: Path = settings.OUT
-
-    bare: ClassVar = True
-
-    def run(self, command: str) -> int:
-        from isdt_policy.lab.study import report
-
-        print(report.write(self.out))
-        return 0
 
 
 @dataclass(frozen=True)
-class Tasks(settings.Tasks):
+class Tasks(_Verb, settings.Tasks):
     """Compare shipped recipes with flow matching, MeanFlow, diffusion and regression: success of every training seed.
 
     Network, data and steps are the same in a task. Every cell is an ordinary run of isdt train and isdt eval, and resumes like
@@ -86,18 +68,6 @@ class Tasks(settings.Tasks):
         isdt study tasks experiments=[pusht_human] objectives=[recipe,meanflow] data.path=pusht_cchi_v7_replay.zarr
         isdt study tasks experiments=[lift] training.steps=1000 out=/tmp/t  any setting of isdt train, for all cells
         isdt study tasks report=only                                        tables and figures from the cells that are there
-
-    What all cells share:
-        overrides: settings of isdt train, such as data.path=.
     """
 
-    overrides: tuple[str, ...] = ()
-
     rest: ClassVar = "overrides"
-    bare: ClassVar = True
-
-    def run(self, command: str) -> int:
-        from isdt_policy.lab.study import tasks
-
-        print(tasks.study(self, self.overrides))
-        return 0

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from isdt_policy.lab.bench import data, env, evaluate, infer, serve, settings, train
+from pathlib import Path
+
+from isdt_policy.lab.bench import data, env, evaluate, infer, report, serve, settings, train
 from isdt_policy.lab.bench.report import Measured
+
+
+def run(what: settings.Benchmark, out: Path | None) -> str:
+    """Run one benchmark and return its table; see `report.write`."""
+    return report.write(measure(what), out)
 
 
 def measure(what: settings.Benchmark) -> Measured:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import write_text
+from isdt_policy.shared.files import Json, write_text
 from isdt_policy.shared.progress import Progress
 
 SCHEMA = "isdt-study/1"
@@ -26,11 +25,11 @@ class Cell:
     """
 
     name: str
-    settings: dict[str, Any]
-    run: Callable[[], Any]
+    settings: Json
+    run: Callable[[], object]
 
 
-def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[dict[str, Any]]:
+def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[Json]:
     """Run the cells whose file is missing, one after another, and return all contents in order.
 
     Raises:
@@ -52,7 +51,7 @@ def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[dict[str,
     return [content for content in contents if content is not None]
 
 
-def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
+def read_cell(folder: Path, cell: Cell) -> Json | None:
     """Content of a finished cell; None if it has not been run."""
     path = folder / f"{cell.name}.json"
     if not path.exists():
@@ -69,7 +68,7 @@ def read_cell(folder: Path, cell: Cell) -> dict[str, Any] | None:
     return content
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A file of the study. InputError if it is none."""
     try:
         content = json.loads(path.read_text())
@@ -80,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: object) -> None:
     """Write a file of the study; a reader sees the whole of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content) + "\n")

@@ -1,4 +1,4 @@
-"""The cells of the method study: toys and PushT."""
+"""Every study by the type of its settings, and the cells of the method study: toys and PushT."""
 
 from __future__ import annotations
 
@@ -6,13 +6,28 @@ from dataclasses import asdict
 
 import torch
 
-from isdt_policy.lab.study import report
+from isdt_policy.lab.study import report, tasks
 from isdt_policy.lab.study.cells import Cell, run_cells
 from isdt_policy.lab.study.densities import DENSITIES
 from isdt_policy.lab.study.pusht import PUSHT_ROWS, pusht_config, run_pusht
 from isdt_policy.lab.study.rows import ROWS, chosen, describe
-from isdt_policy.lab.study.settings import Pusht, Toys
+from isdt_policy.lab.study.settings import Pusht, Report, Tasks, Toys
 from isdt_policy.lab.study.toys import run_toys
+
+
+def study(what: object) -> str:
+    """Run what is missing of a study, write its tables and figures, and return what to print."""
+    match what:
+        case Toys():
+            return toys(what)
+        case Pusht():
+            return pusht(what)
+        case Tasks():
+            return tasks.study(what)
+        case Report():
+            return report.write(what.out)
+        case _:
+            raise TypeError(f"{type(what).__name__} is no study")
 
 
 def toys(study: Toys) -> str:

@@ -112,6 +112,17 @@ class Pusht(PushtSettings, Study):
         return PushtSettings(**{f.name: getattr(self, f.name) for f in fields(PushtSettings)})
 
 
+@dataclass(frozen=True)
+class Report:
+    """What is told of toys and PushT.
+
+    Attributes:
+        out: folder of the study.
+    """
+
+    out: Path = OUT
+
+
 RECIPE = "recipe"  # the objective that the experiment itself names
 OBJECTIVES = (RECIPE, "flow_matching", "meanflow", "diffusion", "regression")
 
@@ -130,6 +141,7 @@ class Tasks:
         n_envs, n_workers: environments at a time, and processes that step them, of the evaluation.
         out: where results stay: a folder per cell with eval_info.json and train_config.json, tables.md and success.png.
         work: where runs live, with their weights.
+        overrides: settings of isdt train that all cells share, such as data.path=.
         report: true writes tables and figures at the end, only does nothing else, false leaves them.
     """
 
@@ -144,6 +156,7 @@ class Tasks:
     out: Path = Path("results/tasks")
     work: Path = Path("outputs")
     report: Literal["true", "false", "only"] = "true"
+    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         at_least(1, episodes=self.episodes, threads=self.threads, n_envs=self.n_envs)

@@ -124,14 +124,7 @@ def train_side_by_side(
         optimizer.zero_grad(set_to_none=True)
         (loss.total * n).backward()  # a mean over all rows; each network's own is n times its part
         gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
-        alive = torch.tensor([not h.reason for h in histories])
-        for one, value, live in zip(histories, norm.tolist(), alive.tolist()):
-            if live and not math.isfinite(value):
-                one.reason = f"step {step}: the gradient norm is {value}"
-            elif live:
-                one.norms.append(value)
-        alive &= norm.isfinite()
+        norm, alive = _noted(histories, gradients, step)
         if not alive.any():
             break
         scale = (config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
@@ -147,3 +140,15 @@ def train_side_by_side(
             p.copy_(mean)
     core.copy_to(cores)
     return histories
+
+
+def _noted(histories: Sequence[History], gradients: Sequence[Tensor], step: int) -> tuple[Tensor, Tensor]:
+    """(gradient norm, whether it still learns) of each network, each (n,); the histories take note."""
+    norm = torch.stack([g.flatten(1).square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
+    alive = torch.tensor([not h.reason for h in histories])
+    for one, value, live in zip(histories, norm.tolist(), alive.tolist()):
+        if live and not math.isfinite(value):
+            one.reason = f"step {step}: the gradient norm is {value}"
+        elif live:
+            one.norms.append(value)
+    return norm, alive & norm.isfinite()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from isdt_policy.lab.study.rows import NFE
 from isdt_policy.shared import tables
+from isdt_policy.shared.files import Json
 
-Run = Mapping[str, Any]  # a cell's content, or a result in it, as JSON has them
+Run = Json  # a cell's content, or a result in it
 Cells = Sequence[Run]
 GRADIENTS = ("gradient median", "99 % / median", "max / median", "diverged")
 

@@ -40,24 +40,21 @@ ARMS: dict[str, tuple[str, ...]] = {
 RECIPE_ARMS = ("1", "2", "4", "euler10")
 
 
-def study(tasks: Tasks, overrides: Sequence[str] = ()) -> str:
+def study(tasks: Tasks) -> str:
     """Run what is missing, write tables and figure, as `tasks.report` says; returns what to print."""
     if tasks.report != "only":
-        run_tasks(tasks, overrides)
+        run_tasks(tasks)
     if tasks.report == "false":
         return ""
     text = tasks_report.write(tasks.out)
     return f"{text}\nwritten: {tasks.out / 'tables.md'}, {tasks.out / 'success.png'}"
 
 
-def run_tasks(tasks: Tasks, overrides: Sequence[str]) -> None:
+def run_tasks(tasks: Tasks) -> None:
     """Run every cell that is missing and that no other process is running, one training seed of all before the next.
 
-    Args:
-        overrides: further settings of `isdt train` that all cells share, such as data.path=.
-
     Raises:
-        InputError: nothing to run, a bad setting, or a cell made with other settings.
+        InputError: a bad setting, or a cell made with other settings.
     """
     cells = [
         (experiment, objective, seed)
@@ -65,7 +62,7 @@ def run_tasks(tasks: Tasks, overrides: Sequence[str]) -> None:
         for objective in tasks.objectives
         for experiment in tasks.experiments
     ]
-    configs = {cell: cell_config(*cell, tasks, overrides) for cell in cells}  # all are checked before anything runs
+    configs = {cell: cell_config(*cell, tasks) for cell in cells}  # all are checked before anything runs
     arms = {cell: arms_of(cell[1], config, [arm.name for arm in tasks.arms]) for cell, config in configs.items()}
     for number, (cell, config) in enumerate(configs.items(), start=1):
         name = "_".join(map(str, cell))
@@ -85,14 +82,14 @@ def cell_folder(out: Path, experiment: str, objective: str, seed: int) -> Path:
     return out / experiment / f"{objective}_{seed}"
 
 
-def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks, overrides: Sequence[str] = ()) -> Config:
+def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks) -> Config:
     """The configuration of a cell's training run, as `isdt train` composes it."""
     name = f"{experiment}_{objective}_{seed}"
     # Baselines draw standard normal noise, as their papers have it.
     chosen = [] if objective == RECIPE else [f"objective={objective}", "policy.noise_scale=1"]
     config = compose_config([
         f"experiment={experiment}", *chosen, f"name={name}", f"run_dir={tasks.work / name}", "if_exists=resume",
-        f"training.seed={seed}", f"training.threads={tasks.threads}", *overrides,
+        f"training.seed={seed}", f"training.threads={tasks.threads}", *tasks.overrides,
     ])  # fmt: skip
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as config.json holds them
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +102,7 @@ def run_toys(
     seeds: Sequence[int],
     settings: ToySettings,
     pictures: Mapping[str, Path] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Train and measure one row: every density and seed, side by side.
 
     Args:
@@ -135,7 +134,7 @@ def _floor(density: str, n: int) -> float:
 
 def _measured(
     policy: Policy, run: History, density: str, seed: int, settings: ToySettings, picture: Path | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     n, reason = settings.samples, run.reason
     generator = torch.Generator().manual_seed(2_000_000 + seed)
 
