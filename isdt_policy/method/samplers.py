@@ -1,13 +1,12 @@
 """From noise to actions: pure functions (flow_map, noise, cond, ...) -> action.
 
 A time grid is a decreasing tuple 1 = t_0 > ... > t_n = 0; every interval costs one network evaluation unless said
-otherwise. What a network can be asked depends on what its objective taught it; `KINDS` is that table, and `plan` turns
-`steps` as users write it into something that runs.
+otherwise. `SAMPLERS` is the one place where a sampler is registered, with the kinds of network that it can ask; `plan` turns
+an arm, as users write it, into something that runs.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -19,9 +18,9 @@ from torch import Tensor
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import expand, flow_map_step, interpolate
 from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
 
-Sampler = Callable[..., Tensor]
 Generators = Sequence[torch.Generator]
 
 
@@ -163,30 +162,53 @@ def ddpm(
     return _denoise(flow_map, noise, cond, scheduler, schedule, n, generator=source)
 
 
+@dataclass(frozen=True)
+class Sampler:
+    """A way of sampling.
+
+    Attributes:
+        run: (flow_map, noise, cond, times) -> action; of a diffusion policy (flow_map, noise, cond, n, schedule, clip).
+        kinds: what a network must have been taught to be asked this way, keys of `KINDS`.
+        draws: whether it draws noise after the initial one, from `generators`, one per row.
+    """
+
+    run: Callable[..., Tensor]
+    kinds: tuple[str, ...]
+    draws: bool = False
+
+
+# The first sampler that suits a kind is the one that a bare number of evaluations means. A sampler that costs more than one
+# evaluation an interval also says so in shared/arm.py, where evaluations are counted without torch.
 SAMPLERS: dict[str, Sampler] = {
-    "compose": compose,
-    "restart": restart,
-    "euler": euler,
-    "heun": heun,
-    "regress": regress,
-    "ddim": ddim,
-    "ddpm": ddpm,
+    "compose": Sampler(compose, ("flow_map",)),
+    "euler": Sampler(euler, ("velocity", "flow_map")),
+    "heun": Sampler(heun, ("velocity", "flow_map")),
+    "restart": Sampler(restart, ("consistency", "flow_map"), draws=True),
+    "regress": Sampler(regress, ("regression",)),
+    "ddim": Sampler(ddim, ("diffusion",)),
+    "ddpm": Sampler(ddpm, ("diffusion",), draws=True),
 }
 
-# What an objective teaches its network, and so which samplers may ask it; a bare number of steps means the first.
-KINDS: dict[str, tuple[str, ...]] = {
-    "flow_map": ("compose", "restart", "euler", "heun"),
-    "velocity": ("euler", "heun"),
-    "consistency": ("restart",),
-    "regression": ("regress",),
-    "diffusion": ("ddim", "ddpm"),
-}
-_TAUGHT = {
-    "flow_map": "it was trained as a flow map",
-    "velocity": "it was trained on its diagonal alone, the velocity, and knows no jumps",
-    "consistency": "it was trained to jump to the data alone",
-    "regression": "it was trained to answer with the action itself",
-    "diffusion": "it was trained on the noise levels of a diffusers scheduler",
+
+@dataclass(frozen=True)
+class Kind:
+    """What an objective teaches its network.
+
+    Attributes:
+        taught: in words, for messages.
+        usual_nfe: network evaluations with which such a policy is usually run.
+    """
+
+    taught: str
+    usual_nfe: int = 1
+
+
+KINDS: dict[str, Kind] = {
+    "flow_map": Kind("it was trained as a flow map"),
+    "velocity": Kind("it was trained on its diagonal alone, the velocity, and knows no jumps", 10),
+    "consistency": Kind("it was trained to jump to the data alone"),
+    "regression": Kind("it was trained to answer with the action itself"),
+    "diffusion": Kind("it was trained on the noise levels of a diffusers scheduler", 10),
 }
 
 
@@ -229,10 +251,14 @@ class Sampling:
         return NoiseSchedule(self.prediction, self.train_steps, self.beta_schedule)
 
     @property
-    def usual_steps(self) -> int:
-        """Number of steps at which a policy of this kind is usually run."""
-        many = {"velocity": 10, "diffusion": 10, "regression": 2 if self.refine_time else 1}
-        return many.get(self.kind, 1)
+    def samplers(self) -> tuple[str, ...]:
+        """Names of the samplers that such a network can be asked with; a bare number means the first."""
+        return tuple(name for name, sampler in SAMPLERS.items() if self.kind in sampler.kinds)
+
+    @property
+    def usual_nfe(self) -> int:
+        """Network evaluations with which such a policy is usually run."""
+        return 2 if self.refine_time else KINDS[self.kind].usual_nfe
 
 
 FLOW_MAP = Sampling()
@@ -248,13 +274,13 @@ class Plan:
         stochastic: whether it draws noise after the initial one.
     """
 
-    run: Sampler
+    run: Callable[..., Tensor]
     evaluations: int
     stochastic: bool = False
 
 
-def plan(steps: int | str, sampling: Sampling = FLOW_MAP, clip: float | None = None) -> Plan:
-    """What `steps` means for a policy whose network was taught `sampling`.
+def plan(nfe: Arm | int | str, sampling: Sampling = FLOW_MAP, clip: float | None = None) -> Plan:
+    """What `nfe` means for a policy whose network was taught `sampling`.
 
     1, 2, 4 run the kind's own sampler that many times; "euler10", "restart2", "ddim10" name sampler and number;
     "compose@0.6@0.3" or "@0.6@0.3" choose the times between 1 and 0 themselves.
@@ -263,88 +289,26 @@ def plan(steps: int | str, sampling: Sampling = FLOW_MAP, clip: float | None = N
         clip: bound of the normalised data, for diffusion.
 
     Raises:
-        InputError: unknown steps, or a sampler that this network cannot answer.
+        InputError: it cannot be read, or names a sampler that this network cannot answer.
     """
-    name, times = _parse(steps, sampling.kind)
-    n = len(times) - 1
-    allowed = KINDS[sampling.kind]
-    refuse = f"steps={steps!r} does not suit this policy: {_TAUGHT[sampling.kind]}; allowed: {_forms(sampling.kind)}"
-    if name not in allowed:
+    arm = Arm.parse(nfe)
+    name = arm.sampler or sampling.samplers[0]
+    forms = "a number of evaluations (1, 2, ...) or " + ", ".join(f"{n}N" for n in sampling.samplers)
+    if name not in SAMPLERS or not arm.intervals:
+        raise InputError(f"nfe='{arm}' names no sampler that there is; allowed: {forms}.{nearest(name, SAMPLERS)}")
+    refuse = f"nfe='{arm}' does not suit this policy: {KINDS[sampling.kind].taught}; allowed: {forms}"
+    sampler = SAMPLERS[name]
+    if sampling.kind not in sampler.kinds:
         raise InputError(f"{refuse}.")
     if sampling.kind == "diffusion":
-        if "@" in str(steps) or n > sampling.train_steps:
+        if arm.times or arm.intervals > sampling.train_steps:
             raise InputError(f"{refuse}, N at most {sampling.train_steps}; diffusers chooses the noise levels.")
-        run = partial(SAMPLERS[name], n=n, schedule=sampling.schedule, clip=clip)
-        return Plan(run, n, stochastic=name == "ddpm")
+        run = partial(sampler.run, n=arm.intervals, schedule=sampling.schedule, clip=clip)
+        return Plan(run, arm.nfe, sampler.draws)
+    times = arm.grid
     if sampling.kind == "regression":
         most = 2 if sampling.refine_time else 1
-        if "@" in str(steps) or n > most:
-            raise InputError(
-                f"steps={steps!r}: this policy answers in {' or '.join('12'[:most])} evaluations, no others."
-            )
-        times = (1.0, sampling.refine_time, 0.0) if n == 2 else times
-    return Plan(partial(SAMPLERS[name], times=times), 2 * n - 1 if name == "heun" else n, name == "restart" and n > 1)
-
-
-def _forms(kind: str) -> str:
-    return "a number of steps (1, 2, ...) or " + ", ".join(f"{name}N" for name in KINDS[kind])
-
-
-def _parse(steps: int | str, kind: str) -> tuple[str, tuple[float, ...]]:
-    text = str(steps).strip()
-    match = re.fullmatch(r"([a-z]*)(?:(\d+)|((?:@\d*\.?\d+)+))", text)
-    if not match or (match[2] and int(match[2]) < 1):
-        raise InputError(f"steps={steps!r} is not {_forms(kind)}.{nearest(text, SAMPLERS)}")
-    name = match[1] or KINDS[kind][0]
-    if name not in SAMPLERS:
-        raise InputError(
-            f"unknown sampler '{name}' in steps={steps!r}; allowed: {_forms(kind)}.{nearest(name, SAMPLERS)}"
-        )
-    if match[2]:
-        return name, uniform_grid(int(match[2]))
-    times = (1.0, *map(float, match[3][1:].split("@")), 0.0)
-    if any(t <= s for t, s in zip(times, times[1:])):
-        raise InputError(f"steps={steps!r}: times must fall from below 1 to above 0, for example {name}@0.6@0.3.")
-    return name, times
-
-
-def parse_steps(steps: int | str) -> tuple[Sampler, tuple[float, ...]]:
-    """The sampler and the grid that `steps` means for a flow map.
-
-    >>> parse_steps(2)[1]
-    (1.0, 0.5, 0.0)
-    >>> parse_steps("euler@0.25")[1]
-    (1.0, 0.25, 0.0)
-    """
-    plan(steps)  # refuses what a flow map cannot be asked
-    name, times = _parse(steps, "flow_map")
-    return SAMPLERS[name], times
-
-
-def evaluations(steps: int | str) -> int:
-    """Number of network evaluations (NFE) that `steps` costs a flow map.
-
-    >>> [evaluations(s) for s in (1, 2, "euler10", "heun5", "compose@0.6@0.3")]
-    [1, 2, 10, 9, 3]
-    """
-    return plan(steps).evaluations
-
-
-__all__ = [
-    "FLOW_MAP",
-    "KINDS",
-    "SAMPLERS",
-    "Plan",
-    "Sampling",
-    "compose",
-    "ddim",
-    "ddpm",
-    "euler",
-    "evaluations",
-    "heun",
-    "parse_steps",
-    "plan",
-    "regress",
-    "restart",
-    "uniform_grid",
-]
+        if arm.times or arm.intervals > most:
+            raise InputError(f"nfe='{arm}': this policy answers in {' or '.join('12'[:most])} evaluations, no others.")
+        times = (1.0, sampling.refine_time, 0.0) if arm.intervals == 2 else times
+    return Plan(partial(sampler.run, times=times), arm.nfe, sampler.draws and arm.intervals > 1)

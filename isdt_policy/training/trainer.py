@@ -236,7 +236,7 @@ class Trainer:
             obs, action = self._to_device(self.validation.batch(chosen[start : start + 256]))
             x = policy.normalizer.normalize_action(action, obs)
             z = torch.randn(x.shape, generator=generator).to(x)
-            predicted = policy.sample(z, policy.encode(obs), policy.sampling.usual_steps)
+            predicted = policy.sample(z, policy.encode(obs), policy.sampling.usual_nfe)
             total += (predicted - x).square().mean(dim=(1, 2)).sum().item()
         return total / n
 

@@ -63,7 +63,7 @@ def test_it_trains_two_steps_and_resumes_to_the_same_bits(tiny_store, tmp_path, 
     policy = Policy.from_pretrained(tmp_path / "halted")
     assert policy.sampling == resumed.objective.sampling
     obs = {"agent_pos": np.full((2, 2, 2), 256.0)}
-    for steps in (1, policy.sampling.usual_steps):
+    for steps in (1, policy.sampling.usual_nfe):
         assert np.isfinite(policy.predict_action(obs, nfe=steps)["action"]).all()
 
 
