@@ -6,11 +6,39 @@ an adapter. `eval` and `deploy` import this file and never a policy class.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ObsSpec:
+    """One observation that a policy reads.
+
+    Attributes:
+        shape: of one step, without batch or time axes.
+        kind: "state" (numbers, normalised by their statistics) or "image" (height, width, channel; scaled by a constant).
+        dtype: NumPy name.
+        unit: physical unit of the entries, if it is known.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["state", "image"] = "state"
+    dtype: str = "float32"
+    unit: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of entries.
+
+        >>> ObsSpec((9, 2)).size
+        18
+        """
+        return math.prod(self.shape)
 
 
 @runtime_checkable

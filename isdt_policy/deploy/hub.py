@@ -11,6 +11,7 @@ from typing import Any
 from isdt_policy import __version__
 from isdt_policy.deploy.safety import FILE, Limits
 from isdt_policy.eval.result import NOT_REPORTED, Result
+from isdt_policy.method.networks import network_name
 from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
@@ -153,7 +154,7 @@ A one-step diffusion policy, trained from scratch by improved self-distillation 
         ("actions", f"{config.action_dim}, {config.action_type or 'meaning not recorded'}"),
         ("window", f"predicts {config.horizon} actions, executes {config.n_action_steps}"),
         ("initial noise", f"standard normal times {config.noise_scale:g}"),
-        ("network", f"{config.network['name']}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path"),
+        ("network", f"{network_name(config.network)}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path"),
     ]
     shapes = ", ".join(f"{key!r}: ({dim},)" for key, dim in config.obs_dims.items())
     use = f"""## Use

@@ -26,91 +26,16 @@ from torch import Tensor, nn
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
-from isdt_policy.method.networks.mlp import MLP
 from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.networks.preconditioning import Preconditioned
-from isdt_policy.method.networks.unet1d import UNet1d
 from isdt_policy.method.normalization import Normalizer
-from isdt_policy.method.samplers import Plan, Sampling, plan
+from isdt_policy.method.policy_config import PolicyConfig
+from isdt_policy.method.samplers import Plan, plan
 from isdt_policy.shared.errors import InputError, at_least, nearest
-
-NETWORKS: dict[str, type[nn.Module]] = {"unet1d": UNet1d, "mlp": MLP}
-FORMAT_VERSION = 1
 
 # A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
 # rows an episode's actions do not depend on how many others are evaluated beside it.
 INFERENCE_ROWS = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """Everything needed to build a policy and to act with it; saved as config.json beside the weights.
-
-    Attributes:
-        task: task id of the environment registry, or "" for data without one.
-        obs_dims: features per observation key, in reading order.
-        action_dim: features of one action.
-        n_obs_steps, horizon, n_action_steps: see the timeline above.
-        interpolant: "linear" or "trigonometric".
-        network: {"name": "unet1d", ...constructor arguments}.
-        cond_dim, encoder_hidden, encoder_octaves: size of the observation embedding, hidden widths of its MLP, and how
-            many sines and cosines it reads of every entry (see `StateEncoder`).
-        precondition: scale network input and output to unit variance.
-        sigma_data: standard deviation of the normalised actions.
-        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step", "gaussian_vectors"; see
-            `Affine.fit` and `Normalizer.fit`.
-        action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
-            "" for absolute chunks.
-        action_type: what an action means, checked against the environment.
-        noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
-            the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
-        sampling: what the objective taught the network, {"kind": "flow_map"} or as `Sampling` says; it follows from the
-            objective and decides what `nfe` may be.
-    """
-
-    task: str
-    obs_dims: dict[str, int]
-    action_dim: int
-    n_obs_steps: int = 2
-    horizon: int = 16
-    n_action_steps: int = 8
-    interpolant: str = "linear"
-    network: dict[str, Any] = dataclasses.field(default_factory=lambda: {"name": "unet1d"})
-    cond_dim: int = 128
-    encoder_hidden: tuple[int, ...] = (256, 256)
-    encoder_octaves: int = 0
-    precondition: bool = True
-    sigma_data: float = 0.5
-    obs_normalization: str = "limits"
-    action_normalization: str = "limits"
-    action_reference: str = ""
-    action_type: str = ""
-    noise_scale: float = 1.0
-    sampling: dict[str, Any] = dataclasses.field(default_factory=lambda: {"kind": "flow_map"})
-
-    def __post_init__(self) -> None:
-        if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
-            raise InputError("n_obs_steps, horizon and n_action_steps must be at least 1.")
-        if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
-            raise InputError(
-                f"n_action_steps={self.n_action_steps} does not fit: a window of horizon={self.horizon} with "
-                f"n_obs_steps={self.n_obs_steps} holds {self.horizon - self.n_obs_steps + 1} actions from now on."
-            )
-        for value, table, name in (
-            (self.interpolant, INTERPOLANTS, "interpolant"),
-            (self.network.get("name", ""), NETWORKS, "network.name"),
-        ):
-            if value not in table:
-                raise InputError(f"{name}='{value}' is not one of {', '.join(table)}.{nearest(value, table)}")
-        if not 0 <= self.noise_scale <= 1:
-            raise InputError(f"noise_scale must be in [0, 1], got {self.noise_scale}.")
-        sampling = Sampling.read(self.sampling)
-        if sampling.kind == "diffusion":
-            if self.interpolant != "trigonometric":
-                raise InputError(
-                    f"a diffusion policy preserves variance and needs policy.interpolant=trigonometric, got '{self.interpolant}'."
-                )
-            sampling.schedule.scheduler()  # refuses a missing diffusers before anything is trained or evaluated
 
 
 class Policy(nn.Module):
@@ -120,6 +45,7 @@ class Policy(nn.Module):
         config: what to build.
         inference_rows: rows of every network call of `predict_action`. Smaller batches are filled up to it and larger ones cut, so
             that the bits of a row's answer do not depend on the rows beside it.
+        normalizer: fitted to the training data; None makes one that has to be fitted or loaded before the policy acts.
 
     Example:
         policy = Policy.from_pretrained("outputs/pusht_demo")
@@ -127,27 +53,25 @@ class Policy(nn.Module):
         chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, nfe=1)["action"]
     """
 
-    def __init__(self, config: PolicyConfig, inference_rows: int = INFERENCE_ROWS) -> None:
+    def __init__(
+        self, config: PolicyConfig, inference_rows: int = INFERENCE_ROWS, normalizer: Normalizer | None = None
+    ) -> None:
         super().__init__()
         at_least(1, inference_rows=inference_rows)
         self.config = config
         self._inference_rows = inference_rows
         path = INTERPOLANTS[config.interpolant]()
-        options = {key: value for key, value in config.network.items() if key != "name"}
-        try:
-            core = NETWORKS[config.network["name"]](
-                action_dim=config.action_dim, cond_dim=config.cond_dim, horizon=config.horizon, **options
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"network '{config.network['name']}': {error}") from error
+        core = config.network.build(config.action_dim, config.cond_dim, config.horizon)
         self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
         self.encoder = StateEncoder(
             config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden, config.encoder_octaves
         )
         self.null = nn.Parameter(torch.zeros(config.cond_dim))
-        self.normalizer = Normalizer(config.obs_dims, config.horizon, config.action_dim, config.action_reference)
+        self.normalizer = normalizer or Normalizer(
+            config.obs_dims, config.horizon, config.action_dim, config.action_reference
+        )
         self.flow_map = FlowMap(self.network, path)
-        self.sampling = Sampling.read(config.sampling)
+        self.sampling = config.sampling
 
     # What evaluation reads.
 
@@ -169,7 +93,7 @@ class Policy(nn.Module):
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
-        return tuple(self.config.obs_dims)
+        return tuple(self.config.observations)
 
     @property
     def task(self) -> str:
@@ -319,7 +243,7 @@ class Policy(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path / "model.safetensors")
         digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-        config = {"format_version": FORMAT_VERSION, "weights_sha256": digest, **dataclasses.asdict(self.config)}
+        config = {"weights_sha256": digest, **self.config.to_json()}
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -336,20 +260,14 @@ class Policy(nn.Module):
         folder = find_policy(path)
         try:
             raw = json.loads((folder / "config.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
-        version = raw.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise InputError(f"{folder}: policy format {version}, this version reads {FORMAT_VERSION}.")
+        if not isinstance(raw, dict):
+            raise InputError(f"{folder / 'config.json'} does not hold an object; copy the folder again.")
         digest = raw.pop("weights_sha256", None)  # absent in folders written by earlier versions
-        known = {field.name for field in dataclasses.fields(PolicyConfig)}
-        unknown = sorted(set(raw) - known)
-        if unknown:
-            raise InputError(f"{folder / 'config.json'}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
+        config = PolicyConfig.from_json(raw, str(folder / "config.json"))
         try:
-            policy = cls(
-                PolicyConfig(**{**raw, "encoder_hidden": tuple(raw.get("encoder_hidden", ()))}), inference_rows
-            )
+            policy = cls(config, inference_rows)
             data = (folder / "model.safetensors").read_bytes()
             if digest not in (None, hashlib.sha256(data).hexdigest()):
                 raise InputError(

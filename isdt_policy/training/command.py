@@ -125,10 +125,14 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     from isdt_policy.datasets.store import DemoStore
     from isdt_policy.datasets.windows import WindowDataset, train_val_split
     from isdt_policy.envs import task_spec
+    from isdt_policy.envs.protocol import ObsSpec
     from isdt_policy.envs.registry import check_recorded
+    from isdt_policy.method.networks import read_network
     from isdt_policy.method.normalization import Normalizer, action_statistics
     from isdt_policy.method.objectives import OBJECTIVES
-    from isdt_policy.method.policy import Policy, PolicyConfig
+    from isdt_policy.method.policy import Policy
+    from isdt_policy.method.policy_config import PolicyConfig
+    from isdt_policy.method.samplers import Sampling
     from isdt_policy.shared.errors import InputError
     from isdt_policy.training.config import DataConfig, build
     from isdt_policy.training.trainer import Trainer, TrainingConfig
@@ -177,7 +181,7 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     train_windows = windows(episodes)
     validation = windows(held_out) if len(held_out) else None
     statistics = train_windows.statistics()
-    obs_dims = {key: int(np.prod(np.shape(statistics[key]["min"]))) for key in keys}
+    observations = {key: ObsSpec(np.shape(statistics[key]["min"])) for key in keys}
     action_dim = int(np.prod(np.shape(statistics["action"]["min"])))
     expected = int(np.prod(spec.action.shape))
     if action_dim != expected:
@@ -187,17 +191,15 @@ def build_trainer(config: dict[str, Any]) -> tuple[Any, list[str]]:
     blocks = (train_windows.batch(np.arange(i, min(i + 4096, n))) for i in range(0, n, 4096))
     statistics["action"] = action_statistics(blocks, reference)
     torch.manual_seed(training.seed)
+    normalizer = Normalizer({key: o.size for key, o in observations.items()}, shape["horizon"], action_dim, reference)
+    normalizer.fit(statistics, policy_values["obs_normalization"], policy_values["action_normalization"])
     settings = {
-        **policy_values, "task": spec.id, "obs_dims": obs_dims, "action_dim": action_dim,
-        "network": config["network"], "action_type": spec.action_type,
+        **policy_values, "task": spec.id, "observations": observations, "action_dim": action_dim,
+        "network": read_network(config["network"]), "action_type": spec.action_type,
+        "sampling": Sampling.read(policy_values.get("sampling", {})),
+        "sigma_data": normalizer.action_spread(statistics["action"]) if sigma is None else sigma,
     }  # fmt: skip
-    modes = (policy_values["obs_normalization"], policy_values["action_normalization"])
-    if sigma is None:
-        normalizer = Normalizer(obs_dims, shape["horizon"], action_dim, reference)
-        normalizer.fit(statistics, *modes)
-        sigma = normalizer.action_spread(statistics["action"])
-    policy = Policy(build("policy", PolicyConfig, {**settings, "sigma_data": sigma}))
-    policy.normalizer.fit(statistics, *modes)
+    policy = Policy(build("policy", PolicyConfig, settings), normalizer=normalizer)
     trainer = Trainer(policy, objective, train_windows, validation, training, Path(config["run_dir"]))
     count = sum(p.numel() for p in policy.parameters()) / 1e6
     report = [

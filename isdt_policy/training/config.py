@@ -7,7 +7,6 @@ Hydra composes; the dataclasses validate. A default lives in one place, the data
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from isdt_policy.method.networks import NETWORKS, write_network
 from isdt_policy.method.objectives import OBJECTIVES
-from isdt_policy.method.policy import NETWORKS, PolicyConfig
+from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import FLOW_MAP
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.training.trainer import TrainingConfig
@@ -57,7 +57,7 @@ class DataConfig:
 _GROUPS = ("experiment", "objective", "network", "size")
 
 # Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
-_DERIVED = {"task", "obs_dims", "action_dim", "network", "action_type", "sampling"}
+_DERIVED = {"task", "observations", "action_dim", "network", "action_type", "sampling"}
 
 
 def _plain(value: Any) -> Any:
@@ -86,12 +86,8 @@ def _register() -> None:
         node = {"name": name, **{k: _plain(v) for k, v in dataclasses.asdict(cls()).items()}}
         store.store(group="objective/schema", name=name, node=node, package="objective")
     for name, network in NETWORKS.items():
-        options = {
-            p.name: _plain(p.default)
-            for p in inspect.signature(network).parameters.values()
-            if p.default is not inspect.Parameter.empty
-        }
-        store.store(group="network", name=name, node={"name": name, **options})
+        sizes = {k: _plain(v) for k, v in write_network(network()).items()}
+        store.store(group="network", name=name, node=sizes)
 
 
 def _flat_keys(node: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from isdt_policy.lab.bench.settings import Train
 from isdt_policy.lab.bench.subject import subject
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
-from isdt_policy.method.networks.unet1d import UNet1d
+from isdt_policy.method.networks.unet1d import UNet1d, UNet1dConfig
 from isdt_policy.method.objectives import ISD
 
 
@@ -55,7 +55,7 @@ def test_turns_alternate():
 def test_bf16_training_agrees_with_float32(path):
     """Loss within 2 %, gradient within 10 % of its length: bfloat16 keeps eight bits, the difference stays in float32."""
     torch.manual_seed(0)
-    network = UNet1d(action_dim=2, cond_dim=8, horizon=16, down_dims=(32, 64), embed_dim=64, time_dim=16)
+    network = UNet1d(2, 8, 16, UNet1dConfig((32, 64), embed_dim=64, time_dim=16))
     torch.nn.init.normal_(network.out.weight, std=0.1)
     flow_map = FlowMap(network, INTERPOLANTS[path]())
     x, cond, null = torch.randn(64, 16, 2), torch.randn(64, 8), torch.zeros(8)

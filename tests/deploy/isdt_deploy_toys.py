@@ -6,19 +6,23 @@ import numpy as np
 import torch
 
 from isdt_policy.cli.command import parse
+from isdt_policy.envs.protocol import ObsSpec
+from isdt_policy.method.networks.mlp import MLPConfig
+from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.policy import Policy, PolicyConfig
 
 OBS_DIMS = {"agent_pos": 2, "keypoints": 18}
 
 
-UNET = {"name": "unet1d", "down_dims": [16, 32], "embed_dim": 32, "time_dim": 16}
-MLP = {"name": "mlp", "width": 64, "depth": 2, "time_dim": 16}
+UNET = UNet1dConfig((16, 32), embed_dim=32, time_dim=16)
+MLP = MLPConfig(width=64, depth=2, time_dim=16)
 
 
 def tiny_policy(reference="", interpolant="linear", seed=0, network=UNET):
     torch.manual_seed(seed)
     config = PolicyConfig(
-        task="pusht", obs_dims=OBS_DIMS, action_dim=2, cond_dim=16, encoder_hidden=(32,), interpolant=interpolant,
+        task="pusht", observations={key: ObsSpec((size,)) for key, size in OBS_DIMS.items()},
+        action_dim=2, cond_dim=16, encoder_hidden=(32,), interpolant=interpolant,
         network=network, action_reference=reference,
         action_normalization="gaussian_per_step", action_type="absolute position target, px",
     )  # fmt: skip

@@ -119,11 +119,16 @@ def torch_policy(low: float = -1.0, high: float = 1.0, **changes: Any) -> Any:
     """A real, untrained policy whose actions depend on every bit of the state."""
     import torch
 
-    from isdt_policy.method.policy import Policy, PolicyConfig
+    from isdt_policy.envs.protocol import ObsSpec
+    from isdt_policy.method.networks.unet1d import UNet1dConfig
+    from isdt_policy.method.policy import Policy
+    from isdt_policy.method.policy_config import PolicyConfig
 
     torch.manual_seed(0)
-    network = {"name": "unet1d", "down_dims": [32, 64], "embed_dim": 64, "time_dim": 32}
-    policy = Policy(PolicyConfig(task="pusht", obs_dims={"state": 5}, action_dim=2, network=network, **changes))
+    network = UNet1dConfig((32, 64), embed_dim=64, time_dim=32)
+    policy = Policy(
+        PolicyConfig(task="pusht", observations={"state": ObsSpec((5,))}, action_dim=2, network=network, **changes)
+    )
     one = {"min": np.full(5, low), "max": np.full(5, high), "mean": np.zeros(5), "std": np.ones(5)}
     policy.normalizer.fit({"state": one, "action": {k: v[:2] for k, v in one.items()}})
     for parameter in policy.parameters():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from isdt_policy import cli
+from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.lab.diagnose.gradients import Summary, gradient_norms, loss_terms
 from isdt_policy.lab.diagnose.gradients import summary as gradient_summary
 from isdt_policy.lab.diagnose.measure import (
@@ -31,8 +32,10 @@ from isdt_policy.lab.diagnose.settings import Settings
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS, Linear, expand
+from isdt_policy.method.networks.mlp import MLPConfig
 from isdt_policy.method.objectives import ISD, OBJECTIVES
 from isdt_policy.method.policy import Policy, PolicyConfig
+from isdt_policy.method.samplers import Sampling
 from isdt_policy.shared.errors import InputError
 
 PATHS = [cls() for cls in INTERPOLANTS.values()]
@@ -412,7 +415,9 @@ def test_a_bare_policy_needs_data_and_gives_no_gradients(run, tiny_store, tmp_pa
 
 
 def test_policies_that_are_no_flow_maps_are_refused(tmp_path):
-    policy = Policy(PolicyConfig("pusht", {"state": 5}, 2, network={"name": "mlp"}, sampling={"kind": "velocity"}))
+    policy = Policy(
+        PolicyConfig("pusht", {"state": ObsSpec((5,))}, 2, network=MLPConfig(), sampling=Sampling("velocity"))
+    )
     ones = {"min": -np.ones(5), "max": np.ones(5), "mean": np.zeros(5), "std": np.ones(5)}
     policy.normalizer.fit({"state": ones, "action": {k: v[:2] for k, v in ones.items()}})
     policy.save_pretrained(tmp_path / "velocity")

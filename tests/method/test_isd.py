@@ -8,9 +8,9 @@ import torch
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS, conditional_velocity, interpolate
-from isdt_policy.method.networks.mlp import MLP
+from isdt_policy.method.networks.mlp import MLP, MLPConfig
 from isdt_policy.method.networks.preconditioning import Preconditioned
-from isdt_policy.method.networks.unet1d import UNet1d
+from isdt_policy.method.networks.unet1d import UNet1d, UNet1dConfig
 from isdt_policy.method.objectives import ISD
 from isdt_policy.method.objectives.base import Draws
 from isdt_policy.method.objectives.parts import Points, guided_velocity
@@ -49,7 +49,7 @@ def evaluate(objective, flow_map, batch, **changes):
 
 def mlp(path, seed=0):
     torch.manual_seed(seed)
-    network = MLP(action_dim=2, cond_dim=3, horizon=4, width=32, depth=2, time_dim=16).double()
+    network = MLP(2, 3, 4, MLPConfig(width=32, depth=2, time_dim=16)).double()
     torch.nn.init.normal_(network.out.weight, std=0.3)
     return network
 
@@ -356,7 +356,7 @@ class TestUNet:
 
     def test_every_input_matters_and_the_first_output_is_zero(self):
         torch.manual_seed(0)
-        network = UNet1d(2, 3, 8, down_dims=(16, 32), embed_dim=32, time_dim=16)
+        network = UNet1d(2, 3, 8, UNet1dConfig((16, 32), embed_dim=32, time_dim=16))
         x, t, s, c = torch.randn(4, 8, 2), torch.rand(4), torch.rand(4) / 2, torch.randn(4, 3)
         assert torch.equal(network(x, t, s, c), torch.zeros(4, 8, 2))
         torch.nn.init.normal_(network.out.weight)
@@ -369,7 +369,7 @@ class TestUNet:
         from isdt_policy.method.flow_map import central_difference, exact_derivative
 
         torch.manual_seed(0)
-        network = UNet1d(2, 3, 8, down_dims=(16, 32), embed_dim=32, time_dim=16)
+        network = UNet1d(2, 3, 8, UNet1dConfig((16, 32), embed_dim=32, time_dim=16))
         torch.nn.init.normal_(network.out.weight, std=0.3)
         flow_map = FlowMap(network, INTERPOLANTS["linear"]())
         x, t, c = torch.randn(32, 8, 2), torch.rand(32), torch.randn(32, 3)
@@ -387,5 +387,6 @@ class TestUNet:
         ],
     )
     def test_impossible_shapes_are_refused(self, options, message):
+        horizon = options.pop("horizon")
         with pytest.raises(ValueError, match=message):
-            UNet1d(2, 3, **options)
+            UNet1d(2, 3, horizon, UNet1dConfig(**options))

@@ -15,7 +15,7 @@ from isdt_policy.method.interpolants import (
     eulerian_residual,
     interpolate,
 )
-from isdt_policy.method.networks.mlp import MLP
+from isdt_policy.method.networks.mlp import MLP, MLPConfig
 from isdt_policy.method.objectives import (
     ISD,
     MIP,
@@ -82,7 +82,7 @@ def evaluate(objective, flow_map, batch, seed=0, **changes):
 
 def mlp(seed=0):
     torch.manual_seed(seed)
-    network = MLP(action_dim=2, cond_dim=3, horizon=4, width=32, depth=2, time_dim=16).double()
+    network = MLP(2, 3, 4, MLPConfig(width=32, depth=2, time_dim=16)).double()
     torch.nn.init.normal_(network.out.weight, std=0.3)
     return network
 

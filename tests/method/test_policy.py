@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
 from isdt_policy.method.networks.obs_encoder import StateEncoder
+from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.normalization import Affine, Normalizer, action_statistics
 from isdt_policy.method.policy import Policy, PolicyConfig, weights_sha256
 from isdt_policy.shared.errors import InputError
@@ -22,8 +24,9 @@ OLD = Path(__file__).parents[1] / "fixtures" / "v0_1"
 def policy():
     torch.manual_seed(0)
     config = PolicyConfig(
-        task="pusht", obs_dims={"agent_pos": 2, "keypoints": 18}, action_dim=2, cond_dim=16, encoder_hidden=(32,),
-        network={"name": "unet1d", "down_dims": [16, 32], "embed_dim": 32, "time_dim": 16},
+        task="pusht", observations={"agent_pos": ObsSpec((2,)), "keypoints": ObsSpec((18,))},
+        action_dim=2, cond_dim=16, encoder_hidden=(32,),
+        network=UNet1dConfig((16, 32), embed_dim=32, time_dim=16),
     )  # fmt: skip
     policy = Policy(config)
     torch.nn.init.normal_(policy.network.network.out.weight, std=0.5)
@@ -215,7 +218,7 @@ class TestLoading:
 
 def test_a_chunk_that_does_not_fit_the_window_is_refused():
     with pytest.raises(InputError, match="holds 15 actions from now on"):
-        PolicyConfig(task="pusht", obs_dims={"agent_pos": 2}, action_dim=2, n_action_steps=16)
+        PolicyConfig(task="pusht", observations={"agent_pos": ObsSpec((2,))}, action_dim=2, n_action_steps=16)
 
 
 def test_octaves_read_sines_and_cosines_that_double_in_frequency():

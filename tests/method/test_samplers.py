@@ -1,5 +1,6 @@
 """Samplers beyond the flow map's own: diffusers' schedulers against closed forms, regression, restarts, what is refused."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS, Trigonometric
+from isdt_policy.method.networks.mlp import MLPConfig
 from isdt_policy.method.noise_schedule import NoiseSchedule
 from isdt_policy.method.policy import Policy, PolicyConfig
 from isdt_policy.method.samplers import Sampling, compose, ddim, ddpm, euler, plan, regress, restart
@@ -202,11 +205,11 @@ class TestPlan:
         assert [plan(s, Sampling("diffusion")).stochastic for s in (10, "ddpm10")] == [False, True]
 
 
-def policy(sampling):
+def policy(sampling: Sampling):
     torch.manual_seed(0)
     config = PolicyConfig(
-        task="pusht", obs_dims={"agent_pos": 2}, action_dim=2, cond_dim=16, encoder_hidden=(32,),
-        interpolant="trigonometric", network={"name": "mlp", "width": 32, "depth": 2}, sampling=sampling,
+        task="pusht", observations={"agent_pos": ObsSpec((2,))}, action_dim=2, cond_dim=16, encoder_hidden=(32,),
+        interpolant="trigonometric", network=MLPConfig(width=32, depth=2), sampling=sampling,
     )  # fmt: skip
     policy = Policy(config)
     torch.nn.init.normal_(policy.network.network.out.weight, std=0.3)
@@ -215,15 +218,15 @@ def policy(sampling):
     return policy.eval()
 
 
-DIFFUSION = {"kind": "diffusion", "prediction": "sample"}
+DIFFUSION = Sampling("diffusion", prediction="sample")
 
 
 class TestPolicies:
     @pytest.mark.parametrize(
         ("sampling", "steps"),
         [
-            (DIFFUSION, "ddpm5"), (DIFFUSION, "ddim5"), (DIFFUSION, 3), ({"kind": "consistency"}, 3),
-            ({"kind": "flow_map"}, "restart2"), ({"kind": "regression", "refine_time": 0.1}, 2),
+            (DIFFUSION, "ddpm5"), (DIFFUSION, "ddim5"), (DIFFUSION, 3), (Sampling("consistency"), 3),
+            (Sampling(), "restart2"), (Sampling("regression", refine_time=0.1), 2),
         ],
     )  # fmt: skip
     def test_a_rows_action_does_not_depend_on_its_neighbours(self, sampling, steps):
@@ -242,13 +245,13 @@ class TestPolicies:
 
     def test_regression_is_deterministic_without_seeds(self):
         obs = {"agent_pos": np.full((1, 2, 2), 100.0)}
-        acting = policy({"kind": "regression", "refine_time": 0.1})
+        acting = policy(Sampling("regression", refine_time=0.1))
         for steps in (1, 2):
             a, b = (acting.predict_action(obs, nfe=steps)["action"] for _ in range(2))
             assert np.array_equal(a, b)
 
     def test_what_the_objective_taught_is_saved_with_the_policy(self, tmp_path):
-        saved = policy({**DIFFUSION, "train_steps": 50})
+        saved = policy(dataclasses.replace(DIFFUSION, train_steps=50))
         saved.save_pretrained(tmp_path)
         loaded = Policy.from_pretrained(tmp_path)
         assert loaded.sampling == Sampling("diffusion", prediction="sample", train_steps=50)
@@ -260,7 +263,7 @@ class TestPolicies:
             loaded.predict_action(obs, nfe="ddpm51")
 
     def test_a_policy_saved_before_there_were_kinds_is_a_flow_map(self, tmp_path):
-        policy({"kind": "flow_map"}).save_pretrained(tmp_path)
+        policy(Sampling()).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         del config["sampling"]
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -276,7 +279,9 @@ class TestPolicies:
     )
     def test_settings_that_cannot_be_are_refused(self, change, message):
         with pytest.raises(InputError, match=message):
-            PolicyConfig(task="", obs_dims={"agent_pos": 2}, action_dim=2, **change)
+            PolicyConfig.from_json(
+                {"format_version": 1, "task": "", "obs_dims": {"agent_pos": 2}, "action_dim": 2, **change}
+            )
 
     def test_clipping_follows_the_range_of_normalised_actions(self):
         acting = policy(DIFFUSION)

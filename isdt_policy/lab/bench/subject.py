@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.envs import task_spec
+from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.lab.bench.settings import BUNDLED, Size
+from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.policy import Policy, PolicyConfig
 from isdt_policy.shared.errors import InputError
 
@@ -55,8 +57,15 @@ def subject(size: Size, data: str = BUNDLED) -> Subject:
     statistics = windows.statistics()
     torch.manual_seed(0)
     dims = {key: int(np.size(value["min"])) for key, value in statistics.items() if key != "action"}
-    network = {"name": "unet1d", "down_dims": list(DOWN_DIMS[size])}
-    policy = Policy(PolicyConfig(task="pusht", obs_dims=dims, action_dim=2, network=network))
+    network = UNet1dConfig(tuple(DOWN_DIMS[size]))
+    policy = Policy(
+        PolicyConfig(
+            task="pusht",
+            observations={key: ObsSpec((size,)) for key, size in dims.items()},
+            action_dim=2,
+            network=network,
+        )
+    )
     policy.normalizer.fit(statistics)
     return Subject(policy, windows, DOWN_DIMS[size])
 

@@ -10,13 +10,13 @@ import functools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.lab.study.densities import DENSITIES
 from isdt_policy.lab.study.metrics import (
     gradient_norms,
@@ -28,6 +28,7 @@ from isdt_policy.lab.study.metrics import (
 from isdt_policy.lab.study.rows import NFE, Row, build_objective
 from isdt_policy.lab.study.settings import ToySettings
 from isdt_policy.lab.study.side_by_side import History, train_side_by_side
+from isdt_policy.method.networks import read_network
 from isdt_policy.method.policy import Policy, PolicyConfig
 from isdt_policy.training.trainer import TrainingConfig
 
@@ -40,20 +41,20 @@ def toy_policy(row: Row, settings: ToySettings) -> Policy:
     policy = Policy(
         PolicyConfig(
             task="",
-            obs_dims={"none": 1},
+            observations={"none": ObsSpec((1,))},
             action_dim=2,
             n_obs_steps=1,
             horizon=1,
             n_action_steps=1,
             interpolant=row.interpolant,
-            network={"name": "mlp", **mlp, **row.network},
+            network=read_network({"name": "mlp", **mlp, **row.network}),
             cond_dim=1,
             encoder_hidden=(),
             precondition=row.precondition,
             sigma_data=1.0,
             obs_normalization="gaussian",
             action_normalization="gaussian",
-            sampling=asdict(build_objective(row).sampling),
+            sampling=build_objective(row).sampling,
         )
     )
     one = {key: np.full(1, value) for key, value in (("min", -1.0), ("max", 1.0), ("mean", 0.0), ("std", 1.0))}

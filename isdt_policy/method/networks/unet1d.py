@@ -11,7 +11,7 @@ GroupNorm, FiLM conditioning on time and observations, down and up sampling by t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from isdt_policy.method.networks.linear import Linear
 from isdt_policy.method.networks.time_embedding import MAX_PERIODS, TimeEmbedding
+from isdt_policy.shared.errors import InputError
 
 
 class TimeConv(nn.Module):
@@ -95,6 +96,31 @@ def _through(blocks: nn.Module, h: Tensor, embed: Tensor) -> Tensor:
     return h
 
 
+@dataclass(frozen=True)
+class UNet1dConfig:
+    """Size of a `UNet1d`.
+
+    Attributes:
+        down_dims: channels at each resolution, fine to coarse.
+        kernel_size: odd width of the convolutions.
+        groups: groups of the normalisation; divides every entry of down_dims.
+        time_dim: number of time features, a multiple of 4.
+        embed_dim: width of the conditioning MLP.
+        time_periods: periods of the fastest time feature over [0, 1]; see `TimeEmbedding`.
+    """
+
+    down_dims: tuple[int, ...] = (64, 128, 256)
+    kernel_size: int = 5
+    groups: int = 8
+    time_dim: int = 64
+    embed_dim: int = 256
+    time_periods: float = MAX_PERIODS
+
+    def build(self, action_dim: int, cond_dim: int, horizon: int) -> UNet1d:
+        """The network with fresh weights."""
+        return UNet1d(action_dim, cond_dim, horizon, self)
+
+
 class UNet1d(nn.Module):
     """network(x_t, t, s, cond) -> (batch, horizon, action_dim).
 
@@ -102,11 +128,10 @@ class UNet1d(nn.Module):
         action_dim: features of one action.
         cond_dim: size of the observation embedding.
         horizon: steps in a window; a multiple of 2 ** (len(down_dims) - 1).
-        down_dims: channels at each resolution, fine to coarse.
-        kernel_size: odd width of the convolutions.
-        groups: groups of the normalisation; divides every entry of down_dims.
-        time_dim, time_periods: number of time features and periods of the fastest one over [0, 1]; see `TimeEmbedding`.
-        embed_dim: width of the conditioning MLP.
+        config: see `UNet1dConfig`.
+
+    Raises:
+        InputError: sizes that do not fit each other.
     """
 
     def __init__(
@@ -114,32 +139,33 @@ class UNet1d(nn.Module):
         action_dim: int,
         cond_dim: int,
         horizon: int,
-        down_dims: Sequence[int] = (64, 128, 256),
-        kernel_size: int = 5,
-        groups: int = 8,
-        time_dim: int = 64,
-        embed_dim: int = 256,
-        time_periods: float = MAX_PERIODS,
+        config: UNet1dConfig = UNet1dConfig(),
     ) -> None:
         super().__init__()
+        down_dims, kernel_size, groups, embed_dim = (
+            config.down_dims,
+            config.kernel_size,
+            config.groups,
+            config.embed_dim,
+        )
         levels = len(down_dims)
         if horizon % 2 ** (levels - 1):
-            raise ValueError(
+            raise InputError(
                 f"horizon {horizon} is not a multiple of {2 ** (levels - 1)}, which {levels} resolutions "
-                f"(down_dims={list(down_dims)}) need; use a multiple, or fewer down_dims"
+                f"(down_dims={list(down_dims)}) need; use a multiple, or fewer down_dims."
             )
         for channels in down_dims:
             if channels % groups:
-                raise ValueError(f"down_dims {list(down_dims)}: {channels} is not divisible by groups={groups}")
+                raise InputError(f"down_dims {list(down_dims)}: {channels} is not divisible by groups={groups}.")
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd so that the window keeps its length, got {kernel_size}")
+            raise InputError(f"kernel_size must be odd so that the window keeps its length, got {kernel_size}.")
 
         def block(c_in: int, c_out: int) -> ResidualBlock:
             return ResidualBlock(c_in, c_out, embed_dim, kernel_size, groups)
 
-        self.time_embedding = TimeEmbedding(time_dim, time_periods)
+        self.time_embedding = TimeEmbedding(config.time_dim, config.time_periods)
         self.embed = nn.Sequential(
-            Linear(time_dim + cond_dim, embed_dim), nn.SiLU(), Linear(embed_dim, embed_dim), nn.SiLU()
+            Linear(config.time_dim + cond_dim, embed_dim), nn.SiLU(), Linear(embed_dim, embed_dim), nn.SiLU()
         )
         pairs = list(zip([action_dim, *down_dims[:-1]], down_dims))
         self.down = nn.ModuleList(nn.ModuleList([block(a, b), block(b, b)]) for a, b in pairs)

@@ -1,0 +1,138 @@
+"""Everything needed to build a policy and to act with it, and how that is written to config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+
+from isdt_policy.envs.protocol import ObsSpec
+from isdt_policy.method.interpolants import INTERPOLANTS
+from isdt_policy.method.networks import NetworkConfig, read_network, write_network
+from isdt_policy.method.networks.unet1d import UNet1dConfig
+from isdt_policy.method.samplers import FLOW_MAP, Sampling
+from isdt_policy.shared.errors import InputError, nearest
+
+# Version 1 lists states by their sizes ("obs_dims"); it is still what is written for a policy that reads states alone, so
+# that earlier installations read it.
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """Everything needed to build a policy and to act with it; saved as config.json beside the weights.
+
+    Attributes:
+        task: task id of the environment registry, or "" for data without one.
+        observations: what the policy reads, by key, in reading order.
+        action_dim: features of one action.
+        n_obs_steps, horizon, n_action_steps: see the timeline above.
+        interpolant: "linear" or "trigonometric".
+        network: sizes of the network, of a class in `NETWORKS`.
+        cond_dim, encoder_hidden, encoder_octaves: size of the observation embedding, hidden widths of its MLP, and how
+            many sines and cosines it reads of every entry (see `StateEncoder`).
+        precondition: scale network input and output to unit variance.
+        sigma_data: standard deviation of the normalised actions.
+        obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step", "gaussian_vectors"; see
+            `Affine.fit` and `Normalizer.fit`.
+        action_reference: observation key whose newest value is the frame of the chunk (see `normalization.frame_of`), or
+            "" for absolute chunks.
+        action_type: what an action means, checked against the environment.
+        noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
+            the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
+        sampling: what the objective taught the network; it decides what `nfe` may be.
+    """
+
+    task: str
+    observations: Mapping[str, ObsSpec]
+    action_dim: int
+    n_obs_steps: int = 2
+    horizon: int = 16
+    n_action_steps: int = 8
+    interpolant: str = "linear"
+    network: NetworkConfig = UNet1dConfig()  # noqa: RUF009 - frozen
+    cond_dim: int = 128
+    encoder_hidden: tuple[int, ...] = (256, 256)
+    encoder_octaves: int = 0
+    precondition: bool = True
+    sigma_data: float = 0.5
+    obs_normalization: str = "limits"
+    action_normalization: str = "limits"
+    action_reference: str = ""
+    action_type: str = ""
+    noise_scale: float = 1.0
+    sampling: Sampling = FLOW_MAP
+
+    def __post_init__(self) -> None:
+        if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
+            raise InputError("n_obs_steps, horizon and n_action_steps must be at least 1.")
+        if self.n_action_steps > self.horizon - self.n_obs_steps + 1:
+            raise InputError(
+                f"n_action_steps={self.n_action_steps} does not fit: a window of horizon={self.horizon} with "
+                f"n_obs_steps={self.n_obs_steps} holds {self.horizon - self.n_obs_steps + 1} actions from now on."
+            )
+        if self.interpolant not in INTERPOLANTS:
+            known = ", ".join(INTERPOLANTS)
+            raise InputError(
+                f"interpolant='{self.interpolant}' is not one of {known}.{nearest(self.interpolant, INTERPOLANTS)}"
+            )
+        if not 0 <= self.noise_scale <= 1:
+            raise InputError(f"noise_scale must be in [0, 1], got {self.noise_scale}.")
+        if self.sampling.kind == "diffusion":
+            if self.interpolant != "trigonometric":
+                raise InputError(
+                    f"a diffusion policy preserves variance and needs policy.interpolant=trigonometric, got '{self.interpolant}'."
+                )
+            self.sampling.schedule.scheduler()  # refuses a missing diffusers before anything is trained or evaluated
+
+    @property
+    def obs_dims(self) -> dict[str, int]:
+        """Features per key of the states it reads."""
+        return {key: spec.size for key, spec in self.observations.items() if spec.kind == "state"}
+
+    def to_json(self) -> dict[str, object]:
+        """As config.json holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["observations"]
+        return {
+            "format_version": FORMAT_VERSION,
+            "task": values.pop("task"),
+            "obs_dims": self.obs_dims,
+            **values,
+            "network": write_network(self.network),
+            "sampling": asdict(self.sampling),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object], source: str = "config.json") -> PolicyConfig:
+        """The inverse of `to_json`; what an earlier version did not write takes its default.
+
+        Args:
+            source: name of the file, for messages.
+
+        Raises:
+            InputError: another format, an unknown key (with the nearest name), or a value that is not allowed.
+        """
+        raw = dict(values)
+        version = raw.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise InputError(f"{source}: policy format {version}, this version reads {FORMAT_VERSION}.")
+        known = {field.name for field in fields(cls)} - {"observations"} | {"obs_dims"}
+        unknown = sorted(set(raw) - known)
+        if unknown:
+            raise InputError(f"{source}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
+        missing = sorted({"task", "obs_dims", "action_dim"} - set(raw))
+        if missing:
+            raise InputError(f"{source} has no '{missing[0]}'; it is not complete. Copy the folder again.")
+        sections = {"obs_dims": dict, "network": dict, "sampling": dict, "encoder_hidden": list}
+        for name, kind in sections.items():
+            if not isinstance(raw.get(name, kind()), kind):
+                raise InputError(f"{source}: '{name}' must be {'an object' if kind is dict else 'a list'}.")
+        dims = raw.pop("obs_dims")
+        raw["observations"] = {key: ObsSpec((int(size),)) for key, size in dims.items()}  # type: ignore[attr-defined]
+        if "encoder_hidden" in raw:
+            raw["encoder_hidden"] = tuple(raw["encoder_hidden"])  # type: ignore[arg-type]
+        if "network" in raw:
+            raw["network"] = read_network(raw["network"])  # type: ignore[arg-type]
+        if "sampling" in raw:
+            raw["sampling"] = Sampling.read(raw["sampling"])  # type: ignore[arg-type]
+        return cls(**raw)  # type: ignore[arg-type]
