@@ -63,7 +63,7 @@ def draw_pusht(cells: Cells, folder: Path) -> None:
             low = LOW if label.startswith("score") else -np.inf
             for y, (row, runs) in enumerate(rows.items()):
                 known = [run["result"] for run in runs if run["result"]["success"] and run["result"]["gradient"]]
-                _dots(axes, y, np.array([value(result) for result in known]), low, COLORS.get(row, LINE))
+                _dots(axes, y, np.array([value(result) for result in known]), low, COLORS.get(row, MUTED))
                 if i == 0 and len(known) < len(runs):
                     axes.plot(axes.get_xlim()[0], y, "x", color=BAD)
             if label.startswith("gradient"):
@@ -173,7 +173,7 @@ def _gradients(new: Callable[..., Figure], cells: Cells) -> Figure:
         known = [run["result"] for run in runs if run["result"]["gradient"]]
         for failed, marker in ((False, "o"), (True, "x")):
             values = [min(r["gradient"]["p99_over_median"], FAR) for r in known if r["diverged"] == failed]
-            color = BAD if failed else COLORS.get(row, LINE)
+            color = BAD if failed else COLORS.get(row, MUTED)
             right.plot(values, [y] * len(values), marker, ms=6 if failed else 4, alpha=0.7, color=color)
     right.axvline(5, color=INK, lw=0.8, ls=":")
     right.set(xscale="log", xlim=(1, 1.3 * FAR))

@@ -27,8 +27,8 @@ WARM = 0.5  # share of the steps on the diagonal alone, as in the shipped recipe
 
 def _pusht_rows() -> dict[str, Row]:
     rows = {name: row for name, row in ROWS.items() if not name.startswith("fast_times") and name != "warm_start"}
-    # What the toys do without stands here for all, and the row that differs is the other way round; so with time features:
-    # the toys' network has slow ones and their row fast ones, the UNet's are fast.
+    # Here every row that can has a warm start, and `cold_start` leaves it out; the toys do the reverse. In the same way the UNet's
+    # time features are fast here and `slow_times` slows them; the toys' MLP has slow ones and `fast_times`.
     rows["slow_times"] = Row("time features of 1 period", "isd", dict(BASE), network={"time_periods": 1.0})
     warm = {
         name: replace(row, warm_start=WARM)
