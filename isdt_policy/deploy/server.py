@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("isdt_policy.deploy")
 
 SILENT_S = 5.0  # after which a connection may have to make room for another
+FRAGMENT_S = 2e-5  # that handing over a fragment takes, about
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], float]  # action, action_pred, milliseconds of the inference
 
 
@@ -253,6 +254,7 @@ class PolicyServer:
                 async for fragment in connection.recv_streaming():
                     if not fragments:
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
+                    connection.charge(FRAGMENT_S)
                     if fragment or not fragments:  # an empty one says nothing, and there may be any number of them
                         fragments.append(fragment)  # type: ignore[arg-type]
         except TimeoutError:
@@ -359,9 +361,8 @@ class PolicyServer:
             else:
                 answer = self.policy.predict_action(obs, nfe=self.settings.nfe, noise_seeds=seeds)
             action, pred = (np.asarray(answer[key], np.float32) for key in ("action", "action_pred"))
-        except (
-            BaseException
-        ) as error:  # StopIteration cannot be handed over by a future, SystemExit would end the server
+        except BaseException as error:
+            # StopIteration cannot be handed over by a future, SystemExit would end the server
             if isinstance(error, InputError):
                 raise PolicyFailed(f"InputError: {error}") from None
             log.exception("inference failed")
