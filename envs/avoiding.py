@@ -119,6 +119,7 @@ SPEC = TaskSpec(
     },
     action=ArraySpec((2,), "float32", "m", -LARGEST_STEP, LARGEST_STEP, "displacement of the commanded x, y"),
     action_type="displacement of the commanded position, m",
+    neutral=(0.0, 0.0),
     max_episode_steps=250,
     rate_hz=28.571,
     success="the rod is beyond y = 0.35 m and has touched no cylinder",

@@ -88,6 +88,8 @@ class TaskSpec:
         success_fn: {key: (n, d)} of stored keys -> (n,) whether each state is a success; None where that takes the simulator.
         modes: number of ways in which an episode can succeed, where the environment names the way (`info["mode"]`, from 0); 0
             elsewhere.
+        neutral: the action that means no motion, sent while an answer is missing: a number per entry (0 for a displacement),
+            or None for an entry that keeps its last value (a gripper). None as a whole: all entries keep theirs, as positions do.
         action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
             `check_recorded`; empty where the array says it all.
     """
@@ -109,6 +111,7 @@ class TaskSpec:
     hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
     success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
     modes: int = 0
+    neutral: tuple[float | None, ...] | None = None
     action_space: Mapping[str, Any] = field(default_factory=dict)
 
     def versions(self) -> dict[str, str]:

@@ -156,6 +156,14 @@ def action_spec(n_arms: int, control: str, rotation: str) -> ArraySpec:
     return ArraySpec((size * n_arms,), "float32", unit, tuple(low * n_arms), tuple(high * n_arms), text)
 
 
+def _neutral(n_arms: int, control: str, rotation: str) -> tuple[float | None, ...] | None:
+    """No displacement, no turn, the gripper as it was; targets stay where they are."""
+    if control != "delta":
+        return None
+    turn = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if rotation == "6d" else (0.0, 0.0, 0.0)
+    return (0.0, 0.0, 0.0, *turn, None) * n_arms
+
+
 def _controller(control: str, rotation: str) -> dict[str, Any]:
     return {"type": control, "controller": "OSC_POSE", "rotation": rotation}
 
@@ -184,6 +192,7 @@ def _spec(task: str, scene: Scene, control: str, rotation: str) -> TaskSpec:
         stored_keys=(),
         derive_fn=derive,
         default_obs_keys=("object", *low_dim),
+        neutral=_neutral(scene.n_arms, control, rotation),
         action_space=_controller(control, rotation),
     )
 

@@ -23,7 +23,7 @@ from isdt_policy.eval.report import write_mp4
 from isdt_policy.eval.statistics import wilson
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import write_text
+from isdt_policy.shared.files import check_writable, write_text
 from isdt_policy.shared.progress import Progress
 
 
@@ -59,9 +59,11 @@ class Deploy:
         drop_obs: share of the observations that get lost.
 
     Safety:
-        limits: JSON file with low, high, step, velocity, acceleration, jerk, position; default: limits.json beside the
-            weights, or the bounds of the task's actions.
-        on_fault: what to do when an action is missing, not finite or too old.
+        limits: JSON file with low, high, step, velocity, acceleration, jerk, position, neutral. They hold together with
+            limits.json beside the weights and with the bounds of the task's actions.
+        loosen: take the file of limits= alone, although it may allow more than the others.
+        on_fault: when an action is missing, not finite or too old: hold moves no further until good ones come, stop ends
+            the run.
         max_age: largest age in seconds of the observation behind an action; default: any.
 
     What is written:
@@ -84,6 +86,7 @@ class Deploy:
     latency: str = "none"
     drop_obs: float = 0.0
     limits: str | None = None
+    loosen: bool = False
     on_fault: OnFault = "hold"
     max_age: float | None = None
     out: str | None = None
@@ -104,6 +107,8 @@ class Deploy:
 
     def run(self, command: str) -> int:
         """Return 0, or 1 if safety stopped the run."""
+        for path in filter(None, (self.out, self.video)):
+            check_writable(Path(path))
         policy = load_policy(self.checkpoint, self.mode)
         spec = task_of(policy, self.task)
         settings = Control(
@@ -118,8 +123,9 @@ class Deploy:
             virtual=self.clock == "virtual",
             latency=parse_latency(self.latency),
             drop_obs=self.drop_obs,
+            max_steps=spec.max_episode_steps,
         )
-        allowed = find_limits(self.checkpoint, policy, spec, self.limits)
+        allowed = find_limits(self.checkpoint, policy, spec, self.limits, loosen=self.loosen)
         safety = Safety(
             allowed, action_dim=spec.action.shape[0], rate_hz=settings.rate_hz, on_fault=self.on_fault,
             max_age_s=self.max_age,
@@ -143,7 +149,6 @@ class Deploy:
             options = {"checkpoint": self.checkpoint, "task": spec.id, "mode": self.mode, "nfe": str(settings.nfe),
                        "latency": self.latency, "drop_obs": self.drop_obs, "clock": self.clock, "seed": self.seed,
                        "limits": allowed.as_dict()}  # fmt: skip
-            Path(self.out).parent.mkdir(parents=True, exist_ok=True)
             write_text(Path(self.out), json.dumps({"options": options, **report.summary()}, indent=1) + "\n")
             print(f"numbers: {self.out}")
         if self.video:

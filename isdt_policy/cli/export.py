@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
+from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.loading import find_limits, load_trained
+from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Export:
         nfe: network evaluations in the graph, or a sampler such as euler10 (onnx, pt2).
         prefix: inputs for real-time chunking (onnx, pt2).
         weights: int8 computes the convolutions of the network in 8-bit integers (onnx); the check prints what that costs.
-        limits: JSON file, embedded; default: limits.json beside the weights, or the bounds of the task's actions.
+        limits: JSON file; what travels with the policy is what this file, limits.json beside the weights and the bounds of
+            the task's actions allow together.
+        loosen: take the file of limits= alone, although it may allow more than the others.
         check: compare that many random inputs with the policy and refuse a file that differs; 0 for none.
         out: default: policy.onnx, policy.pt2 or the folder hub_folder.
         results: eval_info.json for the model card (hub); default: eval/eval_info.json of the run.
@@ -42,6 +47,7 @@ class Export:
     prefix: bool = False
     weights: Literal["float32", "int8"] = "float32"
     limits: str | None = None
+    loosen: bool = False
     check: int = 1000
     out: str | None = None
     results: str | None = None
@@ -64,10 +70,13 @@ class Export:
         from isdt_policy.deploy.export import FileFormat, export, parity
 
         graph = FileFormat(self.format, self.nfe.name, self.prefix, self.weights)
+        out = Path(self.out or f"policy.{self.format}")
+        check_writable(out)
         policy = load_trained(self.checkpoint)
-        allowed = find_limits(self.checkpoint, policy, None, self.limits)
-        path = export(policy, self.out or f"policy.{self.format}", graph, limits=allowed, source=self.checkpoint)
+        limits = self._limits(policy)
+        path = export(policy, out, graph, limits=limits, source=self.checkpoint)
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, nfe={self.nfe})")
+        print(said(limits))
         if self.check:
             difference = parity(policy, path, nfe=self.nfe.name, prefix=self.prefix, inputs=self.check)
             print(f"parity: largest difference {difference:.1e} in normalised units over {self.check} random inputs")
@@ -79,13 +88,25 @@ class Export:
         from isdt_policy.deploy.hub import HubPolicy
 
         folder = Path(self.out or "hub_folder")
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty; give a new folder: out=PATH.")
-        allowed = find_limits(self.checkpoint, load_trained(self.checkpoint), None, self.limits)
-        shared = HubPolicy.from_run(self.checkpoint, limits=allowed, results=self.results)
+        check_writable(folder / "README.md")
+        shared = HubPolicy.from_run(self.checkpoint, results=self.results)
+        shared.limits = self._limits(shared)
         shared.repo = self.repo
         shared.save_pretrained(folder)
         print(f"folder: {folder} ({', '.join(sorted(p.name for p in folder.iterdir()))})")
+        print(said(shared.limits))
         if self.repo:
             print(f"uploaded: {shared.push_to_hub(self.repo)}")
         return 0
+
+    def _limits(self, policy: Policy) -> Limits:
+        return find_limits(self.checkpoint, policy, None, self.limits, loosen=self.loosen)
+
+
+def said(limits: Limits) -> str:
+    """What limits travel with a policy, in one line."""
+    if not limits.as_dict():
+        return "limits: NONE. Neither a task nor limits.json beside the weights nor limits=FILE names any."
+    return f"limits: {', '.join(limits.as_dict())}"

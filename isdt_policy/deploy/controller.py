@@ -24,7 +24,8 @@ from isdt_policy.deploy.clock import TimedThread, VirtualClock, VirtualThread, W
 from isdt_policy.deploy.latency import Draw
 from isdt_policy.deploy.report import Episode, Report
 from isdt_policy.deploy.runtime import Mode, Runtime
-from isdt_policy.deploy.safety import Safety, Watchdog
+from isdt_policy.deploy.safety import Safety
+from isdt_policy.deploy.watchdog import Watchdog
 from isdt_policy.envs.protocol import Policy
 
 Env = gymnasium.Env[dict[str, Any], NDArray[np.float32]]
@@ -43,6 +44,7 @@ class Control:
         virtual: the virtual clock instead of the wall's.
         latency: added to every inference.
         drop_obs: share of observations that get lost, 0 to 1; never the first of an episode.
+        max_steps: control steps after which an episode is over; None for the environment's own end alone.
     """
 
     rate_hz: float
@@ -56,6 +58,7 @@ class Control:
     virtual: bool = False
     latency: Draw = lambda rng: 0.0
     drop_obs: float = 0.0
+    max_steps: int | None = None
 
 
 def control(
@@ -133,25 +136,29 @@ class _Loop:
         safety.reset(None if key is None else observation[key])
         before_s = report.running_s
         start = beat = clock.now()
+        taken = 0.0  # when the observation was taken, on the clock that starts with the episode's first beat
         first = True
         while not record.finished:
             if watchdog is not None:
                 watchdog.beat()
             stolen = _stolen_ticks()
             drop = not first and self.settings.drop_obs > 0 and self.lost.random() < self.settings.drop_obs
-            decision = self.runtime.step(None if drop else observation)
+            decision = self.runtime.step(None if drop else observation, taken)
             if first:  # the first chunk is waited for with the robot at rest: the beat begins when it is there
                 start = beat = clock.now()
                 first = False
-            command = safety(decision.action, decision.age * self.period)
+            age = 0.0 if decision.taken_s is None else max(0.0, clock.now() - start - decision.taken_s)
+            command = safety(decision.action, age)
             if command is None:
-                raise AssertionError("the first decision has an action")
+                safety.stop("the first action is missing, too old or not finite, and there is nothing to hold")
+                break
             if decision.action is None:
                 report.held += 1
             else:
-                report.age_s.append(decision.age * self.period + max(0.0, clock.now() - beat))
+                report.age_s.append(age)
             observation = self._move(record, command)
             beat = self._keep_time(beat, stolen)
+            taken = beat - start
             report.running_s = before_s + clock.now() - start
             if safety.stopped is not None or self._over():
                 break
@@ -163,7 +170,7 @@ class _Loop:
         observation, reward, terminated, truncated, info = self.env.step(command)
         record.max_reward = max(record.max_reward, float(reward))
         record.success = record.success or _is_success(info)
-        record.finished = bool(terminated or truncated)
+        record.finished = bool(terminated or truncated or len(record.commands) == self.settings.max_steps)
         return observation
 
     def _keep_time(self, beat: float, stolen: int) -> float:

@@ -38,8 +38,8 @@ from isdt_policy.deploy.freezing import (
     inpainting_grid,
     require_flow_map,
 )
+from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.runner import DIGEST, FORMAT, METADATA, ZEROS, OnnxPolicy
-from isdt_policy.deploy.safety import Limits
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
-from isdt_policy.deploy.safety import FILE, Limits
+from isdt_policy.deploy.limits import FILE, Limits
 from isdt_policy.eval.result import NOT_REPORTED, Result
 from isdt_policy.method.networks import network_name
 from isdt_policy.method.policy import Policy, weights_sha256

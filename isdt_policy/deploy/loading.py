@@ -5,6 +5,7 @@ The one module of this room that loads a policy. Everything else is handed one.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isdt_policy.deploy.client import PolicyClient
+from isdt_policy.deploy.limits import FILE, Limits, no_motion
 from isdt_policy.deploy.runner import OnnxPolicy
-from isdt_policy.deploy.safety import FILE, Limits
-from isdt_policy.envs import task_ids, task_spec
+from isdt_policy.envs import task_spec
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError
 
@@ -87,20 +88,50 @@ def task_of(policy: Policy, asked: str | None) -> TaskSpec:
     return task_spec(name)
 
 
-def find_limits(checkpoint: str, policy: Policy, spec: TaskSpec | None, path: str | None) -> Limits:
-    """The limits named, or those that travel with the policy, or the bounds of the task's actions."""
-    if path is not None:
-        return Limits.load(path)
+def find_limits(
+    checkpoint: str, policy: Policy, spec: TaskSpec | None, path: str | None = None, *, loosen: bool = False
+) -> Limits:
+    """What the task, the policy and the user allow together.
+
+    Args:
+        checkpoint: where the policy came from; limits.json beside its weights counts as the policy's.
+        policy: an exported file carries its limits.
+        spec: of the task; None is that of the policy, if it is known here.
+        path: the user's file, or None.
+        loosen: take the user's file alone, although it may allow what the task or the policy does not.
+
+    Raises:
+        InputError: a file that cannot be read, limits of different robots or that leave nothing allowed, or loosen alone.
+    """
+    mine = Limits() if path is None else Limits.load(path)
+    if loosen and path is None:
+        raise InputError("loosen=true lets limits=FILE replace the other limits; give the file.")
+    if spec is None:
+        with contextlib.suppress(InputError):  # a task that is not known on this machine says nothing
+            spec = task_spec(str(getattr(policy, "task", "") or ""))
+    task, own = task_limits(spec, policy), _own_limits(checkpoint, policy)
+    if loosen:
+        return Limits(position=own.position, neutral=own.neutral or task.neutral).and_also(mine, str(path))
+    return task.and_also(own, "the limits beside the weights").and_also(mine, str(path))
+
+
+def task_limits(spec: TaskSpec | None, policy: Policy) -> Limits:
+    """The bounds of a task's actions and its neutral action, or what a policy without a known task says of itself."""
+    if spec is None:
+        metadata: Mapping[str, Any] = getattr(policy, "metadata", {})
+        config = getattr(policy, "config", None)
+        words = str(metadata.get("action_type", getattr(config, "action_type", "")) or "")
+        size = getattr(policy, "action_dim", None) or getattr(config, "action_dim", None)
+        return Limits(neutral=no_motion(words, size) if size else None)
+    low, high = (np.broadcast_to(bound, spec.action.shape).tolist() for bound in (spec.action.low, spec.action.high))
+    return Limits(low=low, high=high, neutral=spec.neutral or no_motion(spec.action_type, spec.action.shape[0]))
+
+
+def _own_limits(checkpoint: str, policy: Policy) -> Limits:
     metadata: Mapping[str, Any] = getattr(policy, "metadata", {})
-    if metadata.get("limits"):
+    if isinstance(metadata.get("limits"), Mapping):
         return Limits.from_dict(metadata["limits"])
     for folder in (checkpoint, f"{checkpoint}/policy", f"{checkpoint}/checkpoints/last/policy"):
         if (Path(folder) / FILE).is_file():
             return Limits.load(Path(folder) / FILE)
-    if spec is None:
-        task = str(getattr(policy, "task", "") or "")
-        if task not in task_ids():
-            return Limits()
-        spec = task_spec(task)
-    low, high = (np.broadcast_to(bound, spec.action.shape).tolist() for bound in (spec.action.low, spec.action.high))
-    return Limits(low=low, high=high)
+    return Limits()

@@ -39,6 +39,7 @@ log = logging.getLogger("isdt_policy.deploy")
 Mode = Literal["sync", "async", "rtc"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Array = NDArray[np.float32]
+Seen = tuple[int, float | None]
 
 
 class Executor(Protocol):
@@ -64,10 +65,14 @@ class Inline:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Actions (k, action_dim) for the control steps origin, origin + 1, ...; seen_at is the step of the newest observation."""
+    """Actions (k, action_dim) for the control steps origin, origin + 1, ...
+
+    Attributes:
+        seen: step in which the newest observation behind them came, and when it was taken (None if that was not said).
+    """
 
     origin: int
-    seen_at: int
+    seen: Seen
     actions: Array
 
     def at(self, step: int) -> Array | None:
@@ -82,12 +87,15 @@ class Decision:
     Attributes:
         action: (action_dim,) in the environment's units; None if the plan holds none for this step: hold.
         step: control steps since reset.
-        age: control steps since the newest observation the action is based on; 0 without an action.
+        age: control steps since the newest observation the action is based on came; 0 without an action. An observation that
+            was lost, is not finite, or is the last one again, does not count as come.
+        taken_s: when that observation was taken, on the caller's clock; None if the caller does not say, or without an action.
     """
 
     action: Array | None
     step: int
     age: int
+    taken_s: float | None = None
 
 
 class Runtime:
@@ -140,6 +148,14 @@ class Runtime:
             )
         if ensemble is not None and not (math.isfinite(ensemble) and ensemble >= 0):
             raise InputError(f"ensemble={ensemble} must be a finite number of at least 0 (ACT uses 0.01).")
+        # The window (rows, columns) that answers must have; rows are a lower bound where the policy does not say.
+        self._exact = hasattr(policy, "horizon")
+        config = getattr(policy, "config", None)
+        columns: int | None = getattr(policy, "action_dim", None) or getattr(config, "action_dim", None)
+        self._window = (
+            longest + policy.n_obs_steps - 1 if self._exact else self.execute + policy.n_obs_steps - 1,
+            columns,
+        )
         self.policy, self.mode, self.nfe, self.ensemble, self.wait_s = policy, mode, nfe, ensemble, wait_s
         self._executor: Executor = Inline() if executor is None else executor
         self.reset()
@@ -156,9 +172,11 @@ class Runtime:
         self.repeated_observations = 0
         self.error: Exception | None = None  # of the latest inference, if that failed
         self._history: deque[dict[str, Array]] = deque(maxlen=self.policy.n_obs_steps)
+        self._seen: Seen = (0, None)
         self._chunks: list[Chunk] = []
         self._pending: Future[Any] | None = None
         self._asked_at = 0
+        self._asked_seen: Seen = self._seen
         self._delays: deque[int] = deque(maxlen=10)
         self._executed: deque[Array] = deque(maxlen=max(1, self.policy.n_obs_steps - 1))
         self.policy.reset()
@@ -171,38 +189,45 @@ class Runtime:
         """
         action = self.step(obs).action
         if action is None:
-            raise self.error or InputError("no action has arrived for this step; use step() and hold, or wait_s=None.")
+            if self.error is not None:
+                raise _as_input_error(self.error)
+            raise InputError("no action has arrived for this step; use step() and hold, or wait_s=None.")
         return action
 
-    def step(self, obs: Mapping[str, Any] | None) -> Decision:
+    def step(self, obs: Mapping[str, Any] | None, taken_s: float | None = None) -> Decision:
         """One control step: take the newest observation, start inference if it is due, return the action for now.
 
         Args:
             obs: {key: (d,)} in the environment's units; keys the policy does not read are ignored. None stands for an
                 observation that was lost, and one with NaN counts as lost: the newest good one is repeated.
+            taken_s: when it was taken, seconds on any clock that goes on. One that was not taken later than the last is not
+                new. Without it an observation with the same bits as the last is not new, as a sensor that has died repeats
+                itself; give the time if yours may truly see the same twice.
 
         Raises:
             InputError: a missing key or a wrong shape; no usable observation yet; or the first inference failed.
         """
-        self._observe(obs)
+        self._observe(obs, taken_s)
         now = self.step_index
         self._collect(now, 0.0)
         if self._pending is None and self._due(now):
             self._ask(now)
             self._collect(now, 0.0)
-        action, seen_at = self._choose(now)
+        action, seen = self._choose(now)
         if action is None and self._pending is not None:
             self._collect(now, self.wait_s if self._chunks else None)
-            action, seen_at = self._choose(now)
+            action, seen = self._choose(now)
         if not self._chunks and self.error is not None:
-            raise self.error
+            raise _as_input_error(self.error)
         self.step_index += 1
         if action is not None:
             self._executed.append(action)
-        return Decision(action, now, 0 if action is None else now - seen_at)
+        return Decision(action, now, 0) if action is None else Decision(action, now, now - seen[0], seen[1])
 
-    def _observe(self, obs: Mapping[str, Any] | None) -> None:
+    def _observe(self, obs: Mapping[str, Any] | None, taken_s: float | None) -> None:
         row = None if obs is None else self._checked(obs)
+        if row is not None and self._history and not self._is_new(row, taken_s):
+            row = None
         if row is None:
             if not self._history:
                 raise InputError(
@@ -210,10 +235,18 @@ class Runtime:
                 )
             self.repeated_observations += 1
             row = self._history[-1]
+        else:
+            self._seen = (self.step_index, taken_s)
         if not self._history:  # the history begins as if the robot had stood still
             self._history.extend([row] * self.policy.n_obs_steps)
         else:
             self._history.append(row)
+
+    def _is_new(self, row: dict[str, Array], taken_s: float | None) -> bool:
+        last = self._seen[1]
+        if taken_s is not None and last is not None:
+            return taken_s > last
+        return any(not np.array_equal(value, self._history[-1][key]) for key, value in row.items())
 
     def _checked(self, obs: Mapping[str, Any]) -> dict[str, Array] | None:
         row: dict[str, Array] = {}
@@ -238,7 +271,7 @@ class Runtime:
             self._pending = self._executor.submit(call, obs, known[None], weight[None], nfe=self.nfe, noise_seeds=seeds)
         else:
             self._pending = self._executor.submit(self.policy.predict_action, obs, nfe=self.nfe, noise_seeds=seeds)
-        self._asked_at = now
+        self._asked_at, self._asked_seen = now, self._seen
         self.decisions += 1
 
     def _commitment(self, now: int) -> tuple[Array, Array]:
@@ -266,7 +299,7 @@ class Runtime:
         if self._pending is None:
             return
         try:
-            answer = self._pending.result(wait_s)
+            pred = self._read(self._pending.result(wait_s))
         except TimeoutError:
             if self._pending.done():  # raised by the policy (a remote one), not by waiting
                 self._failed(TimeoutError("the policy did not answer in time"))
@@ -275,31 +308,57 @@ class Runtime:
             self._failed(error)
             return
         self._pending, self.error = None, None
-        pred = np.asarray(answer["action_pred"], np.float32)[0]
         actions = pred[self.policy.n_obs_steps - 1 :]
         # In "sync" the robot stood still while it waited, so the chunk begins when it arrives.
         origin = now if self.mode == "sync" else self._asked_at
         if self._chunks:
             self._delays.append(now - self._asked_at)
-        self._chunks.append(Chunk(origin, self._asked_at, actions))
+        self._chunks.append(Chunk(origin, self._asked_seen, actions))
         if self.ensemble is None:
             del self._chunks[:-1]
+
+    def _read(self, answer: Any) -> Array:
+        """The predicted window (horizon, action_dim) of an answer.
+
+        Raises:
+            InputError: it is none: other rows or columns than this policy's, or no numbers.
+        """
+        try:
+            with np.errstate(over="ignore"):  # too large a number becomes infinite; the safety stage refuses it
+                pred = np.asarray(answer["action_pred"]).astype(np.float32, casting="same_kind")
+        except (TypeError, ValueError, KeyError, IndexError):
+            raise InputError("the policy answered something that is no action chunk.") from None
+        rows, columns = self._window
+        if self._chunks:
+            columns = self._chunks[-1].actions.shape[1]
+        right = pred.ndim == 3 and len(pred) == 1 and pred.shape[2] == (columns or pred.shape[2])
+        if not right or not (pred.shape[1] == rows if self._exact else pred.shape[1] >= rows):
+            raise InputError(
+                f"the policy answered a window of shape {pred.shape}, expected (1, {rows}, {columns or 'action_dim'})."
+            )
+        return pred[0]
 
     def _failed(self, error: Exception) -> None:
         """The plan in hand goes on; a new inference starts with the next step."""
         log.warning("inference failed at step %d: %s", self._asked_at, error)
         self._pending, self.error = None, error
 
-    def _choose(self, now: int) -> tuple[Array | None, int]:
+    def _choose(self, now: int) -> tuple[Array | None, Seen]:
+        nothing: tuple[None, Seen] = (None, (now, None))
         if self.mode == "sync" and self._due(now):
-            return None, 0  # the rest of the chunk lies beyond the horizon that was asked for
+            return nothing  # the rest of the chunk lies beyond the horizon that was asked for
         self._chunks = [c for c in self._chunks[:-1] if c.at(now) is not None] + self._chunks[-1:]
         covering = [(c, c.at(now)) for c in self._chunks]
         actions = [(chunk, action) for chunk, action in covering if action is not None]
         if not actions:
-            return None, 0
+            return nothing
         if self.ensemble is None:
-            return actions[-1][1], actions[-1][0].seen_at
+            return actions[-1][1], actions[-1][0].seen
         weights = np.exp(-self.ensemble * np.arange(len(actions)))
         mean = np.average(np.stack([action for _, action in actions]), axis=0, weights=weights)
-        return mean.astype(np.float32), actions[-1][0].seen_at
+        return mean.astype(np.float32), actions[-1][0].seen
+
+
+def _as_input_error(error: Exception) -> InputError:
+    """What a user is told of a failed inference."""
+    return error if isinstance(error, InputError) else InputError(f"inference failed: {type(error).__name__}: {error}")

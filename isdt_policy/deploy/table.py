@@ -26,7 +26,7 @@ from isdt_policy.eval.origin import versions
 from isdt_policy.eval.statistics import Estimate, wilson
 from isdt_policy.method.policy import weights_sha256
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import write_text
+from isdt_policy.shared.files import check_writable, write_text
 from isdt_policy.shared.plotting import SERIES, plots
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.provenance import commit
@@ -99,6 +99,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     """
     if checkpoint.endswith(".onnx") or "://" in checkpoint:
         raise InputError("the table needs a checkpoint: give a run directory or a folder of save_pretrained.")
+    check_writable(file)
     policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
     spec = task_of(next(iter(policies.values())), task)
     grid = grid.at(spec)
@@ -111,7 +112,6 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
         if changed := [key for key, value in said.items() if result.get(key) != value]:
             raise InputError(f"{file} holds a table with another {', '.join(changed)}; give another out=.")
     result |= {"command": command, "versions": versions(spec.id)}
-    file.parent.mkdir(parents=True, exist_ok=True)
     bar = Progress(len(grid.latencies) * len(grid.modes), "table", "cell", every_s=5)
     for text in grid.latencies:
         for mode in grid.modes:
@@ -126,10 +126,17 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
 
 def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mode, latency: str) -> Cell:
     rate_hz = float(grid.rate_hz or spec.rate_hz)
-    limits = find_limits(checkpoint, policy, spec, None)
+    limits = find_limits(checkpoint, policy, spec)
     env = make(spec.id, tuple(dict.fromkeys([*policy.obs_keys, *filter(None, [limits.position])])))
     settings = Control(
-        rate_hz, mode=mode, nfe=grid.nfe, seed=grid.seed, episodes=grid.episodes, virtual=True, latency=_delay(latency)
+        rate_hz,
+        mode=mode,
+        nfe=grid.nfe,
+        seed=grid.seed,
+        episodes=grid.episodes,
+        virtual=True,
+        latency=_delay(latency),
+        max_steps=spec.max_episode_steps,
     )
     report = control(policy, env, Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz), settings)
     env.close()

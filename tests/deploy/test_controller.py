@@ -11,7 +11,8 @@ from isdt_policy.cli.deploy import Deploy
 from isdt_policy.deploy.clock import TimedThread, VirtualClock, VirtualThread
 from isdt_policy.deploy.controller import Control, control
 from isdt_policy.deploy.latency import parse_latency
-from isdt_policy.deploy.safety import Limits, Safety
+from isdt_policy.deploy.limits import Limits
+from isdt_policy.deploy.safety import Safety
 from isdt_policy.deploy.window import Window
 from isdt_policy.eval.rollout import Protocol, evaluate
 from isdt_policy.shared.errors import InputError
@@ -110,6 +111,33 @@ def test_a_fault_stops_the_run_when_asked_to():
     assert not report.episodes[-1].finished
 
 
+def test_an_episode_ends_at_the_tasks_limit_though_the_environment_goes_on():
+    """The environment never truncates and succeeds in its 1000th step; the task allows 30."""
+    report = drive(Line(1000), Ahead(), rate_hz=10, virtual=True, episodes=2, max_steps=30)
+    assert [(e.finished, e.success, len(e.commands)) for e in report.episodes] == [(True, False, 30)] * 2
+
+
+def test_a_first_action_that_cannot_be_used_stops_the_run_with_a_reason():
+    policy = Ahead()
+    policy.predict_action = lambda obs, **_: {"action_pred": np.full((1, 8, 1), np.nan)}
+    report = drive(Line(), policy, rate_hz=10, virtual=True, episodes=2)
+    assert report.stopped.startswith("the first action is missing, too old or not finite")
+
+
+class Stuck(Line):
+    """A sensor that has died: always the same, while the arm moves on."""
+
+    def step(self, command):
+        return ({"x": np.full(1, np.nan)}, *super().step(command)[1:])
+
+
+def test_a_sensor_that_dies_in_the_loop_makes_actions_stale():
+    safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5)
+    report = control(Ahead(), Stuck(100), safety, Control(10, virtual=True, episodes=1))
+    assert max(report.age_s) > 9
+    assert report.interventions["stale"] == 100 - 6  # 0.0 to 0.5 s are young enough
+
+
 def test_without_latency_every_episode_is_the_evaluators(tmp_path):
     policy = tiny_policy(network=MLP)
     policy.save_pretrained(tmp_path / "p")
@@ -178,6 +206,9 @@ def test_other_descriptions_of_latency_are_refused(text):
         ("mode=rt", "Did you mean 'rtc'"),
         ("on_fault=panic", "not one of hold, stop"),
         ("limits=nowhere.json", "cannot be read"),
+        ("loosen=true", "give the file"),
+        ("out=/dev/null/d.json", "cannot be written"),
+        ("video=/dev/null/d.mp4", "cannot be written"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, arg, message):

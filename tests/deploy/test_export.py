@@ -12,8 +12,8 @@ from isdt_deploy_toys import MLP, observations, run, tiny_policy
 
 from isdt_policy.cli.export import Export
 from isdt_policy.deploy.export import FileFormat, export, load_pt2, parity
+from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.runner import OnnxPolicy
-from isdt_policy.deploy.safety import Limits
 from isdt_policy.shared.errors import InputError
 
 
@@ -84,14 +84,16 @@ def test_the_runner_and_the_runtime_need_no_torch(unet):
 import sys, numpy as np
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.deploy.runtime import Runtime
-from isdt_policy.deploy.safety import Limits, Safety
-from isdt_policy.deploy import client, wire
+from isdt_policy.deploy.limits import Limits
+from isdt_policy.deploy.safety import Safety
+from isdt_policy.deploy import client, limits, motion, safety, watchdog, wire
 policy = OnnxPolicy({str(folder / "p.onnx")!r})
-safety = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_hz=10)
+stage = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_hz=10)
 runtime = Runtime(policy)
 runtime.reset(seed=3)
-actions = [safety(runtime.act({{"agent_pos": np.full(2, 9.0), "keypoints": np.zeros(18)}})) for _ in range(9)]
-heavy = ("torch", "gymnasium", "isdt_policy.method.policy", "isdt_policy.training", "isdt_policy.envs", "isdt_policy.datasets")
+actions = [stage(runtime.act({{"agent_pos": np.full(2, 9.0), "keypoints": np.zeros(18)}})) for _ in range(9)]
+rooms = [f"isdt_policy.{{room}}" for room in ("method", "training", "envs", "datasets")]
+heavy = ["torch", "gymnasium", "zarr", "matplotlib", *rooms]
 print([m for m in heavy if m in sys.modules], len(actions), np.isfinite(actions).all())
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -156,6 +158,45 @@ class TestCommand:
         assert "parity: largest difference" in capsys.readouterr().out
         assert OnnxPolicy(tmp_path / "a.onnx").metadata["limits"] == {"low": [0.0, 0.0], "high": [512.0, 512.0]}
 
+    def test_a_file_of_ones_own_task_carries_its_bounds_and_one_of_no_known_task_says_so(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        from isdt_policy.envs import registry
+
+        (tmp_path / "reach_tasks.py").write_text(
+            "from isdt_policy.envs import ArraySpec, TaskSpec\n"
+            "A = ArraySpec((2,), 'float32', 'm', -0.1, 0.1, 'step')\n"
+            "SPECS = {'reach': TaskSpec(id='reach', observations={}, action=A, action_type='displacement, m',\n"
+            "    max_episode_steps=30, rate_hz=10, success='near', default_obs_keys=())}\n"
+            "def make_env(task, **_): raise NotImplementedError\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("ISDT_TASKS", "reach_tasks")
+        monkeypatch.setattr(registry, "TASKS", dict(registry.TASKS))
+        policy = tiny_policy(network=MLP)
+        for task, expected in (
+            ("reach", {"low": [-0.1, -0.1], "high": [0.1, 0.1], "neutral": [0, 0]}),
+            ("elsewhere", {}),
+        ):
+            policy.config = replace(policy.config, task=task)
+            policy.save_pretrained(tmp_path / task)
+            assert run(Export, f"checkpoint={tmp_path / task}", f"out={tmp_path / task}.onnx", "check=0") == 0
+            assert OnnxPolicy(tmp_path / f"{task}.onnx").metadata["limits"] == expected
+            assert ("limits: NONE" in capsys.readouterr().out) == (not expected)
+
+    def test_limits_beside_the_weights_do_not_loosen_the_tasks_unless_told_to(self, checkpoint, tmp_path):
+        wide = {"low": [-9000, -9000], "high": [9000, 100], "step": [90, 90]}
+        (checkpoint / "limits.json").write_text(json.dumps(wide))
+        (tmp_path / "mine.json").write_text(json.dumps({"low": [-50, 50]}))
+        for more, expected in (
+            ([], {"low": [0, 0], "high": [512, 100], "step": [90, 90]}),
+            ([f"limits={tmp_path / 'mine.json'}"], {"low": [0, 50], "high": [512, 100], "step": [90, 90]}),
+            ([f"limits={tmp_path / 'mine.json'}", "loosen=true"], {"low": [-50, 50]}),
+        ):
+            out = tmp_path / "p.pt2"
+            assert run(Export, f"checkpoint={checkpoint}", f"out={out}", "format=pt2", "check=0", *more) == 0
+            assert load_pt2(out)[1]["limits"] == expected
+
     def test_a_hub_folder_loads_again_and_has_a_card(self, checkpoint, tmp_path):
         from isdt_policy.deploy.hub import HubPolicy
 
@@ -165,7 +206,7 @@ class TestCommand:
         assert card.startswith("---\nlibrary_name: isdt-policy\n")
         assert "agent_pos (2), keypoints (18), 2 steps" in card
         assert "Not evaluated" in card
-        assert Limits.load(tmp_path / "hub") == Limits(step=(90, 90))
+        assert Limits.load(tmp_path / "hub") == Limits(low=(0, 0), high=(512, 512), step=(90, 90))  # and the task's
         seeds = np.zeros((2, 2), np.int64)
         a, b = (
             HubPolicy.from_pretrained(p).predict_action(observations(2), noise_seeds=seeds)
@@ -209,6 +250,7 @@ class TestCommand:
             ("nef=2", "Did you mean 'nfe'"),
             ("steps=euller3", "euler"),
             ("repo=a/b", "belong to format=hub"),
+            ("out=/dev/null/p.onnx", "cannot be written"),
         ],
     )
     def test_bad_arguments_are_refused(self, checkpoint, arg, message):

@@ -5,7 +5,9 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
+from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.runtime import Runtime
+from isdt_policy.deploy.safety import Safety
 from isdt_policy.shared.errors import InputError
 
 
@@ -177,6 +179,51 @@ def test_lost_and_broken_observations_repeat_the_last_good_one():
     runtime.reset()
     with pytest.raises(InputError, match="nothing to repeat"):
         runtime.step(None)
+
+
+@pytest.mark.parametrize("dead", [None, {"x": [np.nan]}, {"x": [7.0]}], ids=["None", "NaN", "the same bits"])
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_dead_sensor_is_noticed(dead, timed):
+    """Two minutes at 20 Hz with a sensor that has died: every action soon counts as stale, although answers are fresh."""
+    runtime = Runtime(Counting(), execute=2)
+    stage = Safety(Limits(), action_dim=1, rate_hz=20, max_age_s=0.5)
+    runtime.step({"x": [7.0]}, 0.0 if timed else None)
+    ages = []
+    for k in range(1, 2400):
+        decision = runtime.step(dead, 0.0 if timed else None)  # what repeats itself repeats its time too
+        ages.append(k / 20 - decision.taken_s if timed else decision.age / 20)
+        stage(decision.action, ages[-1])
+    assert ages == pytest.approx([k / 20 for k in range(1, 2400)])
+    assert stage.counts["stale"] == 2400 - 1 - 10
+    assert runtime.repeated_observations == 2399
+
+
+def test_a_new_time_makes_the_same_bits_new_and_an_old_time_makes_new_bits_old():
+    runtime = Runtime(policy := Counting(), execute=1)
+    for k in range(4):
+        decision = runtime.step({"x": [7.0]}, 0.1 * k)
+        assert (decision.age, decision.taken_s) == (0, 0.1 * k)
+    decision = runtime.step({"x": [8.0]}, 0.2)  # overtaken on its way
+    assert (decision.age, decision.taken_s) == (1, pytest.approx(0.3))
+    assert policy.seen[-1] == [7, 7]
+
+
+@pytest.mark.parametrize("answer", [
+    None, 5, [], {}, {"action_pred": None}, {"action_pred": "abc"}, {"action_pred": [["a"]]},
+    {"action_pred": np.zeros((1, 3, 1))}, {"action_pred": np.zeros((1, 8, 2))}, {"action_pred": np.zeros((2, 8, 1))},
+    {"action_pred": np.zeros(8)}, {"action_pred": np.zeros((0, 8, 1))}, {"action_pred": np.zeros((1, 8, 1), complex)},
+    {"action_pred": np.array([[[object()]]])},
+], ids=str)  # fmt: skip
+def test_an_answer_that_is_no_chunk_is_held_for_and_asked_again(answer):
+    runtime = Runtime(policy := Counting())
+    got = run(runtime, 4)
+    right = policy.predict_action
+    policy.predict_action = lambda obs, **_: answer
+    got += run(runtime, 2, 4)
+    assert isinstance(runtime.error, InputError)
+    policy.predict_action = right
+    got += run(runtime, 2, 6)
+    assert values(got) == [0, 1, 2, 3, None, None, 100, 101]
 
 
 def test_the_callers_buffer_may_be_reused():

@@ -6,7 +6,9 @@ import threading
 import numpy as np
 import pytest
 
-from isdt_policy.deploy.safety import Limits, Safety, Watchdog
+from isdt_policy.deploy.limits import Limits
+from isdt_policy.deploy.safety import Safety
+from isdt_policy.deploy.watchdog import Watchdog
 from isdt_policy.shared.errors import InputError
 
 
@@ -91,8 +93,40 @@ def test_holding_goes_on_towards_the_last_good_target_within_its_limits():
     assert [stage(None).tolist()[0] for _ in range(3)] == [20, 25, 25]
 
 
+@pytest.mark.parametrize("on_fault", ["hold", "stop"])
+def test_no_answer_means_no_motion_for_displacements_and_the_gripper_stays(on_fault):
+    """An action is a displacement in x, and a gripper that keeps what it was told."""
+    stage = safety(low=(-0.1, -1), high=(0.1, 1), neutral=(0, None), on_fault=on_fault)
+    moved = [stage(np.array([0.1, 0.7]))[0]]
+    held = [stage(None), *(stage(np.array([np.nan, 0])) for _ in range(49))]
+    assert sum(moved) + sum(command[0] for command in held) == pytest.approx(0.1)
+    assert {float(command[1]) for command in held} == {np.float32(0.7)}
+    assert stage.counts["missing"] == 1
+
+
+def test_the_neutral_command_is_reached_within_the_limits_and_is_known_before_the_first_action():
+    stage = safety(step=(0.1, 0.1), neutral=(0, 0), position=[0.25, 0])
+    stage(np.array([0.25, 0.0]))
+    assert [stage(None)[0] for _ in range(4)] == pytest.approx([0.15, 0.05, 0, 0])
+    assert safety(neutral=(0, 0))(None).tolist() == [0, 0]
+    assert safety(neutral=(0, None))(None) is None
+
+
+def test_limits_hold_together():
+    task = Limits(low=(0, 0), high=(512, 512))
+    hub = Limits(low=(-9000, 100), high=(9000, 9000), step=(50, 60), position="agent_pos")
+    both = task.and_also(hub).and_also(Limits(step=(90, 10), neutral=(0, None)))
+    assert both == Limits((0, 100), (512, 512), (50, 10), position="agent_pos", neutral=(0, None))
+    with pytest.raises(InputError, match="mine allow nothing that the others do"):
+        task.and_also(Limits(low=(600, 0)), "mine")
+    with pytest.raises(InputError, match="have 3 numbers per limit, an action has 2"):
+        task.and_also(Limits(step=(1, 1, 1)))
+    with pytest.raises(InputError, match="start from 'x', the others from 'agent_pos'"):
+        both.and_also(Limits(position="x"))
+
+
 def test_limits_travel_as_json(tmp_path):
-    limits = Limits(low=(0, 0), high=(512, 512), step=(40, 40), position="agent_pos")
+    limits = Limits(low=(0, 0), high=(512, 512), step=(40, 40), position="agent_pos", neutral=(0, None))
     assert Limits.load(limits.save(tmp_path)) == limits == Limits.load(tmp_path)
     (tmp_path / "limits.json").write_text(json.dumps({"hihg": [1, 1]}))
     with pytest.raises(InputError, match=r"unknown limit 'hihg'\. Did you mean 'high'"):
@@ -107,6 +141,9 @@ def test_limits_travel_as_json(tmp_path):
         ({"step": [float("nan"), 1]}, "list of numbers"),
         ({"low": [0], "high": [1, 1]}, "different lengths"),
         ({"low": "abc"}, "list of numbers"),
+        ({"neutral": [0, "x"]}, "list of numbers"),
+        ({"neutral": [0, float("inf")]}, "must be finite"),
+        ({"neutral": [0], "low": [0, 0]}, "different lengths"),
     ],
 )
 def test_impossible_limits_are_refused(values, message):
