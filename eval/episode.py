@@ -200,6 +200,7 @@ class _Trace:
         self.episode, self.recipe, self.last = episode, recipe, observation
         self.rewards: list[float] = []
         self.coverages: list[float] = []
+        self.mode: int | None = None
         self.success_step: int | None = None
         self.reports_success = False
         self.steps: dict[str, list[NDArray[np.generic]]] = {}
@@ -227,6 +228,9 @@ class _Trace:
         self._digest.update(np.asarray(action, np.float32).tobytes() + np.float64(reward).tobytes())
         if "coverage" in info:
             self.coverages.append(float(np.asarray(info["coverage"])))
+        mode = info.get("mode")
+        if isinstance(mode, int | np.integer):
+            self.mode = int(mode)
         success = _success(info)
         self.reports_success |= success is not None
         if success and self.success_step is None:
@@ -254,6 +258,7 @@ class _Trace:
             max_coverage=max(self.coverages) if self.coverages else None,
             initial_state=self._initial,
             final_state=None if self._initial is None else final,
+            mode=self.mode,
         )
 
     def kept(self) -> Kept | None:

@@ -19,7 +19,7 @@ from isdt_policy.eval.latency import Latency
 from isdt_policy.eval.origin import Origin, PolicyInfo
 from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.seeds import purpose
-from isdt_policy.eval.statistics import Estimate, bootstrap_mean, wilson
+from isdt_policy.eval.statistics import Estimate, bootstrap_mean, entropy, wilson
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import Json, write_text
@@ -44,6 +44,7 @@ class EpisodeRecord:
         error: why the episode could not be run; it then counts as a failure with score 0.
         final_coverage, max_coverage: of a task that measures coverage.
         initial_state, final_state: of a task that observes "state".
+        mode: which of the task's ways a success took, counted from 0; None for a task that names none.
     """
 
     seed: int
@@ -60,6 +61,7 @@ class EpisodeRecord:
     max_coverage: float | None = None
     initial_state: tuple[float, ...] | None = None
     final_state: tuple[float, ...] | None = None
+    mode: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -77,7 +79,16 @@ class EpisodeRecord:
         error = data.get("error", "unknown error") if data.get("status") == "error" else None
         states = [data.get("initial_state"), data.get("final_state")]
         initial, final = (None if state is None else tuple(state) for state in states)
-        rest = ("sum_reward", "final_reward", "length", "steps_to_success", "digest", "final_coverage", "max_coverage")
+        rest = (
+            "sum_reward",
+            "final_reward",
+            "length",
+            "steps_to_success",
+            "digest",
+            "final_coverage",
+            "max_coverage",
+            "mode",
+        )
         return cls(
             seed=int(data["seed"]), arm=Arm.parse(data["arm"]), success=data["success"], max_reward=float(data["max_reward"]),
             error=error, initial_state=initial, final_state=final, **{key: data[key] for key in rest if key in data},
@@ -95,6 +106,8 @@ class EpisodeRecord:
         if self.initial_state is not None:
             data["initial_state"] = list(self.initial_state)
             data["final_state"] = None if self.final_state is None else list(self.final_state)
+        if self.mode is not None:
+            data["mode"] = self.mode
         return data
 
 
@@ -114,6 +127,8 @@ class ArmSummary:
         mean_length: over episodes.
         final_coverage, max_coverage: means; None for a task that measures no coverage.
         latency: of the inference calls; None if this evaluation made none.
+        mode_entropy: how evenly the successes spread over the ways in which the task can be done, from 0 (always the same)
+            to 1 (all equally often); None for a task that names none, or without successes.
     """
 
     n: int
@@ -127,12 +142,16 @@ class ArmSummary:
     final_coverage: float | None = None
     max_coverage: float | None = None
     latency: Latency | None = None
+    mode_entropy: float | None = None
 
     @classmethod
     def of(
-        cls, records: Sequence[EpisodeRecord], confidence: float = 0.95, latency: Latency | None = None
+        cls, records: Sequence[EpisodeRecord], confidence: float = 0.95, latency: Latency | None = None, modes: int = 0
     ) -> ArmSummary:
         """Summarise the records of one arm.
+
+        Args:
+            modes: number of ways in which the task can be done; 0 where the environment names none.
 
         Raises:
             InputError: no records.
@@ -152,6 +171,7 @@ class ArmSummary:
             final_coverage=_mean(r.final_coverage for r in records),
             max_coverage=_mean(r.max_coverage for r in records),
             latency=latency,
+            mode_entropy=entropy([r.mode for r in records if r.mode is not None], modes),
         )
 
     @classmethod
@@ -163,12 +183,14 @@ class ArmSummary:
             "score": Estimate.from_dict(data["score"]),
             "latency": None if latency is None else Latency.from_json(latency),
         }
-        return cls(**{**{key: data[key] for key in cls.__dataclass_fields__ if key not in read}, **read})
+        return cls(**{**{key: data[key] for key in cls.__dataclass_fields__ if key in data}, **read})
 
     def to_json(self) -> dict[str, object]:
         """The numbers as JSON values, and once more under the names of other projects."""
         data: dict[str, object] = asdict(self)
         latency = data.pop("latency")
+        if self.mode_entropy is None:
+            del data["mode_entropy"]
         return {**data, "aliases": self.aliases(), "latency": latency}
 
     def aliases(self) -> dict[str, object]:

@@ -18,7 +18,7 @@ from typing import Protocol as Interface
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs import make, task_spec
+from isdt_policy.envs import make, task_ids, task_spec
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.eval.episode import ActorFactory, EnvFactory, Episode, Recipe, Reply, Start
 from isdt_policy.eval.inference import Inference
@@ -157,9 +157,10 @@ def evaluate(
                 journal.close()
     records = tuple(finished[episode.key] for episode in wanted)
     summaries = {}
+    modes = task_spec(protocol.task).modes if protocol.task in task_ids() else 0
     for arm in asked:
         latency = None if inference is None else inference.latency(arm)
-        summaries[arm] = ArmSummary.of([r for r in records if r.arm == arm], latency=latency)
+        summaries[arm] = ArmSummary.of([r for r in records if r.arm == arm], latency=latency, modes=modes)
     return Result(protocol, seeds, summaries, records, run.timing(), kept=run.kept)
 
 

@@ -309,3 +309,16 @@ def _pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.f
     if len(x) != len(y):
         raise InputError(f"a paired comparison needs the same episodes on both sides, got {len(x)} and {len(y)}.")
     return x, y
+
+
+def entropy(modes: Sequence[int], possible: int) -> float | None:
+    """Entropy of how often each mode occurred, in units of log `possible`; None without modes.
+
+    >>> entropy([0, 1, 2, 3], possible=4), entropy([7, 7, 7], possible=24)
+    (1.0, 0.0)
+    """
+    if possible < 2 or not modes:
+        return None
+    share = np.bincount(np.asarray(modes), minlength=possible) / len(modes)
+    share = share[share > 0]
+    return float(max(0.0, -(share * np.log(share)).sum() / np.log(possible)))

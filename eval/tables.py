@@ -111,6 +111,11 @@ def summary(result: Result) -> str:
         for arm, numbers in result.arms.items()
         if numbers.n_error
     ]
+    lines += [
+        f"arm {arm}: entropy of the ways taken {numbers.mode_entropy:.2f} (1: all equally often, 0: always the same)"
+        for arm, numbers in result.arms.items()
+        if numbers.mode_entropy is not None
+    ]
     timing, seeds = result.timing, result.seeds
     lines.append(
         f"n = {len(seeds)} episodes per arm, seeds {seeds[0]} to {seeds[-1]} ({result.seed_purpose})\n"
