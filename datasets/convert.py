@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets import formats
-from isdt_policy.datasets.formats import Recording
-from isdt_policy.datasets.formats.robomimic_replay import with_actions_of
+from isdt_policy.datasets.formats import EVERYTHING, Episode, Reading, Recording
+from isdt_policy.datasets.formats.robomimic_replay import actions_fit, with_actions_of
 from isdt_policy.datasets.store import resolve_path, task_attributes
+from isdt_policy.datasets.writer import check_episode, unlike
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
@@ -26,9 +27,9 @@ def convert(
     source: str | Path,
     target: str | Path,
     to: str | None = None,
-    keys: Sequence[str] | None = None,
     task: str | None = None,
     overwrite: bool = False,
+    how: Reading = EVERYTHING,
     command: str = "",
 ) -> None:
     """Convert demonstrations from one format to another.
@@ -37,22 +38,24 @@ def convert(
         source: demonstrations in any format that is known; only read.
         target: what is written.
         to: format of the target; None takes it from the name of the target.
-        keys: only these keys and the action; None takes all.
         task: the registered task that was recorded. Its units and ranges are written down, and the actions become the task's.
         overwrite: replace what this program wrote at `target` before.
+        how: which keys, under which names.
         command: recorded in the provenance.
 
     Raises:
         InputError: the source cannot be read, the target exists or cannot be written, or the way to the task's actions is
             not known.
     """
-    recording = formats.read(resolve_path(source))
+    files.check_writable(Path(target), folder=True)
+    path = resolve_path(source)
+    recording = formats.read(path, how)
     if task is not None:
         known = {k: v for k, v in task_attributes(task).items() if k != "env"}  # which versions recorded it is unknown
-        recording = with_actions_of(recording, task)
+        if not actions_fit(recording, task):  # that takes the simulator's states
+            recording = with_actions_of(formats.read(path, replace(how, keys=None)), task)
+            recording = recording.changed(lambda episode: {k: v for k, v in episode.items() if how.wants(k)})
         recording = replace(recording, task=task, attributes={**known, **recording.attributes})
-    if keys is not None:
-        recording = _only(recording, keys)
     write(recording, Path(target), to, overwrite, {"command": command})
 
 
@@ -81,22 +84,36 @@ def write(
         raise InputError(f"format '{to}' is read, not written.")
     if target.exists() and not overwrite:
         raise InputError(f"'{target}' exists; give another name, or overwrite=true.")
+    files.check_writable(target, folder=True)
     files.check_replaceable(target)  # before an hour of conversion, not after
     before = recording.attributes.get("provenance")
     provenance = {
         "source": str(recording.path), "source_format": recording.format, "sha256": sha256(recording.path),
         **(made or {}), **({"before": before} if before else {}),
     }  # fmt: skip
-    carried = {k: v for k, v in recording.attributes.items() if k not in ("provenance", "next_attempt")}
+    carried = {k: v for k, v in recording.attributes.items() if k != "provenance"}
+    recording = _checked(replace(recording, attributes=carried))
+    with files.locked(target, f"'{target}' is being written by another process."):
+        _write(recording, target, writer.write, provenance)
+    for note in recording.notes:
+        print(f"note: {note}")
+    print(f"{target}: {recording.n_episodes} episodes from {recording.path} ({recording.format} -> {to})")
+
+
+def _write(
+    recording: Recording,
+    target: Path,
+    writer: Callable[[Recording, Path, dict[str, Any]], None],
+    provenance: dict[str, Any],
+) -> None:
+    """Write aside, and put it into place when it is complete."""
     aside = target.parent / f".{target.name}.part"
     try:
-        for as_bytes in (True, False):
+        for episodes in (recording.changed(_as_bytes), recording):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            episodes = _bytes_where_lossless(recording) if as_bytes else recording.episodes
             try:
-                shown = _shown(replace(recording, attributes=carried, episodes=episodes), target.name)
-                writer.write(shown, aside / target.name, provenance)
+                writer(_shown(episodes, target.name), aside / target.name, provenance)
                 break
             except _NotBytes:
                 continue  # some image holds other values than whole 0..255: again, as they are
@@ -114,29 +131,49 @@ def write(
             if not aside.exists():
                 break
             time.sleep(0.05)
-    for note in recording.notes:
-        print(f"note: {note}")
-    print(f"{target}: {recording.n_episodes} episodes from {recording.path} ({recording.format} -> {to})")
+
+
+def _checked(recording: Recording) -> Recording:
+    """The same, where an episode that cannot be written is named with the way to leave it out."""
+
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
+        first: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
+        for number, episode in zip(numbers, recording.load(numbers)):
+            look = {key: (value.shape[1:], value.dtype) for key, value in episode.items()}
+            first = first or look
+            try:
+                if "action" not in episode:
+                    raise InputError(
+                        f"there is no key 'action', only {', '.join(sorted(episode))}; if one of them is the commanded action: "
+                        "rename=NAME:action."
+                    )
+                check_episode(episode)
+                if look != first:
+                    raise InputError(f"episodes must be alike: {unlike(first, look)}.")
+            except InputError as error:
+                name = recording.name(list(recording.numbers).index(number))
+                out = (
+                    "" if "action" not in episode else f" Leave it out: isdt data split SOURCE TARGET exclude={number}"
+                )
+                raise InputError(f"'{recording.path}', {name}: {error}{out}") from error
+            yield episode
+
+    return replace(recording, load=load)
 
 
 class _NotBytes(Exception):
-    pass
+    """An image holds other values than whole numbers from 0 to 255."""
 
 
-def _bytes_where_lossless(recording: Recording) -> Any:
-    """Episodes with float images turned to uint8; raises _NotBytes at the first that would lose something."""
-
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for episode in recording.episodes():
-            for key, value in episode.items():
-                if value.ndim == 4 and value.shape[-1] in (1, 3, 4) and value.dtype.kind == "f":
-                    episode[key] = _as_bytes(value, key)
-            yield episode
-
-    return episodes
+def _as_bytes(episode: Episode) -> Episode:
+    """The same with float images as uint8; raises _NotBytes where that would lose something."""
+    return {
+        key: _whole(value) if value.ndim == 4 and value.shape[-1] in (1, 3, 4) and value.dtype.kind == "f" else value
+        for key, value in episode.items()
+    }
 
 
-def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
+def _whole(images: NDArray[Any]) -> NDArray[np.uint8]:
     whole = np.empty(images.shape, np.uint8)
     back, same = np.empty_like(images[0]), np.empty(images.shape[1:], np.bool_)
     # Frame by frame, so that it is compared while it is in the processor's cache; values beyond 0..255 come back different.
@@ -145,21 +182,21 @@ def _as_bytes(images: NDArray[Any], key: str) -> NDArray[np.uint8]:
             np.copyto(out, frame, casting="unsafe")
             np.copyto(back, out)
             if not np.equal(back, frame, out=same).all():
-                raise _NotBytes(key)
+                raise _NotBytes
     return whole
 
 
 def _shown(recording: Recording, label: str) -> Recording:
     """The same with a progress bar."""
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        progress = Progress(recording.n_episodes, label, "episode")
-        for episode in recording.episodes():
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
+        progress = Progress(len(numbers), label, "episode")
+        for episode in recording.load(numbers):
             yield episode
             progress.update()
         progress.close()
 
-    return replace(recording, episodes=episodes)
+    return replace(recording, load=load)
 
 
 def sha256(path: Path) -> str:
@@ -173,33 +210,17 @@ def sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _only(recording: Recording, keys: Sequence[str]) -> Recording:
-    wanted = {*keys, "action"}
-
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for episode in recording.episodes():
-            missing = sorted(wanted - set(episode))
-            if missing:
-                raise InputError(f"'{recording.path}' has no key '{missing[0]}'; it has {', '.join(sorted(episode))}.")
-            yield {key: value for key, value in episode.items() if key in wanted}
-
-    return replace(recording, episodes=episodes)
-
-
-def chosen(recording: Recording, numbers: Sequence[int]) -> Recording:
-    """Only these episodes, in this order; masks are renumbered."""
-    wanted = list(numbers)
+def chosen(recording: Recording, places: Sequence[int]) -> Recording:
+    """Only these episodes, in ascending order; masks are renumbered. The others are not read."""
+    wanted = sorted(places)
     place = {old: new for new, old in enumerate(wanted)}
     masks = {
         name: sorted(place[i] for i in mask if i in place)
         for name, mask in recording.attributes.get("masks", {}).items()
     }
-
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for index, episode in enumerate(recording.episodes()):
-            if index in place:
-                yield episode
-
-    info = [recording.info[i] for i in wanted] if recording.info else []
-    attributes = {**recording.attributes, **({"masks": masks} if masks else {})}
-    return replace(recording, n_episodes=len(wanted), episodes=episodes, info=info, attributes=attributes)
+    return replace(
+        recording,
+        numbers=[recording.numbers[i] for i in wanted],
+        info=[recording.info[i] for i in wanted] if recording.info else [],
+        attributes={**recording.attributes, **({"masks": masks} if masks else {})},
+    )

@@ -80,7 +80,8 @@ def examine(path: str, task: str | None = None, images: bool = True) -> list[Fin
     name = task or store.task
     known = name is not None and (task is not None or name in task_ids())
     demos = Demos(store, low_dim, task_spec(name) if known and name else None)
-    findings = list(not_finite(demos))
+    findings = [Finding("note", "structure", "", note, "see docs/data.md") for note in store.notes]
+    findings += not_finite(demos)
     finite = {key: value for key, value in low_dim.items() if np.isfinite(value).all()}
     demos = Demos(store, finite, demos.spec)
     for check in CHECKS:
@@ -102,7 +103,8 @@ def table(found: list[Finding], path: str) -> str:
 def _line(f: Finding) -> str:
     where = "" if f.episode is None else f" episode {f.episode}" + ("" if f.step is None else f" step {f.step}")
     more = f" (and {f.count - 1} more)" if f.count > 1 else ""
-    return f"{f.level:<8} {f.check}: {f.key}{where}{more}: {f.message}\n         -> {f.advice}"
+    place = f"{f.key}{where}{more}".strip()
+    return f"{f.level:<8} {f.check}: {place}{': ' if place else ''}{f.message}\n         -> {f.advice}"
 
 
 def not_finite(demos: Demos) -> Iterator[Finding]:

@@ -52,17 +52,16 @@ def generate(
     with DemoWriter(directory, task, made_of, overwrite, attributes=task_attributes(task)) as writer:
         _check_same_source(writer.attrs, made_of, directory)
         first = int(writer.attrs.get("next_attempt", 0))
-        attempts = list(writer.attrs.get("attempts", []))
+        if "attempts" in writer.attrs and "episode_info" not in writer.attrs:  # begun by version 0.1
+            writer.set_episode_info([facts(task, seed, index) for index in writer.attrs["attempts"]])
         progress = Progress(episodes, "generate", "episode", initial=writer.n_episodes)
         for arrays, info in generate_episodes(task, episodes - writer.n_episodes, seed, workers, first=first):
-            attempts.append(info["index"])
             # Simulator states in full: an episode goes on from a rounded one, but not as it did.
             stored = {k: np.asarray(v, None if k == "states" else np.float32) for k, v in arrays.items()}
-            # The next attempt is recorded in the same file replacement that commits the episode.
-            writer.append(stored, attributes={"next_attempt": info["index"] + 1, "attempts": attempts})
+            index = info["index"]
+            writer.append(stored, attributes={"next_attempt": index + 1}, info=facts(task, seed, index))
             progress.update(1, steps=len(arrays["action"]), kept=writer.n_episodes / (info["index"] + 1))
         progress.close()
-        writer.set_episode_info([facts(task, seed, index) for index in attempts])
     if format == "robomimic":
         _write_robomimic(directory, target, task, overwrite)
     elif directory != target:

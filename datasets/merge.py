@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from isdt_policy.datasets import formats
 from isdt_policy.datasets.convert import sha256, write
-from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats import Episode, Recording
 from isdt_policy.datasets.store import resolve_path
+from isdt_policy.datasets.writer import unlike
 from isdt_policy.shared.errors import InputError
 
 
@@ -34,18 +33,18 @@ def joined(parts: list[Recording]) -> Recording:
     tasks = {part.task for part in parts}
     if len(tasks) > 1:
         raise InputError(f"the sources are of different tasks ({', '.join(map(str, sorted(map(str, tasks))))}).")
-    looks = [{key: (value.shape[1:], str(value.dtype)) for key, value in next(p.episodes()).items()} for p in parts]
+    firsts = [next(part.episodes()) for part in parts]
+    looks = [{key: (value.shape[1:], value.dtype) for key, value in first.items()} for first in firsts]
     for part, look in zip(parts, looks):
         if look != looks[0]:
-            differing = sorted(k for k in look.keys() | looks[0].keys() if look.get(k) != looks[0].get(k))
             raise InputError(
-                f"'{part.path}' and '{parts[0].path}' differ in {', '.join(differing)}; "
-                "convert both with the same keys= first."
+                f"'{part.path}' differs from '{parts[0].path}': {unlike(looks[0], look)}. Convert both with the same keys= first."
             )
+    places = [(index, number) for index, part in enumerate(parts) for number in part.numbers]
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for part in parts:
-            yield from part.episodes()
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
+        for index, group in itertools.groupby((places[number] for number in numbers), key=lambda place: place[0]):
+            yield from parts[index].load([number for _, number in group])
 
     masks: dict[str, list[int]] = {}
     first = 0
@@ -58,5 +57,5 @@ def joined(parts: list[Recording]) -> Recording:
     attributes = {**parts[0].attributes, "masks": masks, "provenance": {"merged": sources}}
     info = [entry for part in parts for entry in (part.info or [{}] * part.n_episodes)]
     return Recording(
-        "merge", parts[0].path, first, episodes, parts[0].task, attributes, info, [n for p in parts for n in p.notes]
+        "merge", parts[0].path, range(first), load, parts[0].task, attributes, info, [n for p in parts for n in p.notes]
     )

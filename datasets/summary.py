@@ -37,6 +37,7 @@ def summary(store: DemoStore) -> dict[str, Any]:
             "min": int(lengths.min()), "median": float(np.median(lengths)), "max": int(lengths.max()),
         },
         "keys": {key: _key_facts(store, key) for key in store.keys},
+        "notes": store.notes,
         "attributes": {k: v for k, v in store.attrs.items() if k not in ("keys", "task", "n_episodes")},
     }  # fmt: skip
 
@@ -72,6 +73,7 @@ def table(facts: dict[str, Any]) -> str:
             f"{key:<{wide}}{'x'.join(map(str, f['shape'])) or '1':<16}{f['dtype']:<9}{f['megabytes_in_memory']:>8.4g}  "
             f"{span:<26}{f.get('unit', '')}".rstrip()
         )
+    lines += [f"note: {note}" for note in facts["notes"]]
     attributes = facts["attributes"]
     for name in ("action_space", "env", "provenance"):
         if name in attributes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import os
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.doctor import Finding, examine
+from isdt_policy.datasets.formats.images import encode
 from isdt_policy.datasets.split import parse_ranges
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import is_low_dim
@@ -84,24 +83,6 @@ def plot(values: NDArray[Any], title: str) -> str:
     )
 
 
-def png(image: NDArray[Any]) -> bytes:
-    """Encode (height, width, 1 or 3) numbers in 0..255 as a PNG file."""
-    pixels = np.ascontiguousarray(np.clip(np.nan_to_num(image.astype(np.float64)), 0, 255), np.uint8)
-    height, width, channels = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)  # filter 0 before each
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows.tobytes()))
-        + chunk(b"IEND", b"")
-    )
-
-
 def _episode(store: DemoStore, number: int, frames: int, findings: list[Finding]) -> str:
     start = int(store.episode_ends[number - 1]) if number else 0
     end = int(store.episode_ends[number])
@@ -113,7 +94,7 @@ def _episode(store: DemoStore, number: int, frames: int, findings: list[Finding]
         if len(shape) == 3 and shape[-1] in (1, 3):
             parts.append(f'<div class="frames"><b>{html.escape(key)}</b>')
             for step in steps:
-                data = base64.b64encode(png(store.read(key, int(step), int(step) + 1)[0])).decode()
+                data = base64.b64encode(encode(store.read(key, int(step), int(step) + 1)[0])).decode()
                 parts.append(f'<img src="data:image/png;base64,{data}" title="step {step - start}" alt="">')
             parts.append("</div>")
     parts.append('<div class="plots">')

@@ -5,7 +5,7 @@ A format is a module of this folder. What it offers:
     LOOK                        how a path of it looks, for people
     ENDINGS                     names of targets that mean this format without to=; may be empty
     recognises(path)            whether what is there is of this format, judged by looking inside
-    read(path)                  a `Recording`
+    read(path, how)             a `Recording`. `how` may be ignored: what is not wanted is left out afterwards
     write(recording, path, provenance)      may be absent: then the format is only read. `path` does not exist yet.
 
 `FORMATS` lists them. Everything downstream sees recordings only.
@@ -14,8 +14,8 @@ A format is a module of this folder. What it offers:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,14 +38,36 @@ Episode = dict[str, NDArray[Any]]  # {key: (T, *shape)}
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a source is read.
+
+    Attributes:
+        keys: only these keys, by their names in a store, and the action; None takes all. Others need not be readable.
+        rename: {name in the source: name in the store}.
+        actions: what the actions are ("delta" or "absolute"), where the source does not say it or says it wrongly.
+    """
+
+    keys: tuple[str, ...] | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+    actions: str | None = None
+
+    def wants(self, key: str) -> bool:
+        """Whether a key of the source is wanted."""
+        return self.keys is None or self.rename.get(key, key) in (*self.keys, "action")
+
+
+EVERYTHING = Reading()
+
+
+@dataclass(frozen=True)
 class Recording:
     """Demonstrations on their way from one format to another.
 
     Attributes:
         format: name in FORMATS.
         path: where they are.
-        n_episodes: how many.
-        episodes: called for a fresh pass over the episodes.
+        numbers: which episodes of the source; ascending.
+        load: reads the episodes of some numbers, in their order.
         task: task id, if known.
         attributes: attributes of our store (keys, action_space, env, masks, ...), as far as the format has them.
         info: one object per episode, as in meta/episode_info; may be empty.
@@ -54,12 +76,29 @@ class Recording:
 
     format: str
     path: Path
-    n_episodes: int
-    episodes: Callable[[], Iterator[Episode]]
+    numbers: Sequence[int]
+    load: Callable[[Sequence[int]], Iterator[Episode]]
     task: str | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     info: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.numbers)
+
+    def episodes(self) -> Iterator[Episode]:
+        """A fresh pass over the episodes."""
+        return self.load(self.numbers)
+
+    def name(self, place: int) -> str:
+        """What the source calls an episode."""
+        named = self.info[place].get("name") if self.info else None
+        return str(named or f"episode {self.numbers[place]}")
+
+    def changed(self, change: Callable[[Episode], Episode]) -> Recording:
+        """The same with every episode changed."""
+        return replace(self, load=lambda numbers: map(change, self.load(numbers)))
 
 
 def recognised(path: Path) -> str | None:
@@ -88,10 +127,26 @@ def detect(path: str | Path) -> str:
     raise InputError(f"'{path}' is in no format that is known ({known}).{hint}")
 
 
-def read(path: str | Path, format: str | None = None) -> Recording:
-    """Open demonstrations of any format."""
-    recording: Recording = module(format or detect(path)).read(Path(path))
-    return recording
+def read(path: str | Path, how: Reading = EVERYTHING) -> Recording:
+    """Open demonstrations of any format.
+
+    Raises:
+        InputError: nothing is there, no format that is known, or it cannot be read. Keys that are not there are noticed with
+            the first episode.
+    """
+    recording: Recording = module(detect(path)).read(Path(path), how)
+
+    def named(episode: Episode) -> Episode:
+        absent = sorted({*how.rename} - {*episode})
+        if absent:
+            raise InputError(f"'{path}' has no key '{absent[0]}'; it has {', '.join(sorted(episode))}.")
+        chosen = {how.rename.get(key, key): value for key, value in episode.items() if how.wants(key)}
+        absent = sorted({*(how.keys or ())} - {*chosen})
+        if absent:
+            raise InputError(f"'{path}' has no key '{absent[0]}'; it has {', '.join(sorted(episode))}.")
+        return chosen
+
+    return recording.changed(named) if how != EVERYTHING else recording
 
 
 def module(format: str) -> ModuleType:

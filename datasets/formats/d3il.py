@@ -7,14 +7,14 @@ D3IL itself publishes one pickle an episode, which is not read here: a pickle ca
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats import Episode, Reading, Recording
 from isdt_policy.datasets.store import task_attributes
 from isdt_policy.envs import avoiding
 from isdt_policy.shared.errors import InputError
@@ -31,7 +31,7 @@ def recognises(path: Path) -> bool:
     return path.is_file() and path.suffix == ".npz"
 
 
-def read(path: Path) -> Recording:
+def read(path: Path, how: Reading) -> Recording:
     """The recording, with the state that the environment would have had under the recorded commands.
 
     Raises:
@@ -42,8 +42,8 @@ def read(path: Path) -> Recording:
     starts = [0, *ends[:-1].tolist()]
     spans = list(zip(starts, ends.tolist()))
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        for start, end in spans:
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
+        for start, end in (spans[number] for number in numbers):
             commands = desired[start:end].astype(np.float64)
             replayed = avoiding.replay(commands)
             state = np.concatenate([commands, replayed, np.vstack([replayed[:1], replayed[:-1]])], axis=1)
@@ -56,7 +56,7 @@ def read(path: Path) -> Recording:
     info = [{"mode": avoiding.mode_of(measured[start:end].astype(np.float64))} for start, end in spans]
     attributes = {k: v for k, v in task_attributes("avoiding").items() if k != "env"}
     note = "'state' holds positions as the environment's kinematics give them; the arm's own are in 'recorded_pos'."
-    return Recording("d3il", path, len(spans), episodes, "avoiding", attributes, info, [note])
+    return Recording("d3il", path, range(len(spans)), load, "avoiding", attributes, info, [note])
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

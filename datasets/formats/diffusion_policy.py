@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
+from numcodecs import Blosc
 
 from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.native import read, recognises
-from isdt_policy.datasets.store import pack_zip, put_episode_info
+from isdt_policy.datasets.store import pack_zip
+from isdt_policy.datasets.writer import put_episode_info
 
 __all__ = ["ENDINGS", "LOOK", "read", "recognises", "write"]
 
@@ -20,9 +23,6 @@ ENDINGS = ()
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write Zarr v2 that Diffusion Policy's ReplayBuffer reads; further attributes stand where it does not look."""
-    import zarr
-    from numcodecs import Blosc
-
     directory = path.with_suffix("") if path.suffix == ".zip" else path
     root = zarr.open_group(directory, mode="w-", zarr_format=2)
     root.attrs.update({**recording.attributes, "task": recording.task, "provenance": provenance})

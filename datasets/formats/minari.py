@@ -7,23 +7,27 @@ How keys are called here and there:
 
 Minari keeps one observation more than actions; it goes to meta/episode_info (`last_observation`) and comes back from there.
 The metadata (spaces, environment, author, ...) goes to the attribute `minari` as it is. `infos` are not carried over (ours that
-tell how it went, such as coverage, are written there and come back), nor are spaces other than Box and Dict, nor the Arrow
-storage.
+tell how it went, such as coverage, are written there and come back), nor are texts; both are noted. Spaces other than Box and
+Dict, and the Arrow storage, are refused.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.formats import Recording, images
+from isdt_policy.datasets.formats import Episode, Reading, Recording, hdf5, images
 from isdt_policy.datasets.store import NOT_OBSERVED
 from isdt_policy.shared.errors import InputError
+
+if TYPE_CHECKING:
+    import h5py
 
 _FILE = "main_data.hdf5"
 _NAMES = {"actions": "action", "rewards": "reward", "terminations": "terminated", "truncations": "truncated"}
@@ -38,7 +42,7 @@ def recognises(path: Path) -> bool:
     return (path / "data" / "metadata.json").exists() or (path / _FILE).exists()
 
 
-def read(path: Path) -> Recording:
+def read(path: Path, how: Reading) -> Recording:
     """Open a Minari dataset: its folder, or the folder `data` in it.
 
     Raises:
@@ -46,34 +50,36 @@ def read(path: Path) -> Recording:
     """
     where = _data_folder(path)
     metadata = _metadata(where)
-    file = _open(where / _FILE)
-    with file:
-        names = sorted((name for name in file if name.startswith("episode_")), key=lambda n: int(n.split("_")[1]))
+    with hdf5.opened(where / _FILE) as file:
+        names = sorted((n for n in file if re.fullmatch(r"episode_\d+", n)), key=lambda n: int(n.split("_")[1]))
         if not names:
             raise InputError(f"'{path}' holds no episodes.")
-        info = [_info(where, file[name]) for name in names]
-        dropped = {key for name in names for key in file[name].get("infos", {}) if key not in NOT_OBSERVED}
-        notes = [f"infos are not carried over: {', '.join(sorted(dropped))}"] if dropped else []
-    attributes: dict[str, Any] = metadata.pop("isdt_attributes", {})
+        info = [_info(where, file[name], how) for name in names]
+        notes = _left_out(file, names)
+    own = metadata.pop("isdt_attributes", None)
+    attributes: dict[str, Any] = own if isinstance(own, dict) else {}
     attributes.pop("provenance", None)
     task, filled = attributes.pop("task", None), attributes.pop("filled", [])
-    if "env_spec" in metadata:
-        spec = json.loads(metadata["env_spec"])
+    try:
+        spec = json.loads(metadata.get("env_spec") or "{}")
+    except (TypeError, ValueError):
+        spec = {}
+    if isinstance(spec, dict) and spec:
         attributes.setdefault("env", {"id": spec.get("id"), "kwargs": spec.get("kwargs", {})})
     attributes["minari"] = metadata
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
-        with _open(where / _FILE) as file:
-            for name in names:
-                episode = _episode(where, file[name])
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
+        with hdf5.opened(where / _FILE) as file:
+            for number in numbers:
+                episode = _episode(where, file[names[number]], how)
                 yield {key: value for key, value in episode.items() if key not in filled}
 
-    return Recording("minari", path, len(names), episodes, task, attributes, info, notes)
+    return Recording("minari", path, range(len(names)), load, task, attributes, info, notes)
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write a dataset that `minari.MinariDataset(path / "data")` opens, pixels as they are. `path` must not exist."""
-    h5py = _h5py()
+    h5py = hdf5.h5()
     folder = path / "data"
     folder.mkdir(parents=True)
     info = recording.info or [{}] * recording.n_episodes
@@ -105,11 +111,13 @@ def _data_folder(path: Path) -> Path:
 
 def _metadata(where: Path) -> dict[str, Any]:
     try:
-        metadata: dict[str, Any] = json.loads((where / "metadata.json").read_text())
+        metadata = json.loads((where / "metadata.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(
             f"'{where / 'metadata.json'}' is not complete JSON ({error}); download the dataset again."
         ) from None
+    if not isinstance(metadata, dict):
+        raise InputError(f"'{where / 'metadata.json'}' holds no JSON object; download the dataset again.")
     storage = metadata.get("data_format", "hdf5")
     if storage != "hdf5":
         raise InputError(
@@ -118,60 +126,83 @@ def _metadata(where: Path) -> dict[str, Any]:
     return metadata
 
 
-def _leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Datasets under a group, named with dots."""
-    for name, value in group.items():
-        yield from [(prefix + name, value)] if hasattr(value, "shape") else _leaves(value, f"{prefix}{name}.")
+def _left_out(file: h5py.File, names: Sequence[str]) -> list[str]:
+    """What is in the file and not carried over."""
+    infos = {key for name in names for key in file[name].get("infos", {}) if key not in NOT_OBSERVED}
+    notes = [f"infos are not carried over: {', '.join(sorted(infos))}"] if infos else []
+    groups = {name for name in file if name not in names}
+    groups |= {
+        f"episode_N/{key}" for name in names for key in file[name] if key not in ("observations", "infos", *_NAMES)
+    }
+    groups |= {
+        f"observations/{key} (no numbers)" for name in names for key, d in _observed(file[name]) if hdf5.is_text(d)
+    }
+    return notes + ([f"not carried over: {', '.join(sorted(groups))}"] if groups else [])
 
 
-def _observations(where: Path, group: Any) -> dict[str, NDArray[Any]]:
-    found = group["observations"]
-    arrays = {_SINGLE: found} if hasattr(found, "shape") else dict(_leaves(found))
+def _observed(group: h5py.Group) -> list[tuple[str, h5py.Dataset]]:
+    """(key, dataset) of every observation."""
+    found = group.get("observations")
+    if found is None:
+        raise InputError(f"'{group.file.filename}': {group.name} has no observations; download it again.")
+    return [(_SINGLE, found)] if hasattr(found, "shape") else list(hdf5.leaves(found))
+
+
+def _observations(where: Path, group: h5py.Group, how: Reading) -> Episode:
+    arrays = dict(_observed(group))
     clash = sorted(set(arrays) & {*NOT_OBSERVED, *_NAMES.values()})
     if clash:
         raise InputError(
             f"'{where}' has an observation called '{clash[0]}', a name that means something else in a store."
         )
-    return {key: _pixels(where, key, value) for key, value in arrays.items()}
+    return {k: _pixels(where, data) for k, data in arrays.items() if how.wants(k) and not hdf5.is_text(data)}
 
 
-def _pixels(where: Path, key: str, dataset: Any) -> NDArray[Any]:
-    values = dataset[()]
+def _pixels(where: Path, dataset: h5py.Dataset) -> NDArray[Any]:
     # Minari embeds images of its image spaces as JPEG files, one row of bytes each.
-    if values.dtype == object or (
-        values.ndim == 2 and values.dtype == np.uint8 and bytes(values[0][:2]) == b"\xff\xd8"
-    ):
-        return np.stack([images.decode(np.asarray(row, np.uint8).tobytes()) for row in values])
-    if values.dtype.kind not in "biuf":
-        raise InputError(f"'{where}': observation '{key}' holds {values.dtype}; a store holds numbers.")
-    return np.asarray(values)
+    if dataset.dtype == object:
+        return np.stack([images.decode(np.asarray(row, np.uint8).tobytes()) for row in dataset])
+    values = hdf5.array(where / _FILE, dataset)
+    if values.ndim == 2 and len(values) and values.dtype == np.uint8 and bytes(values[0][:2]) == b"\xff\xd8":
+        return np.stack([images.decode(row.tobytes()) for row in values])
+    return values
 
 
-def _episode(where: Path, group: Any) -> dict[str, NDArray[Any]]:
-    try:
-        if not hasattr(group["actions"], "shape"):
-            raise InputError(f"'{where}': actions are a Dict or Tuple; a store holds one array of actions.")
-        steps = len(group["actions"])
-        arrays = {ours: group[theirs][()] for theirs, ours in _NAMES.items() if theirs in group}
-        infos = group.get("infos", {})
-        arrays |= {key: infos[key][()] for key in NOT_OBSERVED if key in infos and len(infos[key]) == steps}
-        observations = _observations(where, group)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise InputError(f"'{where / _FILE}': {group.name} cannot be read ({error}); download it again.") from error
+def _episode(where: Path, group: h5py.Group, how: Reading) -> Episode:
+    if not hasattr(group.get("actions"), "shape"):
+        raise InputError(f"'{where}': {group.name} has no array of actions; a Dict or Tuple has no place in a store.")
+    steps = len(group["actions"])
+    arrays = {
+        ours: hdf5.array(where / _FILE, group[theirs])
+        for theirs, ours in _NAMES.items()
+        if theirs in group and how.wants(ours)
+    }
+    infos = group.get("infos", {})
+    told = [key for key in NOT_OBSERVED if key in infos and len(infos[key]) == steps and how.wants(key)]
+    arrays |= {key: hdf5.array(where / _FILE, infos[key]) for key in told}
+    observations = _observations(where, group, how)
     for key, value in observations.items():
         if len(value) not in (steps, steps + 1):
             raise InputError(f"'{where}': {group.name} has {len(value)} observations of '{key}' for {steps} actions.")
     return {**arrays, **{key: value[:steps] for key, value in observations.items()}}
 
 
-def _info(where: Path, group: Any) -> dict[str, Any]:
-    info = {key: value.item() for key, value in group.attrs.items() if key in ("id", "seed") and np.ndim(value) == 0}
-    steps = len(group["actions"]) if "actions" in group else 0
-    last = {k: v[steps].tolist() for k, v in _observations(where, group).items() if len(v) > steps and v.ndim < 4}
+def _info(where: Path, group: h5py.Group, how: Reading) -> dict[str, Any]:
+    info = {
+        key: value for key, value in hdf5.attributes(group).items() if key in ("id", "seed") and np.ndim(value) == 0
+    }
+    steps = len(group["actions"]) if hasattr(group.get("actions"), "shape") else 0
+    last = {
+        key: data[steps].tolist()
+        for key, data in _observed(group)
+        if how.wants(key) and data.dtype.kind in "biuf" and data.ndim and len(data) > steps and data.ndim < 4
+    }
     return {**info, **({"last_observation": last} if last else {})}
 
 
-def _write_episode(group: Any, number: int, episode: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> None:
+def _write_episode(
+    group: h5py.Group, number: int, episode: Mapping[str, NDArray[Any]], info: Mapping[str, Any]
+) -> None:
     steps = len(episode["action"])
     last = info.get("last_observation", {})
     whole = {}
@@ -217,19 +248,3 @@ def _observation_space(episode: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
             inner = inner["subspaces"].setdefault(part, {"type": "Dict", "subspaces": {}})
         inner["subspaces"][parts[-1]] = _box(value)
     return space
-
-
-def _open(path: Path) -> Any:
-    h5py = _h5py()
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"'{path}' is not a complete HDF5 file ({error}); download it again.") from error
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError("Minari datasets need h5py. Install it with: pip install 'isdt-policy[formats]'") from None
-    return h5py

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats import Episode, Reading, Recording
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip
 
 # Read and written at once: several shards of frames, and little memory.
 _BLOCK_BYTES = 64 * 2**20
-_OWN = ("isdt_schema", "n_episodes", "task")
+_OWN = ("isdt_schema", "n_episodes", "task", "episode_info", "attempts", "recorded", "next_attempt", "next_seed")
 
 
 LOOK = ".zarr folder or .zarr.zip file, ours or Diffusion Policy's"
@@ -29,38 +28,39 @@ def recognises(path: Path) -> bool:
     return any((path / name).exists() for name in ("zarr.json", ".zgroup", "meta/episode_ends"))
 
 
-def read(path: Path) -> Recording:
+def read(path: Path, how: Reading) -> Recording:
     """A store as a recording."""
     store = DemoStore.open(path)
-
+    keys = [key for key in store.keys if how.wants(key)]
     return Recording(
-        "zarr" if "isdt_schema" in store.attrs else "diffusion_policy", store.path, store.n_episodes,
-        lambda: _episodes(store), store.task, {k: v for k, v in store.attrs.items() if k not in _OWN},
-        store.episode_info(),
+        "zarr" if "isdt_schema" in store.attrs else "diffusion_policy", store.path, range(store.n_episodes),
+        lambda numbers: _episodes(store, keys, numbers), store.task,
+        {k: v for k, v in store.attrs.items() if k not in _OWN}, store.episode_info(), store.notes,
     )  # fmt: skip
 
 
-def _episodes(store: DemoStore) -> Iterator[dict[str, NDArray[Any]]]:
-    """Every episode in order, cut from spans of whole chunks: one by one, episodes that share a chunk decode it twice."""
-    span = store.span(_BLOCK_BYTES)
-    spans = _spans(store, span)
+def _episodes(store: DemoStore, keys: Sequence[str], numbers: Sequence[int]) -> Iterator[Episode]:
+    """Episodes in order, cut from spans of whole chunks: one by one, episodes that share a chunk decode it twice."""
+    span, wanted = store.span(_BLOCK_BYTES), set(numbers)
+    spans = _spans(store, keys, span)
     begin, first, held = 0, 0, next(spans)  # held: rows [first, first + span) of every key
-    for end in store.episode_ends.tolist():
+    for number, end in enumerate(store.episode_ends.tolist()):
         pieces = []
         while end > first + span:
             pieces.append({key: rows[begin - first :] for key, rows in held.items()})
             begin = first = first + span
             held = next(spans)
         pieces.append({key: rows[begin - first : end - first] for key, rows in held.items()})
-        yield pieces[0] if len(pieces) == 1 else {key: np.concatenate([p[key] for p in pieces]) for key in held}
+        if number in wanted:
+            yield pieces[0] if len(pieces) == 1 else {key: np.concatenate([p[key] for p in pieces]) for key in held}
         begin = end
 
 
-def _spans(store: DemoStore, span: int) -> Iterator[dict[str, NDArray[Any]]]:
+def _spans(store: DemoStore, keys: Sequence[str], span: int) -> Iterator[Episode]:
     """Steps [0, span), [span, 2 span), ... of every key; the next is decoded while the caller works on this one."""
 
-    def load(start: int) -> dict[str, NDArray[Any]]:
-        return {key: store.read(key, start, start + span) for key in store.keys}
+    def load(start: int) -> Episode:
+        return {key: store.read(key, start, start + span) for key in keys}
 
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(load, 0)
@@ -74,8 +74,9 @@ def _spans(store: DemoStore, span: int) -> Iterator[dict[str, NDArray[Any]]]:
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write our layout: a .zarr directory, or one .zarr.zip file. `path` must not exist."""
     directory = path.with_suffix("") if path.suffix == ".zip" else path
-    with DemoWriter(directory, recording.task, provenance, attributes=recording.attributes) as writer:
-        waiting: list[dict[str, NDArray[Any]]] = []
+    attributes = {k: v for k, v in recording.attributes.items() if k not in _OWN}
+    with DemoWriter(directory, recording.task, provenance, attributes=attributes, durable=False) as writer:
+        waiting: list[Episode] = []
         size = 0
         for episode in recording.episodes():
             waiting.append(episode)

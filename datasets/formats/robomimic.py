@@ -3,7 +3,7 @@
 How keys are called here and there:
 
     obs/<key>  <key>        actions  action        rewards  reward        dones  done        states  states
-    any other array of a demo with one row per step keeps its name
+    obs/a/b    a.b          any other array of a demo with one row per step keeps its name
 
 Demos are taken in numerical order (demo_2 before demo_10); their names, `model_file` and other attributes go to
 meta/episode_info, masks to the attribute `masks`, `env_args` to the attribute `env`. next_obs is not stored: it is obs one
@@ -19,49 +19,49 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats import Episode, Reading, Recording, hdf5
+from isdt_policy.datasets.formats.robomimic_env import environment, rewritten_rotation
 from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_task
 from isdt_policy.datasets.store import NOT_OBSERVED, task_attributes
-from isdt_policy.envs import rotations
-from isdt_policy.envs.robomimic import SCENES, SPECS, env_args, task_of
+from isdt_policy.envs.robomimic import SPECS, env_args
 from isdt_policy.shared.errors import InputError
 
-_NAMES = {"actions": "action", "rewards": "reward", "dones": "done"}
-_BACK = {ours: theirs for theirs, ours in _NAMES.items()}
-
+if TYPE_CHECKING:
+    import h5py
 
 LOOK = ".hdf5 file with data/demo_N/obs"
 ENDINGS = (".hdf5", ".h5")
+_NAMES = {"actions": "action", "rewards": "reward", "dones": "done"}
+_BACK = {ours: theirs for theirs, ours in _NAMES.items()}
+_SAMPLE = 20  # demos whose actions tell whether they are displacements
 
 
 def recognises(path: Path) -> bool:
-    return path.is_file() and path.open("rb").read(8) == b"\x89HDF\r\n\x1a\n"
+    return path.is_file() and path.open("rb").read(8) == hdf5.SIGNATURE
 
 
-def read(path: Path) -> Recording:
+def read(path: Path, how: Reading) -> Recording:
     """Open a robomimic file.
 
     Raises:
         InputError: cut short, no demos, demos that differ in their keys, or raw states of an environment that is not ours.
     """
-    where = path
-    with _open(where) as file:
-        if "data" not in file or not [n for n in file["data"] if _number(n) is not None]:
+    with hdf5.opened(path) as file:
+        data = file.get("data")
+        names = sorted((n for n in data or () if _number(n) is not None), key=lambda n: _number(n) or 0)
+        if not isinstance(data, hdf5.h5().Group) or not names:
             raise InputError(f"'{path}' holds no data/demo_N: not a robomimic file.")
-        data = file["data"]
-        names = sorted((n for n in data if _number(n) is not None), key=lambda n: _number(n) or 0)
-        _check(where, data, names)
-        given = {key: _plain(value) for key, value in data.attrs.items()}
+        _check(path, data, names, how)
+        given = hdf5.attributes(data)
         raw = "obs" not in data[names[0]]
         task = recorded_task(given, str(path)) if raw else None
-        attributes, notes = _attributes(data)
+        attributes, notes = _attributes(path, data, names, how)
         if task is not None:
             notes = [note for note in notes if not note.startswith("env_args")]
             notes.append(f"no observations in the file: computed by replaying its states in task '{task}'")
@@ -69,58 +69,55 @@ def read(path: Path) -> Recording:
         masks, missing = _masks(file, names)
         if missing:
             notes.append(f"the masks name {missing} demos that are not in this file; those entries are left out")
+        texts = {key for key, dataset in hdf5.leaves(data[names[0]].get("obs", {})) if dataset.dtype.kind not in "biuf"}
+        notes += _left_out(file, data, names, texts)
         ours = str(attributes.get("task"))
-        convert = _rotation(ours, 7, data[names[0]]["actions"].shape[-1])
+        convert = rewritten_rotation(ours, 7, data[names[0]]["actions"].shape[-1])
         if convert is not None:
             attributes["action_space"] = {**attributes.get("action_space", {}), "rotation": "6d"}
             notes.append(f"rotations of the actions written as 6D, as task '{ours}' takes them")
-        info = [{"name": name, **{k: _plain(v) for k, v in data[name].attrs.items()}} for name in names]
-        filled = tuple(json.loads(data.attrs["isdt_filled"])) if "isdt_filled" in data.attrs else ()
+        info = [{"name": name, **hdf5.attributes(data[name])} for name in names]
+        filled = tuple(json.loads(given.get("isdt_filled") or "[]"))
     if masks:
         attributes["masks"] = masks
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
         observe = observer(task) if task is not None else None
-        with _open(where) as file:
-            for name in names:
-                episode = _episode(where, file["data"][name], filled, observe)
-                yield episode if convert is None else {**episode, "action": convert(episode["action"])}
+        with hdf5.opened(path) as file:
+            for number in numbers:
+                demo = file["data"][names[number]]
+                arrays = _arrays(path, demo, how, filled, texts)
+                if observe is not None:
+                    states, model = hdf5.array(path, demo["states"]), hdf5.plain(demo.attrs.get("model_file"))
+                    arrays |= observe(states, model)
+                if convert is not None:
+                    arrays["action"] = convert(arrays["action"])
+                yield arrays
 
-    return Recording(
-        "robomimic",
-        where,
-        len(names),
-        episodes,
-        attributes.get("task"),
-        {k: v for k, v in attributes.items() if k != "task"},
-        info,
-        notes,
-    )
+    kept = {k: v for k, v in attributes.items() if k != "task"}
+    return Recording("robomimic", path, range(len(names)), load, attributes.get("task"), kept, info, notes)
 
 
 def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     """Write a file that robomimic reads. rewards (0) and dones (1 at the end) are filled in where there are none."""
-    h5py = _h5py()
+    h5py = hdf5.h5()
     attributes = recording.attributes
-    names = [
-        str(info.get("name", f"demo_{i}"))
-        for i, info in enumerate(recording.info + [{}] * (recording.n_episodes - len(recording.info)))
-    ]
-    if len(set(names)) < len(names):  # merged files may both have a demo_0
-        names = [f"demo_{i}" for i in range(recording.n_episodes)]
+    names = [str(info.get("name")) for info in recording.info]
+    if len(set(names)) < recording.n_episodes or any(_number(name) is None for name in names):
+        names = [f"demo_{i}" for i in range(recording.n_episodes)]  # merged files may both have a demo_0
     total, filled = 0, set[str]()
     try:
         with h5py.File(path, "w") as file:
             data = file.create_group("data")
             for index, episode in enumerate(recording.episodes()):
-                convert = _rotation(str(recording.task), 10, episode["action"].shape[-1])
+                convert = rewritten_rotation(str(recording.task), 10, episode["action"].shape[-1])
                 if convert is not None:
                     episode = {**episode, "action": convert(episode["action"])}
                 total += _write_demo(data.create_group(names[index]), episode, filled)
                 if index < len(recording.info):
                     for key, value in recording.info[index].items():
                         if key not in ("name", "num_samples"):
-                            data[names[index]].attrs[key] = value if np.isscalar(value) else json.dumps(value)
+                            data[names[index]].attrs[key] = _attribute(value)
             data.attrs["total"] = total
             env = attributes.get("env", {})
             if recording.task in SPECS and "type" not in env:  # recorded here: as robomimic's scripts want to read it
@@ -130,7 +127,7 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
                 arguments = {"env_name": env["id"], "type": type_, "env_kwargs": env.get("kwargs", {})}
                 data.attrs["env_args"] = json.dumps({**arguments, **env.get("further", {})}, indent=4)
             for key, value in attributes.get("source_attributes", {}).items():
-                data.attrs[key] = value
+                data.attrs[key] = _attribute(value)
             data.attrs["isdt_filled"] = json.dumps(sorted(filled))
             kept = {k: v for k, v in attributes.items() if k not in ("env", "masks", "source_attributes")}
             data.attrs["isdt_attributes"] = json.dumps({**kept, "task": recording.task, "provenance": provenance})
@@ -140,26 +137,12 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
         raise InputError(f"'{path}' cannot be written ({error}).") from error
 
 
-def _rotation(task: str, per_arm: int, width: int) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """Return what rewrites absolute actions of `per_arm` numbers per arm, 7 as 10 or 10 as 7; None where nothing is to do."""
-    if task not in SPECS or SPECS[task].action_space["type"] != "absolute":
-        return None
-    if width != per_arm * SCENES[task.removesuffix("_abs")].n_arms:
-        return None
-
-    def rewritten(actions: NDArray[Any]) -> NDArray[Any]:
-        parts = actions.reshape(len(actions), -1, per_arm)
-        if per_arm == 10:
-            turned = rotations.matrix_to_axis_angle(rotations.six_to_matrix(parts[..., 3:9]))
-        else:
-            turned = rotations.matrix_to_six(rotations.axis_angle_to_matrix(parts[..., 3:6]))
-        joined = np.concatenate([parts[..., :3], turned, parts[..., -1:]], axis=-1)
-        return joined.reshape(len(actions), -1).astype(actions.dtype)
-
-    return rewritten
+def _attribute(value: object) -> object:
+    """A JSON value as HDF5 keeps it."""
+    return value if isinstance(value, str | int | float | bool) else json.dumps(value)
 
 
-def _write_demo(demo: Any, episode: dict[str, NDArray[Any]], filled: set[str]) -> int:
+def _write_demo(demo: h5py.Group, episode: Episode, filled: set[str]) -> int:
     steps = len(episode["action"])
     for key, value in episode.items():
         options = {"compression": "gzip", "compression_opts": 4} if value.ndim == 4 else {}
@@ -176,101 +159,90 @@ def _write_demo(demo: Any, episode: dict[str, NDArray[Any]], filled: set[str]) -
     return steps
 
 
-def _episode(
-    path: Path, demo: Any, filled: tuple[str, ...], observe: Callable[..., dict[str, NDArray[Any]]] | None = None
-) -> dict[str, NDArray[Any]]:
-    import h5py
-
-    try:
-        if observe is None:
-            arrays = {key: value[()] for key, value in demo["obs"].items()}
-        else:
-            arrays = observe(demo["states"][()], _plain(demo.attrs.get("model_file")))
-        steps = len(demo["actions"])
-        for name, value in demo.items():
-            one_row_per_step = isinstance(value, h5py.Dataset) and value.ndim and len(value) == steps
-            if one_row_per_step and name not in filled:
-                arrays[_NAMES.get(name, name)] = value[()]
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            f"'{path}': {demo.name} cannot be read ({error}); it is damaged, download it again."
-        ) from error
-    lengths = {key: len(value) for key, value in arrays.items()}
-    if set(lengths.values()) != {steps}:
-        wrong = next(key for key, length in lengths.items() if length != steps)
-        raise InputError(f"'{path}': {demo.name}/obs/{wrong} has {lengths[wrong]} rows, actions have {steps}.")
+def _arrays(path: Path, demo: h5py.Group, how: Reading, filled: Sequence[str], texts: Set[str]) -> Episode:
+    """Every wanted array of a demo; each has one row per step."""
+    steps = len(demo["actions"])
+    arrays = {}
+    for name, dataset in hdf5.leaves(demo["obs"]) if "obs" in demo else ():
+        if how.wants(name) and name not in texts:
+            arrays[name] = hdf5.array(path, dataset)
+            if not dataset.shape or len(dataset) != steps:
+                rows = len(dataset) if dataset.shape else 0
+                raise InputError(
+                    f"'{path}': {dataset.name} has {rows} rows, actions have {steps}. Leave it out: name the keys you want, "
+                    "keys=..."
+                )
+    for name, value in demo.items():
+        if _is_row_per_step(value, steps) and name not in filled and how.wants(_NAMES.get(name, name)):
+            arrays[_NAMES.get(name, name)] = hdf5.array(path, value)
     return arrays
 
 
-def _check(path: Path, data: Any, names: list[str]) -> None:
-    keys: set[str] | None = None
+def _is_row_per_step(value: object, steps: int) -> bool:
+    return (
+        isinstance(value, hdf5.h5().Dataset)
+        and bool(value.shape)
+        and len(value) == steps
+        and value.dtype.kind in "biuf"
+    )
+
+
+def _check(path: Path, data: h5py.Group, names: Sequence[str], how: Reading) -> None:
+    first: set[str] | None = None
     for name in names:
-        if "actions" not in data[name]:
+        if not isinstance(data[name], hdf5.h5().Group) or not isinstance(data[name].get("actions"), hdf5.h5().Dataset):
             raise InputError(f"'{path}': data/{name} has no actions; the file was cut short or is no robomimic file.")
         if "obs" not in data[name] and "states" not in data[name]:
             raise InputError(f"'{path}': data/{name} has neither obs nor states.")
-        if "obs" not in data[name]:
-            found: set[str] = set()  # to be computed from the states
-        else:
-            found = set(data[name]["obs"])
-        if keys is not None and found != keys:
+        obs = data[name].get("obs")
+        if obs is not None and not isinstance(obs, hdf5.h5().Group):
+            raise InputError(f"'{path}': data/{name}/obs is one array; robomimic's files have a group of arrays there.")
+        # Without obs they are computed from the states.
+        found = {key for key, _ in hdf5.leaves(obs) if how.wants(key)} if obs is not None else set()
+        if found != (first := found if first is None else first):
+            differing = ", ".join(sorted(found ^ first))
             raise InputError(
-                f"'{path}': data/{name}/obs differs from data/{names[0]}/obs in {', '.join(sorted(found ^ keys))}; "
-                "the demos of a file must have the same keys."
+                f"'{path}': data/{name}/obs differs from data/{names[0]}/obs in {differing}; the demos of a file must have the "
+                f"same keys. Name those you want, keys=..., or leave out the demo: isdt data split SOURCE TARGET exclude=..."
             )
-        keys = found
 
 
-def _attributes(data: Any) -> tuple[dict[str, Any], list[str]]:
+def _attributes(path: Path, data: h5py.Group, names: Sequence[str], how: Reading) -> tuple[dict[str, Any], list[str]]:
     """Our attributes from those of the group data/, and notes about what is missing."""
-    given = {key: _plain(value) for key, value in data.attrs.items()}
-    attributes: dict[str, Any] = json.loads(given.pop("isdt_attributes", "{}"))
-    attributes.pop("provenance", None)
-    notes = []
-    arguments = given.pop("env_args", None)
-    if arguments is not None:
-        env = json.loads(arguments)
-        further = {k: v for k, v in env.items() if k not in ("env_name", "type", "env_kwargs")}
-        attributes["env"] = {
-            **attributes.get("env", {}),
-            "id": env.get("env_name"), "kwargs": env.get("env_kwargs", {}), "type": env.get("type"), "further": further,
-        }  # fmt: skip
-        attributes.setdefault("action_space", _action_space(env.get("env_kwargs", {})))
-        attributes.setdefault("task", _task_name(env))
-    else:
-        notes.append("env_args is missing: which environment and controller were recorded is not known")
+    given = hdf5.attributes(data)
+    own: dict[str, Any] = json.loads(given.pop("isdt_attributes", None) or "{}")
+    own.pop("provenance", None)
+    sample = [hdf5.array(path, data[name]["actions"]) for name in names[:_SAMPLE]]
+    fitting = [a for a in sample if a.ndim == 2 and a.shape[1:] == sample[0].shape[1:]]
+    try:
+        found, notes = environment(given, np.concatenate(fitting) if fitting else np.zeros((0, 0)), how.actions)
+    except InputError as error:
+        raise InputError(f"'{path}': {error}") from error
+    env = {**own.get("env", {}), **found.pop("env", {})}
     rest = {k: v for k, v in given.items() if k not in ("total", "isdt_filled")}
-    if rest:
-        attributes["source_attributes"] = rest
+    attributes = {**found, **own, **({"env": env} if env else {}), **({"source_attributes": rest} if rest else {})}
     return attributes, notes
 
 
-def _action_space(kwargs: dict[str, Any]) -> dict[str, Any]:
-    controller = kwargs.get("controller_configs") or {}
-    controller = controller.get("body_parts", {}).get("right", controller)  # robosuite 1.5 nests it
-    delta = controller.get("control_delta", controller.get("input_type", "delta") == "delta")
-    return {
-        "type": "delta" if delta else "absolute",
-        "controller": controller.get("type"),
-        "rotation": "axis-angle",
-        "rate_hz": kwargs.get("control_freq"),
-    }
+def _left_out(file: h5py.File, data: h5py.Group, names: Sequence[str], texts: Set[str]) -> list[str]:
+    """What is in the file and not carried over."""
+    groups = {f"{name}/" for name in file if name not in ("data", "mask")}
+    groups |= {f"data/{name}" for name in data if name not in names}
+    for demo in names:
+        steps = len(data[demo]["actions"])
+        for name, value in data[demo].items():
+            if name not in ("obs", "next_obs", "actions") and not _is_row_per_step(value, steps):
+                groups.add(f"data/demo_N/{name}")
+    found = sorted(groups | {f"obs/{key} (no numbers)" for key in texts})
+    return [f"not carried over: {', '.join(found)}"] if found else []
 
 
-def _task_name(env_args: dict[str, Any]) -> str | None:
-    """Our task, where the file was recorded in one of them; else the environment's own name."""
-    try:
-        return task_of(env_args)
-    except InputError:
-        return env_args.get("env_name")
-
-
-def _masks(file: Any, names: list[str]) -> tuple[dict[str, list[int]], int]:
+def _masks(file: h5py.File, names: Sequence[str]) -> tuple[dict[str, list[int]], int]:
     """Masks as episode numbers, and how many demos they name that are not there."""
     numbers = {name: i for i, name in enumerate(names)}
     masks, unknown = {}, set()
     for name, mask in file.get("mask", {}).items():
-        members = [_plain(member) for member in mask[()]]
+        members = [hdf5.plain(member) for member in mask[()]]
         masks[name] = sorted(numbers[m] for m in members if m in numbers)
         unknown |= {m for m in members if m not in numbers}
     return masks, len(unknown)
@@ -279,26 +251,3 @@ def _masks(file: Any, names: list[str]) -> tuple[dict[str, list[int]], int]:
 def _number(name: str) -> int | None:
     match = re.fullmatch(r"demo_(\d+)", name)
     return int(match.group(1)) if match else None
-
-
-def _plain(value: Any) -> Any:
-    """HDF5 attribute or string as a JSON value."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
-
-
-def _open(path: Path) -> Any:
-    h5py = _h5py()
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"'{path}' is not a complete HDF5 file ({error}); download it again.") from error
-
-
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError:
-        raise InputError("robomimic files need h5py. Install it with: pip install 'isdt-policy[formats]'") from None
-    return h5py

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.formats import Recording
+from isdt_policy.datasets.formats import Episode, Recording
 from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.robomimic import task_of
 from isdt_policy.shared.errors import InputError
@@ -41,6 +41,13 @@ def observer(task: str) -> Callable[[NDArray[Any], str | None], dict[str, NDArra
     return env.observations_of  # type: ignore[no-any-return]
 
 
+def actions_fit(recording: Recording, task: str) -> bool:
+    """Whether the recorded actions are of the kind that a task takes."""
+    wanted = task_spec(task).action_space
+    # Without env_args, robomimic's files are what they were released as: delta.
+    return not wanted or (recording.attributes.get("action_space") or {}).get("type", "delta") == wanted["type"]
+
+
 def with_actions_of(recording: Recording, task: str) -> Recording:
     """Return the recording with the actions of `task`; the same one where they fit already.
 
@@ -50,24 +57,24 @@ def with_actions_of(recording: Recording, task: str) -> Recording:
     Raises:
         InputError: the way from the recorded actions to the task's is not known.
     """
+    if actions_fit(recording, task):
+        return recording
     wanted = task_spec(task).action_space
     recorded = recording.attributes.get("action_space") or {}
-    # Without env_args, robomimic's files are what they were released as: delta.
-    if not wanted or recorded.get("type", "delta") == wanted["type"]:
-        return recording
     if wanted["type"] != "absolute":
         raise InputError(
             f"'{recording.path}' holds {recorded.get('type')} actions and task '{task}' takes {wanted['type']} ones; only "
             "delta actions are converted, to absolute ones."
         )
+    models = {n: info.get("model_file") for n, info in zip(recording.numbers, recording.info)}
 
-    def episodes() -> Iterator[dict[str, NDArray[Any]]]:
+    def load(numbers: Sequence[int]) -> Iterator[Episode]:
         env: Any = make(task.removesuffix("_abs"), obs_keys=["object"])
-        models = [info.get("model_file") for info in recording.info] or [None] * recording.n_episodes
-        for episode, model in zip(recording.episodes(), models, strict=True):
+        for number, episode in zip(numbers, recording.load(numbers), strict=True):
             if "states" not in episode:
                 raise InputError(f"'{recording.path}' has no states; without them its actions cannot be made absolute.")
-            yield {**episode, "action": env.absolute_actions(episode["states"], episode["action"], model)}
+            action = env.absolute_actions(episode["states"], episode["action"], models.get(number))
+            yield {**episode, "action": action}
 
     attributes = {**recording.attributes, "action_space": {**recorded, **wanted, "rate_hz": task_spec(task).rate_hz}}
-    return replace(recording, task=task, attributes=attributes, episodes=episodes)
+    return replace(recording, task=task, attributes=attributes, load=load)

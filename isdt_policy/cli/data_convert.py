@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.datasets import convert
+from isdt_policy.datasets.formats import Reading
+from isdt_policy.shared.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,11 @@ class Convert:
         source: demonstrations in any format that is known.
         target: what is written.
         to: format of the target, where its name does not say it. diffusion_policy is Zarr v2 for Diffusion Policy's own code.
-        keys: only these keys and the action; default: all.
+        keys: only these keys and the action; default: all. Others need not be readable.
+        rename: NAME:KEY, what a key of the source is called in the target, such as rename=actions:action.
         task: the registered task that was recorded: its units, ranges and derived observations are written down. lift_abs and
             the like turn recorded delta actions into absolute ones by replaying the states.
+        actions: what the actions of a robomimic file are, where it says that wrongly or its numbers fit neither.
         overwrite: replace what isdt wrote at TARGET before.
     """
 
@@ -38,11 +42,20 @@ class Convert:
     target: PathText
     to: Literal["zarr", "robomimic", "diffusion_policy", "lerobot", "minari"] | None = None
     keys: tuple[str, ...] | None = None
+    rename: tuple[str, ...] = ()
     task: str | None = None
+    actions: Literal["delta", "absolute"] | None = None
     overwrite: bool = False
 
     positional: ClassVar = ("source", "target")
 
+    def __post_init__(self) -> None:
+        for pair in self.rename:
+            if len([name for name in pair.split(":") if name]) != 2:
+                raise InputError(f"rename='{pair}' must be NAME:KEY, such as rename=actions:action.")
+
     def run(self, command: str) -> int:
-        convert.convert(self.source, self.target, self.to, self.keys, self.task, self.overwrite, command)
+        names = dict(pair.split(":") for pair in self.rename)
+        how = Reading(self.keys, names, self.actions)
+        convert.convert(self.source, self.target, self.to, self.task, self.overwrite, how, command)
         return 0

@@ -5,6 +5,7 @@ Every file and folder that this program replaces goes through here.
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,22 +27,48 @@ _MARKERS = (
     ("data/metadata.json", "isdt_attributes"),  # Minari's
     ("provenance.json", "isdt_policy"),  # a run
 )
+# A single file that this program wrote holds one of these: our store or robomimic's, packed or as HDF5, and Diffusion Policy's.
+_FILE_MARKERS = (b"isdt_schema", b"isdt_attributes", b'"provenance"')
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never half."""
-    write_bytes(path, text.encode("utf-8"))
+def write_text(path: Path, text: str, durable: bool = False) -> None:
+    """Write a file so that a reader sees the old content or the new, never half; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8"), durable)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never half."""
+def write_bytes(path: Path, data: bytes, durable: bool = False) -> None:
+    """Write a file so that a reader sees the old content or the new, never half.
+
+    Args:
+        path: the file.
+        data: its content.
+        durable: wait until it is on the disk, so that it survives a power cut too.
+    """
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
+    if durable:
+        _sync(part)
     os.replace(part, path)
+    if durable:
+        _sync(path.parent)
 
 
-def check_writable(path: Path) -> None:
-    """Make the folder of a file that is to be written, before the work whose result it will hold.
+def flush(path: Path, top: Path) -> None:
+    """Wait until a file, or a folder with all it holds, is on the disk, and so are the folders between it and `top`."""
+    for entry in path.rglob("*") if path.is_dir() else ():
+        _sync(entry)
+    _sync(path)
+    while path != top:
+        path = path.parent
+        _sync(path)
+
+
+def check_writable(path: Path, folder: bool = False) -> None:
+    """Make the folder of what is to be written, before the work whose result it will hold.
+
+    Args:
+        path: a file, or a folder.
+        folder: it may be a folder that is there.
 
     Raises:
         InputError: nothing can be written there.
@@ -50,8 +77,9 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror or error}. Name another place.") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"no right to write in '{path.parent}'"
+    wrong_kind = path.is_dir() and not folder
+    if wrong_kind or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if wrong_kind else f"no right to write in '{path.parent}'"
         raise InputError(f"'{path}' cannot be written: {why}. Name another place.")
 
 
@@ -74,17 +102,50 @@ def claim(path: Path) -> Iterator[bool]:
         lock.release()
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether this program wrote the folder."""
-    return any(_holds(folder / name, text) for name, text in _MARKERS)
+@contextmanager
+def locked(target: Path, busy: str) -> Iterator[None]:
+    """Keep other processes from writing a file or folder while the block runs.
+
+    Args:
+        target: what is written; the lock is the file `.<name>.lock` beside it, which is removed at the end.
+        busy: what to say if another process holds the lock.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    file = target.with_name(f".{target.name}.lock")
+    file.touch()
+    before = file.stat().st_ino
+    with claim(file) as mine:
+        # Its last holder may have removed the file since: a lock on a removed file keeps nobody out.
+        if not mine or not file.exists() or file.stat().st_ino != before:
+            raise InputError(busy)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this program wrote the folder, or the file of demonstrations."""
+    if path.is_dir():
+        return any(_holds(path / name, text) for name, text in _MARKERS)
+    if not path.stat().st_size:
+        return True  # nothing is lost
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(marker) >= 0 for marker in _FILE_MARKERS)
 
 
 def check_replaceable(target: Path) -> None:
     """Refuse to replace what this program did not make.
 
     Raises:
-        InputError: `target` is a folder that holds something else, or the current folder, or one above it.
+        InputError: `target` is a file or folder that holds something else, or the current folder, or one above it.
     """
+    if target.is_file() and not is_ours(target):
+        raise InputError(
+            f"'{target}' was not written by isdt, so it is not replaced. Name another file, or delete it yourself."
+        )
     if not target.is_dir() or target.is_symlink():
         return
     here = Path.cwd()
@@ -101,13 +162,15 @@ def check_replaceable(target: Path) -> None:
 def replace(new: Path, target: Path) -> None:
     """Put a finished file or folder in the place of `target`, which is moved aside first and deleted last.
 
-    A kill leaves the old or the new one; for the instant between two renames the old one is `.<name>.old`.
+    It is on the disk when this returns. A kill or a power cut leaves the old or the new one; for the instant between two
+    renames the old one is `.<name>.old`.
 
     Raises:
         InputError: see `check_replaceable`.
     """
     check_replaceable(target)
     old = target.with_name(f".{target.name}.old")
+    flush(new, new)
     if target.is_dir():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(target, old)
@@ -115,6 +178,7 @@ def replace(new: Path, target: Path) -> None:
         shutil.rmtree(old)
     else:
         os.replace(new, target)
+    _sync(target.parent)
 
 
 def remove(target: Path) -> None:
@@ -128,6 +192,14 @@ def remove(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _holds(file: Path, text: str) -> bool:

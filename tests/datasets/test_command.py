@@ -45,10 +45,10 @@ def test_view_is_one_file_that_needs_no_network(tiny_store, tmp_path):
 def test_a_png_holds_the_image():
     import av
 
-    from isdt_policy.datasets.view import png
+    from isdt_policy.datasets.formats.images import encode
 
     image = np.random.default_rng(0).integers(0, 255, (7, 5, 3), np.uint8)
-    frame = next(av.CodecContext.create("png", "r").decode(av.Packet(png(image))).__iter__())
+    frame = next(av.CodecContext.create("png", "r").decode(av.Packet(encode(image))).__iter__())
     np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), image)
 
 

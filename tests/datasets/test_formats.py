@@ -11,7 +11,7 @@ import zarr
 
 from isdt_policy.cli import main
 from isdt_policy.datasets.convert import convert, sha256
-from isdt_policy.datasets.formats import detect, read
+from isdt_policy.datasets.formats import Reading, detect, read
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.shared.errors import InputError
 
@@ -79,7 +79,7 @@ def test_the_human_recordings_of_pusht_round_trip(real_data, tmp_path):
     """Without their images, for which see test_float_images_become_bytes_only_where_nothing_is_lost."""
     source = real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr"
     keys = ("state",)
-    convert(str(source), str(tmp_path / "a.zarr"), task="pusht", keys=keys)
+    convert(str(source), str(tmp_path / "a.zarr"), task="pusht", how=Reading(keys=keys))
     original = DemoStore.open(source)
     for target, format in all_targets(tmp_path / "there"):
         if target.endswith(".zip"):
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_no_target_or_the_old_one(tmp_path):
     for target, format in all_targets(tmp_path):
         for there_already in (False, True):
             if there_already:
-                convert(str(tmp_path / "big.zarr"), target, to=format, keys=("action",))
+                convert(str(tmp_path / "big.zarr"), target, to=format, how=Reading(keys=("action",)))
                 old = sha256(Path(target))
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
             try:
@@ -265,11 +265,11 @@ def test_episodes_are_cut_from_spans_where_they_began(span, tmp_path, monkeypatc
 
 def test_an_existing_target_stays_unless_told(tiny_store, tmp_path):
     target = tmp_path / "b.zarr"
-    convert(str(tiny_store), str(target), keys=("state",))
+    convert(str(tiny_store), str(target), how=Reading(keys=("state",)))
     with pytest.raises(InputError, match="overwrite=true"):
         convert(str(tiny_store), str(target))
     with pytest.raises(InputError, match="no key 'keypoint'"):
-        convert(str(tiny_store), str(target), keys=("keypoint",), overwrite=True)
+        convert(str(tiny_store), str(target), how=Reading(keys=("keypoint",)), overwrite=True)
     same_episodes(tiny_store, target)  # the failed attempt did not touch it
     convert(str(tiny_store), str(target), overwrite=True)
     provenance = DemoStore.open(target).attrs["provenance"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isdt_policy.datasets.convert import convert
-from isdt_policy.datasets.formats import detect, read
+from isdt_policy.datasets.formats import Reading, detect, read
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.shared.errors import InputError
 
@@ -85,7 +85,7 @@ def test_lerobot_tables_stand_where_their_reader_looks(rich_store, tmp_path):
 
 
 def test_lerobot_splits_long_data_over_files(rich_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("isdt_policy.datasets.formats.lerobot._FILE_BYTES", 1)
+    monkeypatch.setattr("isdt_policy.datasets.formats.lerobot_write._FILE_BYTES", 1)
     convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
     assert len(list((tmp_path / "there/data").rglob("*.parquet"))) == 3
     convert(str(tmp_path / "there"), str(tmp_path / "back.zarr"))
@@ -98,7 +98,7 @@ def test_lerobot_videos_give_every_episode_its_own_frames(rich_store, tmp_path):
     import pyarrow.parquet as parquet
 
     root = tmp_path / "there"
-    convert(str(rich_store), str(root), to="lerobot", keys=("state",))
+    convert(str(rich_store), str(root), to="lerobot", how=Reading(keys=("state",)))
     info = json.loads((root / "meta/info.json").read_text())
     info["features"]["observation.images.top"] = {"dtype": "video", "shape": [32, 32, 3], "names": None}
     info["video_path"] = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

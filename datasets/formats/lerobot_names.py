@@ -1,0 +1,25 @@
+"""How LeRobot v3 calls things, for reading and for writing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from isdt_policy.shared.extras import require
+
+NAMES = {"next.reward": "reward", "next.done": "done", "next.success": "success"}
+BACK = {ours: theirs for theirs, ours in NAMES.items()}
+# Columns that follow from the rest.
+IMPLIED = {
+    "timestamp": "float32", "frame_index": "int64", "episode_index": "int64", "index": "int64", "task_index": "int64",
+}  # fmt: skip
+CHUNK = "chunk-{0:03d}/file-{1:03d}"
+
+
+def ours(name: str) -> str:
+    """The key of a feature."""
+    return NAMES.get(name) or name.removeprefix("observation.")
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """The package pyarrow and its part for parquet."""
+    return require("pyarrow", "formats", "LeRobot datasets"), require("pyarrow.parquet", "formats", "LeRobot datasets")
