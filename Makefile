@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint types unit clean
+.PHONY: demo test lint types unit tree clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -27,15 +28,20 @@ demo: $(VENV)/.demo
 	$(BIN)/isdt eval checkpoint=outputs/pusht_demo steps=[1,2] baselines=[euler10] episodes=100 out=outputs/pusht_demo/eval
 	@echo "Open outputs/pusht_demo/eval/report.html"
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev tree
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	cd $(TREE) && $(abspath $(BIN))/lint-imports
 
-# The folders install inside one namespace; a tree of links shows the checker the layout that users import.
-types: $(VENV)/.dev
-	rm -rf build/types && mkdir -p build/types/isdt_policy
-	ln -s $(CURDIR)/isdt_policy/* $(CURDIR)/envs $(CURDIR)/datasets $(CURDIR)/eval $(CURDIR)/configs build/types/isdt_policy/
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml
+types: $(VENV)/.dev tree
+	cd $(TREE) && MYPYPATH=. $(abspath $(BIN))/mypy
+
+# The folders install inside one namespace; a copy shows the checkers the layout that users import.
+tree:
+	rm -rf $(TREE)/isdt_policy && mkdir -p $(TREE)
+	cp -pr isdt_policy $(TREE)/
+	cp -pr envs datasets eval configs $(TREE)/isdt_policy/
+	cp -p pyproject.toml $(TREE)/  # read by both where they start
 
 unit: $(VENV)/.dev
 	$(BIN)/pytest

@@ -102,7 +102,7 @@ def _measure(module: Module, modules: dict[str, Module]) -> None:
 
     def visit(node: ast.AST, inside: bool) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in checking:
-            for target in _targets(node, modules):
+            for target in _targets(node, module, modules):
                 if target != module.name:
                     module.imports.append((target, node.lineno, inside))
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -129,11 +129,15 @@ def _measure(module: Module, modules: dict[str, Module]) -> None:
     visit(tree, False)
 
 
-def _targets(node: ast.Import | ast.ImportFrom, modules: dict[str, Module]) -> list[str]:
+def _targets(node: ast.Import | ast.ImportFrom, module: Module, modules: dict[str, Module]) -> list[str]:
     """The modules of this package that a statement imports."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names if alias.name in modules]
     base = node.module or ""
+    if node.level:  # from . import x
+        package = module.name.split(".")
+        package = package[: len(package) - node.level + (module.path.stem == "__init__")]
+        base = ".".join([*package, *filter(None, [base])])
     found = []
     for alias in node.names:
         if f"{base}.{alias.name}" in modules:
