@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array
+from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array
 from isdt_policy.shared.errors import InputError
 
 START = np.array([0.524928, -0.279737])
@@ -120,6 +120,7 @@ SPEC = TaskSpec(
     action=ArraySpec((2,), "float32", "m", -LARGEST_STEP, LARGEST_STEP, "displacement of the commanded x, y"),
     action_type="displacement of the commanded position, m",
     neutral=(0.0, 0.0),
+    action_parts=(ActionPart("position", 2),),
     max_episode_steps=250,
     rate_hz=28.571,
     success="the rod is beyond y = 0.35 m and has touched no cylinder",

@@ -19,7 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
+from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array, installed_version
 from isdt_policy.shared.errors import InputError
 
 TESTED = "1.4.2"
@@ -34,6 +34,8 @@ def _spec(
         observations={"observation": ArraySpec((obs,), "float32", "m, rad, m/s, rad/s", -200.0, 200.0, text)},
         action=ArraySpec((action,), "float32", "1", -1.0, 1.0, action_type),
         action_type=action_type,
+        action_parts=(ActionPart("joints", action),),
+        neutral=(0.0,) * action if "velocities" in action_type else None,
         max_episode_steps=steps,
         rate_hz=rate,
         success=success,

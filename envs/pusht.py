@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array, installed_version
+from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array, installed_version
 from isdt_policy.shared.errors import InputError
 
 GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
@@ -201,6 +201,7 @@ SPEC = TaskSpec(
     },
     action=ArraySpec((2,), "float32", "px", 0.0, 512.0, "target x, y of the agent"),
     action_type="absolute position target, px",
+    action_parts=(ActionPart("position", 2),),
     max_episode_steps=300,
     rate_hz=10,
     success="block covers more than 95 % of the goal",

@@ -6,11 +6,12 @@ A spec is readable without any simulator installed; only `make` imports one.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -57,6 +58,20 @@ class ArraySpec:
         return gymnasium.spaces.Box(low, high, self.shape, dtype)
 
 
+@dataclass(frozen=True)
+class ActionPart:
+    """Entries of an action that belong together: they have one unit, and are scaled alike.
+
+    Attributes:
+        kind: what they are. "rotation" is axis-angle (3 entries) or two rows of the matrix (6); "joints" are positions,
+            velocities or torques of joints.
+        size: how many.
+    """
+
+    kind: Literal["position", "rotation", "gripper", "joints", "other"]
+    size: int
+
+
 def _nothing_derived(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
     raise InputError(
         f"observation '{key}' has to be recorded; it does not follow from {', '.join(stored) or 'nothing'}."
@@ -90,6 +105,7 @@ class TaskSpec:
             elsewhere.
         neutral: the action that means no motion, sent while an answer is missing: a number per entry (0 for a displacement),
             or None for an entry that keeps its last value (a gripper). None as a whole: all entries keep theirs, as positions do.
+        action_parts: what the entries of an action are, in order; empty: one part of all.
         action_space: facts about the actions that a dataset records too ("type", "controller", "rotation"), for
             `check_recorded`; empty where the array says it all.
     """
@@ -112,7 +128,18 @@ class TaskSpec:
     success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
     modes: int = 0
     neutral: tuple[float | None, ...] | None = None
+    action_parts: tuple[ActionPart, ...] = ()
     action_space: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises InputError where the description of an action does not fit its size."""
+        size = math.prod(self.action.shape)
+        if not self.action_parts:
+            object.__setattr__(self, "action_parts", (ActionPart("other", size),))
+        if (entries := sum(part.size for part in self.action_parts)) != size:
+            raise InputError(f"task '{self.id}': action_parts have {entries} entries, the action has {size}.")
+        if self.neutral is not None and len(self.neutral) != size:
+            raise InputError(f"task '{self.id}': neutral has {len(self.neutral)} entries, the action has {size}.")
 
     def versions(self) -> dict[str, str]:
         """Return the installed version of every package that decides the physics ("not installed" if absent)."""

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs import rotations
-from isdt_policy.envs.registry import ArraySpec, TaskSpec, checked_array
+from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array
 from isdt_policy.shared.errors import InputError, nearest
 
 Array = NDArray[np.float64]
@@ -193,6 +193,12 @@ def _spec(task: str, scene: Scene, control: str, rotation: str) -> TaskSpec:
         derive_fn=derive,
         default_obs_keys=("object", *low_dim),
         neutral=_neutral(scene.n_arms, control, rotation),
+        action_parts=(
+            ActionPart("position", 3),
+            ActionPart("rotation", 6 if rotation == "6d" else 3),
+            ActionPart("gripper", 1),
+        )
+        * scene.n_arms,
         action_space=_controller(control, rotation),
     )
 

@@ -1,12 +1,13 @@
 """The registry's doors: names, missing and untested packages, the doctor's report."""
 
+import dataclasses
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from isdt_policy.envs import doctor, make, registry, task_ids, task_spec
+from isdt_policy.envs import ActionPart, doctor, make, registry, task_ids, task_spec
 from isdt_policy.shared.errors import InputError
 
 
@@ -68,6 +69,28 @@ def test_every_task_has_a_spec_of_its_own_name_and_default_keys_it_gives():
         assert spec.id == task
         assert set(spec.default_obs_keys) <= set(spec.observations)
         assert spec.action.space().shape == spec.action.shape
+
+
+def test_an_action_is_described_entry_by_entry():
+    def sizes(task: str) -> list[tuple[str, int]]:
+        return [(part.kind, part.size) for part in task_spec(task).action_parts]
+
+    assert sizes("pusht") == [("position", 2)]
+    assert sizes("lift_abs") == [("position", 3), ("rotation", 6), ("gripper", 1)]
+    assert sizes("transport") == [("position", 3), ("rotation", 3), ("gripper", 1)] * 2
+    assert sizes("adroit_door") == [("joints", 28)]  # not four arms of seven
+    assert task_spec("franka_kitchen").neutral == (0.0,) * 9  # joint velocities
+    assert task_spec("adroit_door").neutral is None  # joint targets
+
+
+def test_a_description_that_does_not_fit_the_action_is_refused():
+    spec = task_spec("pusht")
+    with pytest.raises(InputError, match="action_parts have 3 entries, the action has 2"):
+        dataclasses.replace(spec, action_parts=(ActionPart("position", 3),))
+    with pytest.raises(InputError, match="neutral has 1 entries, the action has 2"):
+        dataclasses.replace(spec, neutral=(0.0,))
+    (whole,) = dataclasses.replace(spec, action_parts=()).action_parts
+    assert whole.size == 2
 
 
 def test_specs_need_neither_torch_nor_a_simulator():
