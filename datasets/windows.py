@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numba
 import numpy as np
@@ -29,6 +29,21 @@ class Store(Protocol):
     @property
     def n_episodes(self) -> int: ...
     def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]: ...
+
+
+class Batch(TypedDict):
+    """Windows by number.
+
+    Attributes:
+        obs: {key: (batch, n_obs_steps, d)} float32 in the store's units; images (batch, n_obs_steps, height, width, channels)
+            in the stored dtype.
+        action: (batch, horizon, action_dim) float32.
+        is_pad: (batch, horizon) bool, true where the action is edge padding.
+    """
+
+    obs: dict[str, NDArray[Any]]
+    action: NDArray[np.float32]
+    is_pad: NDArray[np.bool_]
 
 
 class Deriver(Protocol):
@@ -187,14 +202,8 @@ class WindowDataset:
     def n_windows(self) -> int:
         return len(self._rows)
 
-    def batch(self, indices: NDArray[np.int64]) -> dict[str, Any]:
-        """Windows by number.
-
-        Returns:
-            {"obs": {key: (B, n_obs_steps, d)}, "action": (B, horizon, action_dim), "is_pad": (B, horizon) bool, true where
-            the action is edge padding}, float32 in the store's units; images (B, n_obs_steps, height, width, channels) in
-            the stored dtype.
-        """
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """Windows by number."""
         indices = np.ascontiguousarray(indices, np.int64)
         count, at = len(indices), 0
         # One buffer and one call for all low-dimensional keys: allocations and calls cost as much as copying.
@@ -345,7 +354,7 @@ class WindowBatches:
     def __len__(self) -> int:
         return self.n_steps
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         if not 0 <= index < self.n_steps:
             raise IndexError(index)
         step = self.first_step + index

@@ -19,7 +19,7 @@ from isdt_policy.shared.errors import InputError, nearest
 
 # verb -> module:class in this folder. The one-line help is the first sentence of the class's docstring.
 VERBS: dict[str, str] = {
-    "train": "isdt_policy.training.command:main",
+    "train": "isdt_policy.cli.train:Train",
     "eval": "isdt_policy.eval.command:main",
     "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",

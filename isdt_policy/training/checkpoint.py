@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,17 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from isdt_policy.method.policy import Policy
+from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
-
-
-def _flush(path: Path) -> None:
-    """fsync every file below path, and its directories: after a power cut the rename must not outlive the contents."""
-    for entry in [path, *path.rglob("*")]:
-        descriptor = os.open(entry, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _point(link: Path, target: str) -> None:
@@ -42,52 +33,98 @@ def _point(link: Path, target: str) -> None:
     os.replace(temporary, link)
 
 
-def save(
-    run: Path,
-    step: int,
-    online: Policy,
-    averaged: Policy,
-    optimizer: torch.optim.Optimizer,
-    trainer_state: dict[str, Any],
-    *,
-    best: bool,
-    keep: int = 2,
-) -> Path:
-    """Write checkpoint `step`, move `last` (and `best`) to it, and delete those neither points to but the newest `keep`."""
+@dataclass(frozen=True)
+class State:
+    """What a trainer knows besides its tensors.
+
+    Attributes:
+        step: optimiser steps done.
+        seed: of the run.
+        amp: precision that was chosen: "bf16" or "off".
+        best: smallest validation error so far; None before the first.
+    """
+
+    step: int
+    seed: int
+    amp: str
+    best: float | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """From trainer.json."""
+        saved = json.loads(path.read_text())
+        return cls(int(saved["step"]), int(saved.get("seed", 0)), str(saved.get("amp", "")), saved["best"])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint saves and restores.
+
+    Attributes:
+        online: policy with the weights that are trained.
+        averaged: policy with the weights that act.
+        optimizer: of the online weights.
+    """
+
+    online: Policy
+    averaged: Policy
+    optimizer: torch.optim.Optimizer
+
+
+def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2) -> Path:
+    """Write a checkpoint, let `last` (and `best`) point to it, and delete old ones.
+
+    Args:
+        run: the run directory.
+        trained: whose tensors are saved.
+        state: goes with them.
+        best: whether this is the best one so far.
+        keep: number of newest checkpoints that stay, besides `last` and `best`.
+
+    Returns:
+        Folder of the checkpoint.
+    """
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / f"{step:07d}", folder / f".{step:07d}.tmp"
+    final, temporary = folder / f"{state.step:07d}", folder / f".{state.step:07d}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "state").mkdir(parents=True)
-    averaged.save_pretrained(temporary / "policy")
-    save_file({k: v.contiguous() for k, v in online.state_dict().items()}, temporary / "state" / "model.safetensors")
-    save_file(_optimizer_tensors(online, optimizer), temporary / "state" / "optimizer.safetensors")
-    (temporary / "state" / "trainer.json").write_text(json.dumps({"step": step, **trainer_state}, indent=2) + "\n")
-    _flush(temporary)
+    trained.averaged.save_pretrained(temporary / "policy")
+    online = {name: value.contiguous() for name, value in trained.online.state_dict().items()}
+    save_file(online, temporary / "state" / "model.safetensors")
+    save_file(_optimizer_tensors(trained.online, trained.optimizer), temporary / "state" / "optimizer.safetensors")
+    (temporary / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+    files.flush(temporary, temporary)  # after a power cut the rename must not outlive the contents
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
     _point(folder / "last", final.name)
     if best:
         _point(folder / "best", final.name)
+    files.flush(final, run)
     protected = {(folder / name).resolve().name for name in ("last", "best") if (folder / name).exists()}
     steps = sorted(p for p in folder.iterdir() if p.name.isdigit())
-    for old in steps[:-keep]:
+    for old in steps[: len(steps) - keep]:
         if old.name not in protected:
             shutil.rmtree(old)
     return final
 
 
-def load(run: Path, online: Policy, averaged: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore everything from the last checkpoint and return the trainer's state (with its "step")."""
+def load(run: Path, trained: Trained) -> State:
+    """Restore the tensors of the last checkpoint of a run, on the devices where they are now.
+
+    Raises:
+        InputError: no checkpoint, or one that does not fit or cannot be read.
+    """
     folder = run / "checkpoints" / "last"
     if not folder.exists():
         raise InputError(f"'{run}' has no checkpoint to resume from; start it without resume=.")
     try:
-        online.load_state_dict(load_file(folder / "state" / "model.safetensors"))
-        averaged.load_state_dict(load_file(folder / "policy" / "model.safetensors"))
-        _restore_optimizer(online, optimizer, load_file(folder / "state" / "optimizer.safetensors"))
-        return json.loads((folder / "state" / "trainer.json").read_text())
+        trained.online.load_state_dict(load_file(folder / "state" / "model.safetensors"))
+        trained.averaged.load_state_dict(load_file(folder / "policy" / "model.safetensors"))
+        moments = load_file(folder / "state" / "optimizer.safetensors")
+        _restore_optimizer(trained.online, trained.optimizer, moments)
+        return State.read(folder / "state" / "trainer.json")
     except (OSError, SafetensorError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise InputError(f"checkpoint '{folder}' cannot be restored: {str(error).splitlines()[0]}") from error
 
@@ -102,7 +139,14 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Put the saved state of an optimiser on the devices of its parameters.
+
+    AdamW counts its steps in a tensor. It wants that one beside the parameter only if it is fused or capturable.
+    """
     parameters = dict(model.named_parameters())
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, value in tensors.items():
-        parameter, key = name.rsplit("/", 1)
-        optimizer.state[parameters[parameter]][key] = value.clone()
+        parameter, key = parameters[name.rsplit("/", 1)[0]], name.rsplit("/", 1)[1]
+        group = groups[id(parameter)]
+        on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
+        optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)

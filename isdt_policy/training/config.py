@@ -1,15 +1,19 @@
 """From `experiment=... key=value` to checked settings.
 
-Hydra composes; the dataclasses validate. A default lives in one place, the dataclass or constructor that uses it: the
-`schema` that Hydra sees is read from there.
+Hydra composes; the dataclasses validate. A default lives in one place, the dataclass that uses it: the `schema` that Hydra
+sees is read from there.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TypedDict, TypeVar, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -18,86 +22,104 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from isdt_policy.method.networks import NETWORKS, write_network
+from isdt_policy.method.networks import NETWORKS, read_network, write_network
 from isdt_policy.method.objectives import OBJECTIVES
+from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy_config import PolicyConfig
-from isdt_policy.method.samplers import FLOW_MAP
+from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
-from isdt_policy.training.trainer import TrainingConfig
+from isdt_policy.training.settings import DataConfig, TrainingConfig
 
+Section = dict[str, object]
+T = TypeVar("T")
 
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which demonstrations and which of their keys.
-
-    Attributes:
-        path: a store (directory or .zip), or "bundled:pusht_expert".
-        obs_keys: observations the policy reads; empty takes the task's default.
-        max_train_episodes: use at most this many training episodes; 0 uses all.
-        mask: train on the episodes of this named mask alone, such as robomimic's "train"; empty takes all.
-        val_mask: hold out the episodes of this mask, such as "valid", instead of a share drawn by val_ratio.
-        val_ratio: share of episodes held out for the validation error.
-        split_seed: of the draw of those episodes.
-        mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
-        hindsight: name goals in hindsight, for tasks where that can be done: every episode, and every push in it, in a scene placed
-            so that where it ended is the goal. Whoever stopped near the goal then demonstrates how to reach it.
-    """
-
-    path: str = "bundled:pusht_expert"
-    obs_keys: tuple[str, ...] = ()
-    max_train_episodes: int = 0
-    mask: str = ""
-    val_mask: str = ""
-    val_ratio: float = 0.02
-    split_seed: int = 42
-    mirror: bool = False
-    hindsight: bool = False
-
-
-_GROUPS = ("experiment", "objective", "network", "size")
+GROUPS = ("experiment", "objective", "network", "size")
+IF_EXISTS = ("error", "resume", "overwrite")
+_SECTIONS = ("data", "policy", "network", "objective", "training")
 
 # Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
 _DERIVED = {"task", "observations", "action_dim", "network", "action_type", "sampling"}
+_UNKNOWN: Section = {"task": "", "observations": {}, "action_dim": 0}  # until the data are read
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+class Settings(TypedDict):
+    """The settings of a run as config.json holds them; `RunConfig` is what they mean.
+
+    Attributes:
+        name: of the run.
+        run_dir: where the run goes.
+        if_exists: what to do if a run is there already: "error", "resume" or "overwrite".
+        task: id of the task.
+        data, policy, network, objective, training: sections; see the dataclasses in `SECTIONS`.
+    """
+
+    name: str
+    run_dir: str
+    if_exists: str
+    task: str
+    data: Section
+    policy: Section
+    network: Section
+    objective: Section
+    training: Section
 
 
-def _schema() -> dict[str, Any]:
-    policy = {f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED}
-    return {
-        "name": "run",
-        "run_dir": "outputs/${name}",
-        "if_exists": "error",
-        "resume": None,
-        "task": "pusht",
-        "data": {k: _plain(v) for k, v in dataclasses.asdict(DataConfig()).items()},
-        # None: measured on the normalised training actions.
-        "policy": {**policy, "sigma_data": None},
-        "training": {k: _plain(v) for k, v in dataclasses.asdict(TrainingConfig()).items()},
-    }
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The checked settings of a run.
+
+    Attributes:
+        run: its directory.
+        if_exists: "error", "resume" or "overwrite".
+        task: id of the task.
+        data: which demonstrations.
+        policy: what is chosen; observations and action are empty until the data are read.
+        sigma_data: standard deviation of the normalised actions; None measures it.
+        objective: the loss.
+        training: how long and how.
+    """
+
+    run: Path
+    if_exists: str
+    task: str
+    data: DataConfig
+    policy: PolicyConfig
+    sigma_data: float | None
+    objective: Objective
+    training: TrainingConfig
+
+    @classmethod
+    def read(cls, settings: Mapping[str, object]) -> RunConfig:
+        """Check settings and give them their types.
+
+        Raises:
+            InputError: a missing section, an unknown key (with the nearest name), or a value that is not allowed.
+        """
+        s = _complete(settings)
+        if s["if_exists"] not in IF_EXISTS:
+            raise InputError(
+                f"if_exists={s['if_exists']} is not one of {', '.join(IF_EXISTS)}.{nearest(s['if_exists'], IF_EXISTS)}"
+            )
+        policy = dict(s["policy"])
+        sigma = policy.pop("sigma_data", None)
+        if sigma is not None and not (isinstance(sigma, (int, float)) and sigma > 0):
+            raise InputError(f"policy.sigma_data must be a number above 0, or null to measure it; got {sigma}.")
+        sampling = Sampling.read(cast(Section, policy.pop("sampling", {})))
+        network = read_network(s["network"])
+        return cls(
+            run=Path(s["run_dir"]),
+            if_exists=s["if_exists"],
+            task=s["task"],
+            data=build("data", DataConfig, s["data"]),
+            policy=build("policy", PolicyConfig, {**policy, **_UNKNOWN, "network": network, "sampling": sampling}),
+            sigma_data=None if sigma is None else float(sigma),
+            objective=read_objective(s["objective"]),
+            training=build("training", TrainingConfig, s["training"]),
+        )
 
 
-def _register() -> None:
-    store = ConfigStore.instance()
-    store.store(name="schema", node=_schema())
-    for name, cls in OBJECTIVES.items():
-        node = {"name": name, **{k: _plain(v) for k, v in dataclasses.asdict(cls()).items()}}
-        store.store(group="objective/schema", name=name, node=node, package="objective")
-    for name, network in NETWORKS.items():
-        sizes = {k: _plain(v) for k, v in write_network(network()).items()}
-        store.store(group="network", name=name, node=sizes)
-
-
-def _flat_keys(node: Any, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    return [key for name, child in node.items() for key in _flat_keys(child, f"{prefix}.{name}" if prefix else name)]
-
-
-def compose_config(overrides: Sequence[str], config_name: str = "train") -> dict[str, Any]:
-    """Compose the configuration of a run.
+def compose_config(overrides: Sequence[str], config_name: str = "train") -> Settings:
+    """Compose the settings of a run.
 
     Args:
         overrides: Hydra overrides as on the command line, e.g. ["experiment=pusht_demo", "training.seed=43"].
@@ -110,76 +132,196 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> dict
     with initialize_config_module("isdt_policy.configs", version_base="1.3"):
         try:
             config = compose(config_name, overrides=list(overrides))
-            composed: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+            composed = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_explain(error, overrides)) from error
-    _follow_objective(composed, overrides)
-    return composed
+    settings = _complete(cast(Section, composed))
+    _follow_objective(settings, overrides)
+    return settings
 
 
-def _follow_objective(config: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Write down what the chosen objective decides: how its policy is sampled, and whether a warm start makes sense."""
-    values = dict(config["objective"])
-    objective = build("objective", OBJECTIVES[values.pop("name")], values)
-    if getattr(objective, "guidance_scale", 1.0) != 1 and objective.cond_drop <= 0:
-        raise InputError(
-            f"objective.guidance_scale={objective.guidance_scale:g} leads away from the null branch, which nothing trains at "
-            "objective.cond_drop=0. Add objective.cond_drop=0.1."
-        )
-    if objective.sampling != FLOW_MAP:
-        default = dataclasses.asdict(FLOW_MAP)
-        chosen = dataclasses.asdict(objective.sampling)
-        schedule = ("prediction", "train_steps", "beta_schedule") if chosen["kind"] == "diffusion" else ()
-        config["policy"]["sampling"] = {
-            k: v for k, v in chosen.items() if k == "kind" or k in schedule or v != default[k]
-        }
-    given = any(override.split("=")[0].lstrip("+") == "training.diagonal_steps" for override in overrides)
-    if not hasattr(objective, "off_diagonal_weight") and not given:
-        # An experiment's warm start is for objectives that have a term to leave out.
-        config["training"]["diagonal_steps"] = 0
+def load_config(run: str | Path) -> Settings:
+    """The settings that a run was started with.
+
+    Raises:
+        InputError: not a run directory.
+    """
+    try:
+        saved = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
+    if not isinstance(saved, dict) or not set(_SECTIONS) <= set(saved):
+        raise InputError(f"'{run}' is not a run directory: its config.json does not hold the settings of a run.")
+    return _complete(saved)
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    text = " ".join(str(error).split())
-    allowed = [*_flat_keys(OmegaConf.to_container(compose("train"), resolve=False)), *_GROUPS]
-    for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if "=" not in override:
-            return f"'{override}' is not key=value, e.g. training.seed=43."
-        if f"Could not override '{key}'" in text:
-            if key in _GROUPS:
-                break
-            return f"unknown key '{key}'.{nearest(key, allowed)} See isdt train --help."
-    group = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?)(?: Config search path|$)", text)
-    if group:
-        options = [o for o in group[3].split() if o != "schema"]
-        given = group[1].split("/")[-1]
-        return f"no {group[2]} named '{given}'; there are: {', '.join(options)}.{nearest(given, options)}"
-    return text
+def kinds(settings: Settings) -> dict[str, type]:
+    """The dataclass behind each section; its docstring explains the settings."""
+    c = RunConfig.read(settings)
+    return {
+        "data": DataConfig, "policy": PolicyConfig, "network": type(c.policy.network), "objective": type(c.objective),
+        "training": TrainingConfig,
+    }  # fmt: skip
 
 
-def build(section: str, cls: type, values: dict[str, Any]) -> Any:
-    """Construct dataclass `cls` from a config section; lists become tuples; errors name the section."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+def options(group: str) -> dict[str, str]:
+    """What a group offers, such as the files of "experiment", each with the sentence that it begins with."""
+    if group == "network":
+        return {name: (network.__doc__ or "").split("\n")[0] for name, network in NETWORKS.items()}
+    folder = resources.files("isdt_policy.configs") / group
+    texts = {f.name: f.read_text(encoding="utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): _first_sentence(texts[name]) for name in sorted(texts)}
+
+
+def _first_sentence(yaml: str) -> str:
+    lines = itertools.takewhile(lambda line: line.startswith("#"), yaml.splitlines())
+    comment = " ".join(line.removeprefix("#").strip() for line in lines if not line.startswith("# @package"))
+    return re.split(r"[.:;](?: |$)", comment)[0]
+
+
+def read_objective(values: Mapping[str, object]) -> Objective:
+    """From {"name": ..., settings}, as configurations and config.json hold it.
+
+    Raises:
+        InputError: an unknown objective or setting, with the nearest name.
+    """
+    name = str(values.get("name", ""))
+    if name not in OBJECTIVES:
+        raise InputError(f"objective.name='{name}' is not one of {', '.join(OBJECTIVES)}.{nearest(name, OBJECTIVES)}")
+    kind: type[Objective] = OBJECTIVES[name]
+    return build("objective", kind, {key: value for key, value in values.items() if key != "name"})
+
+
+def build(section: str, cls: type[T], values: Mapping[str, object]) -> T:
+    """Construct dataclass `cls` from a section; lists become tuples; errors name the section.
+
+    Raises:
+        InputError: an unknown key (with the nearest name), or a value of another type than the default's.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise InputError(f"unknown key '{section}.{unknown[0]}'.{nearest(unknown[0], fields)}")
-    converted = {}
+    converted: Section = {}
     for name, value in values.items():
-        default = getattr(cls(), name, None) if section != "policy" else fields[name].default
-        if isinstance(default, (bool, int, float, str)) and not _fits(value, default):
-            raise InputError(
-                f"{section}.{name}={value!r} is not of type {type(default).__name__} (default: {default!r})."
-            )
+        default = fields[name].default
+        if isinstance(default, (bool, int, float, str, tuple)) and not _fits(value, default):
+            kind = "list" if isinstance(default, tuple) else type(default).__name__
+            raise InputError(f"{section}.{name}={value!r} is not of type {kind} (default: {_plain(default)!r}).")
         converted[name] = tuple(value) if isinstance(value, list) else value
     return cls(**converted)
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _fits(value: object, default: object) -> bool:
     if isinstance(default, bool):
         return isinstance(value, bool)
     if isinstance(default, float):
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, int):
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str)
+    return isinstance(value, (list, tuple) if isinstance(default, tuple) else str)
+
+
+def _complete(values: Mapping[str, object]) -> Settings:
+    """Refuse settings without a name or a section, as `task=null` or `training=null` leaves them."""
+    for key in ("name", "run_dir", "if_exists", "task"):
+        if not isinstance(values.get(key), str) or not values[key]:
+            raise InputError(f"{key}={_shown(values.get(key))} must be a text, such as {key}={_EXAMPLES[key]}.")
+    for key in _SECTIONS:
+        if not isinstance(values.get(key), Mapping):
+            raise InputError(
+                f"{key}={_shown(values.get(key))} must be a section of settings; leave it out, or set its keys."
+            )
+    return cast(Settings, values)
+
+
+_EXAMPLES = {"name": "first_run", "run_dir": "outputs/first_run", "if_exists": "error", "task": "pusht"}
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else json.dumps(value, default=str)
+
+
+# What Hydra sees.
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_schema())
+    for name, cls in OBJECTIVES.items():
+        store.store(group="objective/schema", name=name, node={"name": name, **_values(cls())}, package="objective")
+    for name, network in NETWORKS.items():
+        sizes = {key: _plain(value) for key, value in write_network(network()).items()}
+        store.store(group="network", name=name, node=sizes)
+
+
+def _schema() -> Section:
+    policy = {f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED}
+    return {
+        "name": "run",
+        "run_dir": "outputs/${name}",
+        "if_exists": "error",
+        "task": "pusht",
+        "data": _values(DataConfig()),
+        "policy": {**policy, "sigma_data": None},  # None: measured on the normalised training actions
+        "training": _values(TrainingConfig()),
+    }
+
+
+def _values(section: object) -> Section:
+    return {f.name: _plain(getattr(section, f.name)) for f in dataclasses.fields(section)}  # type: ignore[arg-type]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
+    """Write down what the chosen objective decides: how its policy is sampled, and whether a warm start makes sense."""
+    objective = read_objective(settings["objective"])
+    scale, drop = getattr(objective, "guidance_scale", 1.0), getattr(objective, "cond_drop", 0.0)
+    if scale != 1 and drop <= 0:
+        raise InputError(
+            f"objective.guidance_scale={scale:g} leads away from the null branch, which nothing trains at "
+            "objective.cond_drop=0. Add objective.cond_drop=0.1."
+        )
+    if objective.sampling != FLOW_MAP:
+        default, chosen = dataclasses.asdict(FLOW_MAP), dataclasses.asdict(objective.sampling)
+        schedule = ("prediction", "train_steps", "beta_schedule") if chosen["kind"] == "diffusion" else ()
+        settings["policy"]["sampling"] = {
+            k: v for k, v in chosen.items() if k == "kind" or k in schedule or v != default[k]
+        }
+    given = any(override.split("=")[0].lstrip("+") == "training.diagonal_steps" for override in overrides)
+    if not hasattr(objective, "off_diagonal_weight") and not given:
+        # An experiment's warm start is for objectives that have a term to leave out.
+        settings["training"]["diagonal_steps"] = 0
+
+
+# What Hydra says.
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    text = " ".join(str(error).split())
+    allowed = [*_flat_keys(OmegaConf.to_container(compose("train"), resolve=False)), *GROUPS]
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if "=" not in override:
+            return f"'{override}' is not key=value, e.g. training.seed=43."
+        if f"Could not override '{key}'" in text:
+            if key in GROUPS:
+                break
+            inside = [name for name in allowed if name.split(".")[-1] == key]  # steps -> training.steps
+            hint = f" Did you mean '{inside[0]}'?" if inside else nearest(key, allowed)
+            return f"unknown key '{key}'.{hint} Every key: isdt train --keys."
+    group = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?)(?: Config search path|$)", text)
+    if group:
+        found = [o for o in group[3].split() if o != "schema"]
+        given = group[1].split("/")[-1]
+        return f"no {group[2]} named '{given}'; there are: {', '.join(found)}.{nearest(given, found)}"
+    return text
+
+
+def _flat_keys(node: object, prefix: str = "") -> list[str]:
+    if not isinstance(node, dict):
+        return [prefix]
+    return [key for name, child in node.items() for key in _flat_keys(child, f"{prefix}.{name}" if prefix else name)]

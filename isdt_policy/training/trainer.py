@@ -1,8 +1,8 @@
 """The training loop.
 
 Every random number of step n is a function of (seed, n): the windows by the shuffled order of their epoch, the noise,
-times and dropped conditions by a generator seeded afresh each step. So a resumed run needs no generator state and replays
-nothing: 200 steps and 100 + kill + 100 steps give the same bits on a CPU.
+times and dropped conditions by a generator that is seeded afresh for each step. So a run that goes on needs no generator
+state and repeats nothing: 200 steps and 100 + kill + 100 steps give the same bits on a CPU.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from isdt_policy.datasets.windows import batch_indices
+from isdt_policy.datasets.windows import Batch, batch_indices
+from isdt_policy.method.device import find_device, multiplies_bf16
 from isdt_policy.method.flow_map import FlowMap, with_tangent
 from isdt_policy.method.objectives.base import Loss, Objective
 from isdt_policy.method.policy import Policy
@@ -31,7 +32,11 @@ from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
 from isdt_policy.training.ema import EMA
+from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
 from isdt_policy.training.loggers import Log
+from isdt_policy.training.settings import TrainingConfig
+
+_VALIDATION_WINDOWS, _VALIDATION_BATCH = 1024, 256
 
 
 class Windows(Protocol):
@@ -40,67 +45,9 @@ class Windows(Protocol):
     @property
     def n_windows(self) -> int: ...
 
-    def batch(self, indices: NDArray[np.int64]) -> Mapping[str, Any]:
-        """{"obs": {key: (B, n_obs_steps, d)}, "action": (B, horizon, action_dim), "is_pad": (B, horizon)}."""
+    def batch(self, indices: NDArray[np.int64]) -> Batch:
+        """The windows of these numbers."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """How long and how to train.
-
-    Attributes:
-        seed: of the initial weights, the data order and every draw.
-        steps: optimiser steps.
-        batch_size: windows per step.
-        lr, betas, weight_decay: AdamW.
-        warmup_steps: linear warm-up, followed by a cosine to zero at `steps`.
-        diagonal_steps: first steps that train the diagonal alone, at less than half the cost of a full step; the warm start
-            from which self-distillation then goes on in the same run.
-        grad_clip: largest norm of the gradient; 0 does not clip.
-        ema_decay: of the averaged weights that are evaluated.
-        amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32), "off"
-            runs everything in float32, "auto" chooses bf16 where the device multiplies it in hardware. The choice is kept in
-            the checkpoint, so that a run resumed on another machine stays the same run.
-        compile: torch.compile the network; falls back to eager with the reason.
-        threads: CPU threads; 0 leaves PyTorch's choice.
-        device: "cpu", "cuda", ...
-        log_every, validate_every, checkpoint_every: in steps.
-        keep_checkpoints: newest checkpoints kept besides last and best.
-        mask_padding: leave the copies that fill up a window past its episode's end out of the loss. They teach the policy
-            to stand still where a demonstration stopped; without them it carries on.
-        tensorboard: mirror the log to TensorBoard if it is installed.
-    """
-
-    seed: int = 42
-    steps: int = 20000
-    batch_size: int = 256
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 1e-6
-    warmup_steps: int = 200
-    diagonal_steps: int = 0
-    grad_clip: float = 1.0
-    ema_decay: float = 0.999
-    amp: str = "auto"
-    compile: bool = False
-    threads: int = 0
-    device: str = "cpu"
-    log_every: int = 50
-    validate_every: int = 500
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 1
-    mask_padding: bool = False
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
-        if self.amp not in ("auto", "bf16", "off"):
-            raise InputError(f"training.amp='{self.amp}' is not one of auto, bf16, off.")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"training.ema_decay must be in [0, 1), got {self.ema_decay}.")
 
 
 class NonFiniteLoss(InputError):
@@ -113,9 +60,14 @@ class Trainer:
     Args:
         policy: built and with its normaliser fitted; holds the online weights.
         objective: the loss.
-        train, validation: windows to learn from and to measure the action error on (None: no validation).
+        train: windows to learn from.
+        validation: windows on which the action error is measured; None, or a set without windows, for no validation.
         config: see `TrainingConfig`.
         run: directory for log and checkpoints.
+
+    Raises:
+        InputError: nothing to train on, a policy without statistics, a device that is not there, or a warm start for an
+            objective that has none.
     """
 
     def __init__(
@@ -131,10 +83,8 @@ class Trainer:
             raise InputError("the training set holds no windows; lower the horizon, or check the episodes.")
         policy.normalizer.check()
         self.config, self.run, self.objective = config, Path(run), objective
-        self.train, self.validation = train, validation
-        self.device = torch.device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        self.train, self.validation = train, validation if validation and validation.n_windows else None
+        self.device = find_device(config.device, "training.device")
         self.amp = config.amp if config.amp != "auto" else "bf16" if multiplies_bf16(self.device) else "off"
         self.policy = policy.to(self.device).train()
         self.ema = EMA(self.policy, Policy(policy.config).to(self.device), config.ema_decay)
@@ -142,12 +92,9 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.warm_start = objective
-        if config.diagonal_steps:
-            if not hasattr(objective, "off_diagonal_weight"):
-                raise InputError("training.diagonal_steps needs an objective with a self-distillation term.")
-            self.warm_start = dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
+        self.warm_start = _without_distillation(objective) if config.diagonal_steps else objective
         self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
+        self._compiled: set[str] = set()
         self.step = 0
         self.best = math.inf
 
@@ -161,18 +108,17 @@ class Trainer:
         """Windows of a step; see `batch_indices`."""
         return batch_indices(self.train.n_windows, self.config.batch_size, self.config.seed, step)
 
-    def _to_device(self, batch: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        obs = {key: torch.as_tensor(batch["obs"][key]).to(self.device) for key in self.policy.obs_keys}
-        return obs, torch.as_tensor(batch["action"]).to(self.device)
-
     def train_step(self) -> dict[str, float]:
         """Do step `self.step` and return its numbers.
 
         A step in which torch.compile fails (the first one, or the first of the second phase) is done again without it.
+
+        Raises:
+            NonFiniteLoss: the loss, one of its terms or the gradient is not finite; the weights are as before.
         """
         if self.compile_note != "on":
             return self._train_step()
-        from torch._dynamo.exc import TorchDynamoException
+        from torch._dynamo.exc import TorchDynamoException  # takes half a second to import
 
         try:
             return self._train_step()
@@ -187,44 +133,60 @@ class Trainer:
             return self._train_step()
 
     def _train_step(self) -> dict[str, float]:
-        c = self.config
-        batch = self.train.batch(self.indices(self.step))
-        obs, action = self._to_device(batch)
-        keep = ~torch.as_tensor(batch["is_pad"]).to(self.device) if c.mask_padding else None
-        generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.step) % 2**63)
-        rate = self.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
-        cond = self.policy.encode(obs)
-        x = self.policy.normalizer.normalize_action(action, obs)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16"):
-            objective = self.warm_start if self.step < c.diagonal_steps else self.objective
-            loss: Loss = objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
-        values = {"loss": loss.total.item(), **{name: term.item() for name, term in loss.terms.items()}}
-        for name, value in values.items():
-            if name != "loss" and not math.isfinite(value):
-                raise NonFiniteLoss(f"step {self.step}: loss term '{name}' is {value}. {_NON_FINITE_ADVICE}")
-        if not math.isfinite(values["loss"]):
-            raise NonFiniteLoss(f"step {self.step}: the loss is {values['loss']}. {_NON_FINITE_ADVICE}")
+        loss = self._loss(self.train.batch(self.indices(self.step)))
+        values = self._finite(loss)
+
+        # Gradient.
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         if not torch.isfinite(norm):
             raise NonFiniteLoss(f"step {self.step}: the gradient norm is {norm.item()}. {_NON_FINITE_ADVICE}")
-        if c.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, c.grad_clip, norm)
+        if self.config.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
+
+        # Weights, and their average.
+        rate = self.learning_rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         self.optimizer.step()
         self.ema.update(self.step)
         self.step += 1
         return {**values, "grad_norm": norm.item(), "lr": rate}
 
-    @torch.no_grad()
-    def validate(self, limit: int = 1024) -> float:
-        """Mean squared error of the averaged weights' actions, in normalised units: at one step, or at what the objective's
-        policies are usually sampled with.
+    def _loss(self, batch: Batch) -> Loss:
+        c = self.config
+        obs, action = self._to_device(batch)
+        keep = ~torch.as_tensor(batch["is_pad"]).to(self.device) if c.mask_padding else None
+        generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.step) % 2**63)
+        # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
+        cond = self.policy.encode(obs)
+        x = self.policy.normalizer.normalize_action(action, obs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16"):
+            objective = self.warm_start if self.step < c.diagonal_steps else self.objective
+            return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
 
-        It tells a broken run from a healthy one, and does not rank healthy ones: success rates do that.
+    def _to_device(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        obs = {key: torch.as_tensor(batch["obs"][key]).to(self.device) for key in self.policy.obs_keys}
+        return obs, torch.as_tensor(batch["action"]).to(self.device)
+
+    def _finite(self, loss: Loss) -> dict[str, float]:
+        """The numbers of a loss; NonFiniteLoss names the term, or else the total, that is not finite."""
+        terms = {name: term.item() for name, term in loss.terms.items()}
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise NonFiniteLoss(f"step {self.step}: loss term '{name}' is {value}. {_NON_FINITE_ADVICE}")
+        total = loss.total.item()
+        if not math.isfinite(total):
+            raise NonFiniteLoss(f"step {self.step}: the loss is {total}. {_NON_FINITE_ADVICE}")
+        return {"loss": total, **terms}
+
+    @torch.no_grad()
+    def validate(self, limit: int = _VALIDATION_WINDOWS) -> float:
+        """Mean squared error of the averaged weights' actions, in normalised units, at one network evaluation, or at the
+        number with which policies of this objective are usually sampled.
+
+        It tells a broken run from a healthy one. It does not rank healthy ones: success rates do that.
         """
         assert self.validation is not None
         policy = self.ema.module
@@ -232,8 +194,8 @@ class Trainer:
         chosen = np.linspace(0, self.validation.n_windows - 1, n).astype(np.int64)
         generator = torch.Generator().manual_seed(0)
         total = 0.0
-        for start in range(0, n, 256):
-            obs, action = self._to_device(self.validation.batch(chosen[start : start + 256]))
+        for start in range(0, n, _VALIDATION_BATCH):
+            obs, action = self._to_device(self.validation.batch(chosen[start : start + _VALIDATION_BATCH]))
             x = policy.normalizer.normalize_action(action, obs)
             z = torch.randn(x.shape, generator=generator).to(x)
             predicted = policy.sample(z, policy.encode(obs), policy.sampling.usual_nfe)
@@ -244,54 +206,76 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the last checkpoint of the run directory."""
-        state = checkpoint.load(self.run, self.policy, self.ema.module, self.optimizer)
-        self.step, self.best = int(state["step"]), float(state["best"] if state["best"] is not None else math.inf)
-        if self.config.amp == "auto":
-            self.amp = state.get("amp", self.amp)
+        state = checkpoint.load(self.run, self._trained())
+        self.step, self.best = state.step, math.inf if state.best is None else state.best
+        if self.config.amp == "auto" and state.amp:
+            self.amp = state.amp
 
-    def save(self, metric: float | None) -> Path:
+    def save(self, metric: float | None = None) -> Path:
+        """Write a checkpoint; `metric` is the validation error, if it was just measured."""
         best = metric is not None and metric <= self.best
         if best and metric is not None:
             self.best = metric
-        state = {"best": self.best if math.isfinite(self.best) else None, "seed": self.config.seed, "amp": self.amp}
-        return checkpoint.save(
-            self.run, self.step, self.policy, self.ema.module, self.optimizer, state,
-            best=best, keep=self.config.keep_checkpoints,
-        )  # fmt: skip
+        lowest = self.best if math.isfinite(self.best) else None
+        state = checkpoint.State(self.step, self.config.seed, self.amp, lowest)
+        return checkpoint.save(self.run, self._trained(), state, best=best, keep=self.config.keep_checkpoints)
+
+    def _trained(self) -> checkpoint.Trained:
+        return checkpoint.Trained(self.policy, self.ema.module, self.optimizer)
 
     def fit(self, until: int | None = None) -> None:
-        """Train to `config.steps`, or to step `until` on the way there, logging and writing checkpoints, one at the end."""
-        c = self.config
-        goal = c.steps if until is None else min(until, c.steps)
-        log = Log(self.run, self.step, c.tensorboard)
-        bar = Progress(c.steps, "train", initial=self.step)
-        window: list[dict[str, float]] = []
-        started, started_step = time.monotonic(), self.step
+        """Train to `config.steps`, or to step `until` on the way there, logging and writing checkpoints, one at the end.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step is written.
+            NonFiniteLoss: see `train_step`.
+        """
+        goal = self.config.steps if until is None else min(until, self.config.steps)
+        log = Log(self.run, self.step, self.config.tensorboard)
+        bar = Progress(self.config.steps, "train", initial=self.step)
         try:
-            while self.step < goal:
-                values = self.train_step()
-                window.append(values)
-                # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
-                terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
-                bar.update(1, **(terms or {"loss": values["loss"]}), grad=values["grad_norm"], lr=values["lr"])
-                if self.step % c.log_every == 0 or self.step == goal:
-                    mean = {key: float(np.mean([v[key] for v in window if key in v])) for key in values}
-                    mean["grad_norm_max"] = max(v["grad_norm"] for v in window)
-                    elapsed = time.monotonic() - started
-                    log.write(self.step, {
-                        **mean, "steps_per_s": (self.step - started_step) / elapsed, "elapsed_s": elapsed,
-                        "epoch": self.step * c.batch_size / self.train.n_windows, "peak_rss_mb": _peak_rss_mb(),
-                    })  # fmt: skip
-                    window = []
-                metric = None
-                if self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal):
-                    metric = self.validate()
-                    log.write(self.step, {"val_action_mse": metric})
-                if self.step % c.checkpoint_every == 0 or self.step == goal:
-                    self.save(metric)
+            with stop_requests(bar.note) as stop:
+                self._fit(goal, log, bar, stop)
         finally:
             bar.close()
             log.close()
+
+    def _fit(self, goal: int, log: Log, bar: Progress, stop: StopRequest) -> None:
+        c, first, started = self.config, self.step, time.monotonic()
+        window: list[dict[str, float]] = []
+        while self.step < goal:
+            # One step.
+            self._say_what_compiles(bar)
+            values = self.train_step()
+            window.append(values)
+            # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
+            terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
+            bar.update(1, **(terms or {"loss": values["loss"]}), grad=values["grad_norm"], lr=values["lr"])
+
+            # What it was like.
+            if self.step % c.log_every == 0 or self.step == goal:
+                elapsed = time.monotonic() - started
+                speed = {"steps_per_s": (self.step - first) / elapsed, "elapsed_s": elapsed}
+                epoch = {"epoch": self.step * c.batch_size / self.train.n_windows}
+                log.write(self.step, {**_means(window), **speed, **epoch, "peak_rss_mb": _peak_rss_mb()})
+                window = []
+            metric = None
+            if self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal):
+                metric = self.validate()
+                log.write(self.step, {"val_action_mse": metric})
+
+            # What is left of it.
+            if self.step % c.checkpoint_every == 0 or self.step == goal or stop.signal:
+                self.save(metric)
+            if stop.signal and self.step < goal:
+                raise Interrupted(self.step, stop.signal)
+
+    def _say_what_compiles(self, bar: Progress) -> None:
+        """Each of the two phases compiles in its first step, which looks like a standstill."""
+        phase = "of the warm start" if self.step < self.config.diagonal_steps else "of the objective"
+        if self.compile_note == "on" and phase not in self._compiled:
+            self._compiled.add(phase)
+            bar.note(f"train: the first step {phase} compiles the network: minutes on one core; later steps are faster")
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
@@ -302,29 +286,32 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def multiplies_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products run in hardware; elsewhere they are emulated, forty times as slow as float32 on AVX2."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in checks)
-
-
 _NON_FINITE_ADVICE = (
     "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
 )
 
 
+def _without_distillation(objective: Objective) -> Objective:
+    """The objective of the warm start: flow matching on the diagonal only."""
+    if not hasattr(objective, "off_diagonal_weight"):
+        raise InputError("training.diagonal_steps needs an objective with a self-distillation term.")
+    return dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
+
+
 def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:
     """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not."""
-    import shutil
-
     if not (shutil.which("g++") or shutil.which("clang++")):
         note = "no C++ compiler (g++ or clang++) on the PATH, so training runs uncompiled"
         print(f"isdt train: {note}", file=sys.stderr)
         return flow_map, note
     tangent = torch.compile(partial(with_tangent, flow_map.network))
     return FlowMap(torch.compile(flow_map.network), flow_map.path, tangent), "on"
+
+
+def _means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Means of some steps' numbers, and the largest gradient norm."""
+    means = {key: float(np.mean([v[key] for v in window if key in v])) for key in window[-1]}
+    return {**means, "grad_norm_max": max(v["grad_norm"] for v in window)}
 
 
 def _peak_rss_mb() -> float:

@@ -9,8 +9,7 @@ import pytest
 import zarr
 
 from isdt_policy import cli
-from isdt_policy.training.command import _names
-from isdt_policy.training.config import compose_config
+from isdt_policy.training.config import compose_config, options
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,7 +117,7 @@ def test_bad_settings_are_one_line_and_nothing_is_written(arguments, expected, t
     assert not run.exists()
 
 
-@pytest.mark.parametrize("name", _names("experiment"))
+@pytest.mark.parametrize("name", options("experiment"))
 def test_every_experiment_composes(name):
     """A run is called after its experiment, and after objective and seed where one experiment serves several."""
     config = compose_config([f"experiment={name}"])

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from isdt_policy.training.command import train
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.run import train
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SMALL = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
-    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.steps=2", "training.tensorboard=false",
-    "training.compile=false",
+    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.steps=2", "training.diagonal_steps=1",
+    "training.tensorboard=false", "training.compile=false",
 ]  # fmt: skip
 
 

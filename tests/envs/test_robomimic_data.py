@@ -173,8 +173,8 @@ def test_real_raw_files_are_replayed(real_data, tmp_path):
 
 
 def test_generated_demonstrations_train(generated, tmp_path):
-    from isdt_policy.training.command import train
     from isdt_policy.training.config import compose_config
+    from isdt_policy.training.run import train
 
     config = compose_config(
         [

@@ -358,8 +358,8 @@ def test_a_null_branch_that_was_never_trained_is_not_held_against_a_policy():
 @pytest.fixture(scope="module")
 def run(tiny_store, tmp_path_factory):
     """A run of three steps."""
-    from isdt_policy.training.command import train
     from isdt_policy.training.config import compose_config
+    from isdt_policy.training.run import train
 
     return train(compose_config([
         f"data.path={tiny_store}", f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}", "training.steps=3",

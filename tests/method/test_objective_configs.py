@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from isdt_policy.method.objectives import OBJECTIVES
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
-from isdt_policy.training.command import build_trainer
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.run import build_trainer
 
 NAMES = sorted(p.name[:-5] for p in (resources.files("isdt_policy.configs") / "objective").iterdir() if p.is_file())
 TINY = [

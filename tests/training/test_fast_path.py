@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from isdt_policy.method.interpolants import INTERPOLANTS
-from isdt_policy.training.command import build_trainer
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.run import build_trainer
 
 NAMES = sorted(p.name[:-5] for p in (resources.files("isdt_policy.configs") / "objective").iterdir() if p.is_file())
 TINY = [

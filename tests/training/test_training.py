@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from isdt_policy.method.flow_map import with_tangent
 from isdt_policy.method.objectives import ISD
 from isdt_policy.method.policy import Policy
+from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
-from isdt_policy.training import checkpoint
-from isdt_policy.training.command import build_trainer, train
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.ema import EMA
+from isdt_policy.training.run import build_trainer, train
 from isdt_policy.training.trainer import NonFiniteLoss, TrainingConfig
 
 TINY = [
@@ -83,7 +83,7 @@ def test_a_complete_run_is_not_trained_again(tiny_store, tmp_path, capsys):
     run = train(config)
     before = tensors(run)
     train({**config, "if_exists": "resume"})
-    assert "complete, 3 of 3 steps" in capsys.readouterr().out
+    assert "complete, 3 of 3 steps" in capsys.readouterr().err
     assert all(torch.equal(v, before[k]) for k, v in tensors(run).items())
     with pytest.raises(InputError, match="already holds a run"):
         train(config)
@@ -98,7 +98,7 @@ def test_a_run_from_before_a_setting_existed_is_the_same_run(tiny_store, tmp_pat
     assert saved["objective"].pop("off_diagonal_fraction") == 1.0
     (run / "config.json").write_text(json.dumps(saved))
     train({**config, "if_exists": "resume"})
-    assert "complete, 1 of 1 steps" in capsys.readouterr().out
+    assert "complete, 1 of 1 steps" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"off_diagonal_fraction=1.0, now objective.off_diagonal_fraction=0.25"):
         train({**config, "if_exists": "resume", "objective": {**config["objective"], "off_diagonal_fraction": 0.25}})
 
@@ -168,14 +168,14 @@ def test_an_interrupted_checkpoint_is_invisible(tiny_store, tmp_path, monkeypatc
     config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=4", "training.checkpoint_every=2"))
     trainer, _ = build_trainer(config)
     trainer.run.mkdir()
-    original = checkpoint._flush
+    original = files.flush
 
-    def crash(path):
+    def crash(path, top):
         if trainer.step == 4:
             raise KeyboardInterrupt
-        original(path)
+        original(path, top)
 
-    monkeypatch.setattr(checkpoint, "_flush", crash)
+    monkeypatch.setattr(files, "flush", crash)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     assert (tmp_path / "run/checkpoints/last").resolve().name == "0000002"

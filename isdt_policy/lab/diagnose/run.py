@@ -34,7 +34,7 @@ from isdt_policy.shared import files, page
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.provenance import commit
-from isdt_policy.training.command import build_trainer
+from isdt_policy.training.run import build_trainer
 from isdt_policy.training.trainer import Windows
 
 SCHEMA = "isdt-diagnose/1"

@@ -18,8 +18,8 @@ from isdt_policy.lab.study.rows import BASE, NFE, ROWS, Row, build_objective
 from isdt_policy.lab.study.settings import PushtSettings
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
-from isdt_policy.training.command import train
-from isdt_policy.training.config import compose_config
+from isdt_policy.training.config import Settings, compose_config
+from isdt_policy.training.run import train
 from isdt_policy.training.trainer import NonFiniteLoss
 
 WARM = 0.5  # share of the steps on the diagonal alone, as in the shipped recipes, for every row that has such a phase
@@ -41,7 +41,7 @@ def _pusht_rows() -> dict[str, Row]:
 PUSHT_ROWS: dict[str, Row] = _pusht_rows()
 
 
-def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, threads: int) -> dict[str, Any]:
+def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, threads: int) -> Settings:
     """The composed configuration of one cell's training run.
 
     Raises:

@@ -24,8 +24,8 @@ from isdt_policy.method.samplers import Sampling, plan
 from isdt_policy.shared import files
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
-from isdt_policy.training.command import train
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.run import train
 
 Config = dict[str, Any]  # of a run, as its config.json holds it
 
@@ -114,7 +114,7 @@ def finished(folder: Path, config: Config, arms: Sequence[str]) -> bool:
 
 
 # Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
-OF_THE_MACHINE = {"path", "threads", "amp", "tensorboard", "keep_checkpoints"}
+OF_THE_MACHINE = {"path", "threads", "device", "amp", "tensorboard", "keep_checkpoints"}
 
 
 def arms_of(objective: str, config: Config, wanted: Sequence[str] = ()) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
-from isdt_policy.training.command import build_trainer, write_run
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.run import build_trainer, write_run
 from isdt_policy.training.trainer import NonFiniteLoss
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | N
     name = hashlib.sha256(json.dumps([sorted(fixed), sorted(given)]).encode()).hexdigest()[:10]
     run = tuning.out / "trials" / name
     config = compose_config([*fixed, *given, f"name={name}"])
-    config.update(run_dir=str(run), if_exists="resume")
+    config["run_dir"], config["if_exists"] = str(run), "resume"
     print(f"trial {trial.number}: {' '.join(given)}")
     trial.set_user_attr("run", name)
     trainer, _ = build_trainer(config)

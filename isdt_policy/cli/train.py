@@ -1,0 +1,107 @@
+"""`isdt train`."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from isdt_policy.cli.command import PathText, options_of
+from isdt_policy.shared.errors import InputError
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy from scratch on demonstrations.
+
+    Everything is written to one run directory (outputs/NAME): config.json, log.jsonl, TensorBoard events, and checkpoints that
+    hold all that is needed to act and to go on. Ctrl-C saves a checkpoint first.
+
+    Examples:
+        isdt train experiment=pusht_demo                        ten minutes on two cores, bundled demonstrations
+        isdt train experiment=pusht_demo training.seed=43 name=pusht_demo_43
+        isdt train experiment=pusht_human data.path=/data/pusht_cchi_v7_replay.zarr
+        isdt train experiment=pusht_demo objective.weight_power=0 objective.derivative=jvp name=ablation
+        isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU the result has the same bits
+        isdt train experiment=pusht_demo --cfg                  print the settings and stop
+        isdt train --keys                                       every setting with its explanation
+
+    Settings:
+        overrides: experiment=NAME and objective=NAME choose a file of settings, size=full the published network and schedule;
+            name= and run_dir= say where the run goes (outputs/NAME), if_exists=error, resume or overwrite what happens if a
+            run is there. data.KEY=, policy.KEY=, network.KEY=, objective.KEY= and training.KEY= change one setting.
+
+    Instead of settings:
+        resume: go on with this run, with its own settings.
+
+    Instead of training:
+        keys: print every setting with its value and its explanation.
+        cfg: print the settings as JSON.
+    """
+
+    overrides: tuple[str, ...] = ()
+    resume: PathText | None = None
+    keys: bool = False
+    cfg: bool = False
+
+    rest: ClassVar = "overrides"
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overrides:
+            raise InputError(
+                "resume= takes the run's own settings; give no others (a changed run would not be the same run)."
+            )
+
+    def run(self, command: str) -> int:
+        """Return 0, or 128 and the number of the signal that ended training early."""
+        from isdt_policy.training import config, run
+
+        settings = config.load_config(self.resume) if self.resume else config.compose_config(self.overrides)
+        if self.resume:
+            settings["run_dir"], settings["if_exists"] = self.resume, "resume"
+        if self.keys:
+            groups = {group: config.options(group) for group in config.GROUPS}
+            print(_explained(settings, groups, config.kinds(settings)))
+            return 0
+        if self.cfg:
+            print(json.dumps(settings, indent=2))
+            return 0
+        try:
+            folder = run.train(settings, command)
+        except run.Interrupted as stop:
+            return 128 + stop.signal
+        print(f"{folder}: trained. Evaluate: isdt eval checkpoint={folder} 'arms=[1,2]'")
+        return 0
+
+
+def _explained(
+    settings: Mapping[str, object], groups: Mapping[str, Mapping[str, str]], kinds: Mapping[str, type]
+) -> str:
+    """What can be chosen, and every setting with its value and its explanation.
+
+    Args:
+        settings: of a run.
+        groups: per group, such as "experiment", the names that may follow, with a sentence each.
+        kinds: section -> the dataclass whose docstring explains it.
+    """
+    lines = []
+    for group, names in groups.items():
+        lines += [f"{group}=NAME", *(f"  {name:<22}{text}" for name, text in names.items()), ""]
+    for section, kind in kinds.items():
+        values, texts = settings[section], options_of(kind)
+        assert isinstance(values, Mapping)
+        for key, value in values.items():
+            if key in texts:
+                lines += [f"{section}.{key}={_shown(value)}", *_wrapped(texts[key])]
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value).replace(" ", "") if value != "" else "''"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent="    ", subsequent_indent="    ")

@@ -1,0 +1,180 @@
+"""From demonstrations to training windows and a policy that is fitted to their statistics."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from isdt_policy.datasets.augment import MemoryStore, with_goals_in_hindsight, with_mirror_images
+from isdt_policy.datasets.frames import is_image
+from isdt_policy.datasets.store import DemoStore
+from isdt_policy.datasets.windows import WindowDataset, train_val_split
+from isdt_policy.envs import TaskSpec, task_spec
+from isdt_policy.envs.protocol import ObsSpec
+from isdt_policy.envs.registry import check_recorded
+from isdt_policy.method.normalization import Normalizer, action_statistics
+from isdt_policy.method.policy import Policy
+from isdt_policy.method.policy_config import PolicyConfig
+from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.training.settings import DataConfig
+
+Episodes = NDArray[np.int64]
+_BLOCK = 4096  # windows read at a time for their statistics
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What a run learns from.
+
+    Attributes:
+        spec: the task.
+        keys: observations that the policy reads.
+        train: windows of the training episodes.
+        validation: windows of the held-out episodes; None if there are none.
+        notes: what people should know about them, one line each.
+    """
+
+    spec: TaskSpec
+    keys: tuple[str, ...]
+    train: WindowDataset
+    validation: WindowDataset | None
+    notes: tuple[str, ...]
+
+
+def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> Demonstrations:
+    """Open a store, choose its episodes and cut windows for a policy.
+
+    Args:
+        data: which demonstrations.
+        task: its id; the store must have been recorded for it.
+        policy: its window (`horizon`, `n_obs_steps`, `n_action_steps`) and its `action_reference`.
+
+    Raises:
+        InputError: no such store, task, key or mask; demonstrations of another task; or no training window.
+    """
+    spec = task_spec(task)
+    recorded = DemoStore.open(data.path)
+    check_recorded(spec, recorded.attrs, data.path)
+    keys = _obs_keys(data, spec, recorded, policy.action_reference)
+
+    # Which episodes; what was made of one recording stays on the same side of the split.
+    episodes, held_out = split(recorded, data)
+    store: DemoStore | MemoryStore = recorded
+    if data.hindsight:
+        store = with_goals_in_hindsight(store, spec)
+    if data.mirror:
+        store = with_mirror_images(store, spec)
+    if isinstance(store, MemoryStore):
+        episodes, held_out = store.made_from(episodes), store.made_from(held_out)
+
+    # Which of them hold a window.
+    needed = max(1, policy.horizon - (policy.n_obs_steps - 1) - (policy.n_action_steps - 1))
+    lengths = np.diff(store.episode_ends, prepend=0)
+    short, short_held_out = (int((lengths[chosen] < needed).sum()) for chosen in (episodes, held_out))
+    if len(episodes) and short == len(episodes):
+        raise InputError(
+            f"no training episode of '{data.path}' is long enough for a window: the longest has {lengths[episodes].max()} "
+            f"steps, policy.horizon={policy.horizon} needs {needed}. Lower policy.horizon."
+        )
+
+    def windows(chosen: Episodes) -> WindowDataset:
+        return WindowDataset(
+            store, keys, "action", policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
+        )  # fmt: skip
+
+    train = windows(episodes)
+    validation = windows(held_out) if len(held_out) > short_held_out else None
+    made = (", mirror images included" if data.mirror else "") + (", goals in hindsight" if data.hindsight else "")
+    notes = [f"data      {data.path}: {len(episodes)} episodes, {train.n_windows} windows{made}"]
+    if short or short_held_out:
+        notes.append(
+            f"          {short} training and {short_held_out} held-out episodes have fewer than {needed} steps, too few for "
+            "a window"
+        )
+    if len(held_out) and validation is None:
+        notes.append("          no held-out episode holds a window, so there is no validation")
+    return Demonstrations(spec, keys, train, validation, tuple(notes))
+
+
+def split(store: DemoStore, data: DataConfig) -> tuple[Episodes, Episodes]:
+    """Numbers of the training and of the held-out episodes, both rising."""
+    episodes, held_out = train_val_split(store.n_episodes, data.val_ratio, data.split_seed)
+    if data.val_mask:
+        held_out = _masked(store, data.val_mask)
+        episodes = np.setdiff1d(np.arange(store.n_episodes), held_out)
+    if data.mask:
+        named = _masked(store, data.mask)
+        episodes = np.intersect1d(episodes, named)
+        held_out = held_out if data.val_mask else np.intersect1d(held_out, named)
+    if data.max_train_episodes:
+        episodes = episodes[: data.max_train_episodes]
+    return episodes, held_out
+
+
+def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstrations, seed: int) -> Policy:
+    """Build a policy with fresh weights and the statistics of the training windows.
+
+    Args:
+        config: what is chosen; observations and action of the data are filled in.
+        sigma_data: standard deviation of the normalised actions; None measures it.
+        data: demonstrations.
+        seed: of the weights.
+
+    Raises:
+        InputError: actions of another size than the task's, or settings that do not fit each other.
+    """
+    statistics = data.train.statistics()
+    observations = {key: ObsSpec(np.shape(statistics[key]["min"])) for key in data.keys}
+    action_dim, expected = int(np.size(statistics["action"]["min"])), int(np.prod(data.spec.action.shape))
+    if action_dim != expected:
+        raise InputError(
+            f"the demonstrations have actions of {action_dim} entries, task '{data.spec.id}' takes {expected}."
+        )
+    n = data.train.n_windows
+    blocks = (data.train.batch(np.arange(i, min(i + _BLOCK, n))) for i in range(0, n, _BLOCK))
+    statistics["action"] = action_statistics(blocks, config.action_reference)
+
+    torch.manual_seed(seed)
+    sizes = {key: spec.size for key, spec in observations.items()}
+    normalizer = Normalizer(sizes, config.horizon, action_dim, config.action_reference)
+    normalizer.fit(statistics, config.obs_normalization, config.action_normalization)
+    complete = dataclasses.replace(
+        config,
+        task=data.spec.id,
+        observations=observations,
+        action_dim=action_dim,
+        action_type=data.spec.action_type,
+        sigma_data=normalizer.action_spread(statistics["action"]) if sigma_data is None else sigma_data,
+    )
+    return Policy(complete, normalizer=normalizer)
+
+
+def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore, reference: str) -> tuple[str, ...]:
+    keys = tuple(data.obs_keys) or spec.default_obs_keys
+    for key in keys:
+        known = spec.observations.get(key)
+        if (known is not None and len(known.shape) == 3) or (key in store.keys and is_image(store, key)):
+            numbers = [k for k in keys if k != key]
+            raise InputError(
+                f"data.obs_keys: '{key}' is a picture, and policies read numbers only so far. Leave it out: "
+                f"data.obs_keys=[{','.join(numbers) or ','.join(spec.default_obs_keys)}]."
+            )
+    absent = [key for key in reference.split(",") if reference and key not in keys]
+    if absent:
+        raise InputError(
+            f"policy.action_reference='{','.join(absent)}' is not among the observations the policy reads ({', '.join(keys)}); "
+            "add it to data.obs_keys."
+        )
+    return keys
+
+
+def _masked(store: DemoStore, name: str) -> Episodes:
+    masks = store.masks
+    if name not in masks:
+        known = ", ".join(masks) or "none"
+        raise InputError(f"'{store.path}' has no episode mask '{name}'.{nearest(name, masks)} Masks: {known}.")
+    return np.asarray(masks[name], np.int64)

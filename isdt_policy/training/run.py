@@ -1,0 +1,187 @@
+"""One training run: from settings to a directory that holds the policy and all that is needed to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from isdt_policy import __version__
+from isdt_policy.method.device import find_device
+from isdt_policy.method.networks import network_name
+from isdt_policy.method.objectives import completed
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared import files
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.progress import duration
+from isdt_policy.shared.provenance import commit
+from isdt_policy.training.config import RunConfig, Section, load_config
+from isdt_policy.training.data import fitted_policy, read_demonstrations
+from isdt_policy.training.interrupt import Interrupted
+from isdt_policy.training.trainer import Trainer
+
+# Settings in which a run may go on that was started with others: training does not read how a policy draws when it acts, and
+# where the run and its numbers are computed is not what is computed.
+_MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device"}
+
+
+def train(config: Mapping[str, object], command: str = "") -> Path:
+    """Train a policy, or go on with a run that was interrupted.
+
+    What is done is told on stderr. Ctrl-C and SIGTERM end the run after the step in progress, with a checkpoint.
+
+    Args:
+        config: settings, from `compose_config` or `load_config`.
+        command: the line that asked for it, for the record.
+
+    Returns:
+        The run directory: log.jsonl and checkpoints/last/policy, which `Policy.from_pretrained` takes.
+
+    Raises:
+        InputError: settings, data or a directory that cannot be used; nothing is written then.
+        Interrupted: a signal ended the run early.
+        NonFiniteLoss: the loss became NaN or infinite.
+    """
+    settings = RunConfig.read(config)
+    run, goal = settings.run, settings.training.steps
+    _check_free(settings)
+    trainer, report = build_trainer(config)  # everything is checked before anything is written
+    with _claimed(run):
+        if settings.if_exists == "overwrite" and (run / "config.json").exists():
+            files.remove(run)
+        write_run(config, trainer, command)
+        if trainer.step >= goal:
+            _say(f"{run}: complete, {trainer.step} of {goal} steps")
+            return run
+        for line in report:
+            _say(line)
+        if trainer.step:
+            _say(f"resuming at step {trainer.step}")
+        start = time.monotonic()
+        try:
+            trainer.fit()
+        except Interrupted as stop:
+            _say(f"stopped at step {stop.step} of {goal}; it is saved. Go on with: isdt train resume={run}")
+            raise
+        _say(f"{run}: {goal} steps, {duration(time.monotonic() - start)}")
+    return run
+
+
+def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
+    """Open the data, build policy and objective, and write nothing.
+
+    Args:
+        config: settings, from `compose_config` or `load_config`.
+
+    Returns:
+        The trainer at step 0, and lines that say what it will train.
+
+    Raises:
+        InputError: settings or data that cannot be used.
+    """
+    settings = RunConfig.read(config)
+    find_device(settings.training.device, "training.device")
+    if settings.training.threads:
+        torch.set_num_threads(settings.training.threads)
+    data = read_demonstrations(settings.data, settings.task, settings.policy)
+    policy = fitted_policy(settings.policy, settings.sigma_data, data, settings.training.seed)
+    trainer = Trainer(policy, settings.objective, data.train, data.validation, settings.training, settings.run)
+    return trainer, [*data.notes, *_describe(trainer, policy, settings)]
+
+
+def write_run(config: Mapping[str, object], trainer: Trainer, command: str) -> None:
+    """Begin the run directory of a trainer, or resume from the one that is there with the same settings.
+
+    Raises:
+        InputError: the directory holds a run with other settings, or a new run's warm start leaves it no steps.
+    """
+    run = trainer.run
+    if (run / "config.json").exists():
+        _check_same(load_config(run), config, run)
+        if (run / "checkpoints" / "last").exists():
+            trainer.resume()
+        return
+    trainer.config.check_warm_start()
+    run.mkdir(parents=True, exist_ok=True)
+    for name, value in {"config.json": config, "provenance.json": _provenance(command, trainer)}.items():
+        files.write_text(run / name, json.dumps(value, indent=2) + "\n", durable=True)
+
+
+def _check_free(settings: RunConfig) -> None:
+    """Refuse what can be refused before the data are read."""
+    run = settings.run
+    if (run / "config.json").exists() and settings.if_exists == "error":
+        raise InputError(
+            f"'{run}' already holds a run. Go on with it: isdt train resume={run}; start another: name=...; "
+            "replace it: if_exists=overwrite."
+        )
+    if not (run / "config.json").exists() or settings.if_exists == "overwrite":
+        files.check_replaceable(run)
+        settings.training.check_warm_start()
+
+
+@contextmanager
+def _claimed(run: Path) -> Iterator[None]:
+    """Hold a run directory for this process. The lock lies beside it, because overwrite deletes the directory."""
+    lock = run.parent / f".{run.name}.lock"
+    files.check_writable(lock)
+    with files.claim(lock) as mine:
+        if not mine:
+            raise InputError(
+                f"another process is training '{run}'. Wait for it to end, or start another run with name=...."
+            )
+        yield
+
+
+def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str]:
+    millions = sum(parameter.numel() for parameter in policy.parameters()) / 1e6
+    c = settings.training
+    why = "" if c.device != "auto" or trainer.device.type == "cuda" else " (PyTorch finds no CUDA GPU)"
+    return [
+        f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
+        f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads, "
+        f"amp {trainer.amp}, compile {trainer.compile_note}",
+        f"run       {settings.run}",
+    ]
+
+
+def _check_same(old: Mapping[str, object], new: Mapping[str, object], run: Path) -> None:
+    """Refuse to go on with a run under other settings."""
+    a, b = (
+        _flat({**old, "objective": completed(cast(Section, old["objective"]), cast(Section, new["objective"]))}),
+        _flat(new),
+    )
+    for key in sorted({*a, *b} - _MAY_DIFFER):
+        if a.get(key) != b.get(key):
+            raise InputError(
+                f"'{run}' was started with {key}={a.get(key)}, now {key}={b.get(key)}; resume with the same settings, or "
+                "choose another name=."
+            )
+
+
+def _flat(node: object, prefix: str = "") -> Section:
+    if not isinstance(node, Mapping):
+        return {prefix: list(node) if isinstance(node, tuple) else node}
+    return {k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}".strip(".")).items()}
+
+
+def _provenance(command: str, trainer: Trainer) -> Section:
+    device = trainer.device
+    return {
+        "command": command, "isdt_policy": __version__, "commit": commit(), "python": platform.python_version(),
+        "torch": torch.__version__, "numpy": np.__version__, "cpu_count": os.cpu_count(), "machine": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+    }  # fmt: skip
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,125 @@
+"""What can be set about data and training; the docstrings are the help of `isdt train --keys`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isdt_policy.shared.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which demonstrations and which of their keys.
+
+    Attributes:
+        path: a store (directory or .zip), or "bundled:pusht_expert".
+        obs_keys: observations the policy reads; empty takes the task's default.
+        max_train_episodes: use at most this many training episodes; 0 uses all.
+        mask: train on the episodes of this named mask only, such as robomimic's "train"; empty takes all.
+        val_mask: hold out the episodes of this mask, such as "valid", instead of a share drawn by val_ratio.
+        val_ratio: share of the episodes held out for the validation error.
+        split_seed: seed of the draw of those episodes.
+        mirror: also train on the mirror image of every episode, for tasks that have that symmetry.
+        hindsight: name goals in hindsight, for tasks where that can be done. Every episode, and every push in it, is moved
+            to a scene in which the place where it ended is the goal. An episode that stopped near the goal then shows how to
+            reach it.
+    """
+
+    path: str = "bundled:pusht_expert"
+    obs_keys: tuple[str, ...] = ()
+    max_train_episodes: int = 0
+    mask: str = ""
+    val_mask: str = ""
+    val_ratio: float = 0.02
+    split_seed: int = 42
+    mirror: bool = False
+    hindsight: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how to train.
+
+    Attributes:
+        seed: seed of the initial weights, the data order and every draw.
+        steps: optimiser steps.
+        batch_size: windows in a step.
+        lr: largest learning rate of AdamW.
+        betas: decay rates of AdamW's two averages.
+        weight_decay: of AdamW.
+        warmup_steps: steps of the linear warm-up. A cosine to zero at `steps` follows.
+        diagonal_steps: the warm start. The first steps train the diagonal only, at less than half the cost of a full step.
+            Self-distillation then goes on from there in the same run.
+        grad_clip: largest norm of the gradient; 0 does not clip.
+        ema_decay: decay of the averaged weights, which are the ones that are evaluated.
+        amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32); "off"
+            runs everything in float32; "auto" takes bf16 where the device multiplies it in hardware. The checkpoint keeps the
+            choice, so that a run that goes on elsewhere stays the same run.
+        compile: compile the network with torch.compile. If that fails, training says why and runs without it.
+        threads: CPU threads; 0 leaves PyTorch's choice.
+        device: "auto" takes a CUDA GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
+        log_every: steps between lines of the log.
+        validate_every: steps between measurements of the validation error.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: number of newest checkpoints that are kept; the last and the best one always are.
+        mask_padding: leave the copies that fill a window beyond the end of its episode out of the loss. They teach the policy
+            to stand still where a demonstration stopped; without them it carries on.
+        tensorboard: also write the log for TensorBoard, if that is installed.
+    """
+
+    seed: int = 42
+    steps: int = 20000
+    batch_size: int = 256
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 1e-6
+    warmup_steps: int = 200
+    diagonal_steps: int = 0
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    amp: str = "auto"
+    compile: bool = False
+    threads: int = 0
+    device: str = "auto"
+    log_every: int = 50
+    validate_every: int = 500
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 1
+    mask_padding: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            "lr",
+            "warmup_steps",
+            "diagonal_steps",
+            "grad_clip",
+            "weight_decay",
+            "threads",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 0:
+                raise InputError(f"training.{name} must be at least 0, got {getattr(self, name)}.")
+        if self.amp not in ("auto", "bf16", "off"):
+            raise InputError(
+                f"training.amp='{self.amp}' is not one of auto, bf16, off.{nearest(self.amp, ('auto', 'bf16', 'off'))}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"training.ema_decay must be in [0, 1), got {self.ema_decay}.")
+        if len(self.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in self.betas):
+            raise InputError(f"training.betas must be two numbers in [0, 1), got {list(self.betas)}.")
+
+    def check_warm_start(self) -> None:
+        """Refuse a warm start that leaves no step for what it starts.
+
+        Raises:
+            InputError: diagonal_steps is not below steps.
+        """
+        if self.diagonal_steps >= self.steps:
+            raise InputError(
+                f"training.diagonal_steps={self.diagonal_steps} leaves none of training.steps={self.steps} for "
+                f"self-distillation. Give training.diagonal_steps={self.steps // 2}, or more steps."
+            )

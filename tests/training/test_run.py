@@ -1,0 +1,273 @@
+"""What a run does around its steps: devices, locks, interruptions, short episodes, and settings that are refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from isdt_policy import cli
+from isdt_policy.method.device import find_device
+from isdt_policy.shared import files
+from isdt_policy.shared.errors import InputError
+from isdt_policy.training import checkpoint
+from isdt_policy.training.config import compose_config, load_config
+from isdt_policy.training.interrupt import Interrupted
+from isdt_policy.training.run import build_trainer, train
+from isdt_policy.training.trainer import Trainer
+
+TINY = [
+    "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "training.device=cpu",
+    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.tensorboard=false",
+]  # fmt: skip
+
+
+def overrides(store, run, *more):
+    return [f"data.path={store}", f"run_dir={run}", *TINY, *more]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints/last/policy/model.safetensors")
+
+
+class TestInterruption:
+    def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(self, tiny_store, tmp_path):
+        """And what goes on from there ends with the bits of a run that nobody stopped."""
+        settings = ("training.steps=150", "training.checkpoint_every=150", "training.validate_every=150")
+        stopped, straight = tmp_path / "stopped", tmp_path / "straight"
+        command = [sys.executable, "-m", "isdt_policy", "train", *overrides(tiny_store, stopped, *settings)]
+        process = subprocess.Popen([*command, "training.log_every=1"], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while not (stopped / "log.jsonl").exists() or (stopped / "log.jsonl").read_text().count("\n") < 5:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGINT)
+        error = process.communicate(timeout=120)[1]
+        assert process.returncode == 130
+        assert f"Go on with: isdt train resume={stopped}" in error
+        assert "Traceback" not in error
+        step = json.loads((stopped / "checkpoints/last/state/trainer.json").read_text())["step"]
+        assert 5 <= step < 150
+        train({**load_config(stopped), "if_exists": "resume"})
+        train(compose_config(overrides(tiny_store, straight, *settings, "training.log_every=1")))
+        assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(stopped).items())
+
+    def test_sigterm_ends_the_verb_with_its_own_code(self, tiny_store, tmp_path, monkeypatch, capsys):
+        step = Trainer.train_step
+
+        def asked(trainer):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step(trainer)
+
+        monkeypatch.setattr(Trainer, "train_step", asked)
+        run = tmp_path / "run"
+        assert cli.main(["train", *overrides(tiny_store, run, "training.steps=9")]) == 128 + signal.SIGTERM
+        assert f"stopped at step 1 of 9; it is saved. Go on with: isdt train resume={run}" in capsys.readouterr().err
+        assert (run / "checkpoints/last").resolve().name == "0000001"
+
+    def test_the_step_in_progress_is_finished_and_a_second_signal_does_not_wait(self, tiny_store, tmp_path):
+        trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=9")))
+        trainer.run.mkdir()
+        steps = trainer.train_step
+
+        def once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return steps()
+
+        trainer.train_step = once
+        with pytest.raises(Interrupted, match="stopped at step 1"):
+            trainer.fit()
+        assert trainer.step == 1
+
+        def twice():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            return steps()
+
+        trainer.train_step = twice
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            trainer.fit()
+        assert not isinstance(stopped.value, Interrupted)
+        assert trainer.step == 1
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def test_the_last_step_is_the_end_of_the_run_whatever_is_asked(self, tiny_store, tmp_path):
+        trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1")))
+        trainer.run.mkdir()
+        step = trainer.train_step
+
+        def asked():
+            os.kill(os.getpid(), signal.SIGTERM)
+            return step()
+
+        trainer.train_step = asked
+        trainer.fit()
+        assert (tmp_path / "run/checkpoints/last").resolve().name == "0000001"
+
+
+def test_two_trainers_do_not_share_a_directory(tiny_store, tmp_path):
+    config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1"))
+    with files.claim(tmp_path / ".run.lock") as mine:
+        assert mine
+        with pytest.raises(InputError, match=r"another process is training '.*run'\. Wait"):
+            train(config)
+        assert not (tmp_path / "run").exists()
+    train(config)
+    train({**config, "if_exists": "overwrite"})
+    assert (tmp_path / "run/checkpoints/last").exists()
+
+
+def test_config_and_checkpoints_survive_a_power_cut(tiny_store, tmp_path, monkeypatch):
+    """Everything is flushed before its name appears, and the names after that."""
+    flushed = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: flushed.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    run = train(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1")))
+    names = [name.removeprefix(f"{run.resolve()}/") for name in flushed]
+    aside = "checkpoints/.0000001.tmp"
+    for name in ("config.json.part", f"{aside}/policy/config.json", f"{aside}/state/optimizer.safetensors", aside):
+        assert name in names
+    assert names.index("checkpoints") > names.index(aside)
+
+
+class TestDevice:
+    def test_auto_is_a_gpu_if_there_is_one(self, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        assert find_device("auto") == torch.device("cpu")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        assert find_device("auto") == torch.device("cuda")
+
+    def test_the_report_says_which(self, tiny_store, tmp_path, monkeypatch):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+        settings = [s for s in overrides(tiny_store, tmp_path / "run") if not s.startswith("training.device")]
+        trainer, lines = build_trainer(compose_config(settings))
+        assert trainer.device == torch.device("cpu")
+        assert any("on cpu (PyTorch finds no CUDA GPU)" in line for line in lines)
+
+    @pytest.mark.parametrize("fused", [False, True])
+    def test_the_state_of_the_optimiser_goes_where_its_parameters_are(self, fused):
+        """Moments stayed on the CPU, and the fused step on a GPU refused them. The device "meta" stands in for one."""
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        saved = checkpoint._optimizer_tensors(model, optimizer)
+        elsewhere = torch.nn.Linear(2, 2, device="meta")
+        other = torch.optim.AdamW(elsewhere.parameters())
+        other.param_groups[0]["fused"] = fused
+        checkpoint._restore_optimizer(elsewhere, other, saved)
+        for parameter in elsewhere.parameters():
+            devices = {key: value.device.type for key, value in other.state[parameter].items()}
+            assert devices == {"exp_avg": "meta", "exp_avg_sq": "meta", "step": "meta" if fused else "cpu"}
+
+    def test_a_run_may_go_on_on_another_device(self, tiny_store, tmp_path):
+        config = compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1"))
+        train(config)
+        train({**config, "if_exists": "resume", "training": {**config["training"], "device": "auto"}})
+
+
+def episodes(path, lengths):
+    from isdt_policy.datasets.store import DemoWriter
+
+    rng = np.random.default_rng(0)
+    with DemoWriter(path, task="pusht") as writer:
+        for length in lengths:
+            state = rng.uniform(100, 400, (length, 5)).astype(np.float32)
+            writer.append({"state": state, "action": state[:, :2]})
+    return path
+
+
+class TestShortEpisodes:
+    def test_a_held_out_episode_without_a_window_means_no_validation(self, tmp_path):
+        """It was a division by zero at the first validation."""
+        store = episodes(tmp_path / "s.zarr", [30, 5, 30])
+        settings = overrides(
+            store, tmp_path / "run", "training.steps=1", "training.validate_every=1", "data.split_seed=1"
+        )
+        found = {
+            build_trainer(compose_config([*settings, f"data.split_seed={seed}"]))[0].validation for seed in range(9)
+        }
+        assert None in found
+        for seed in range(9):
+            run = train(compose_config([*settings, f"data.split_seed={seed}", "if_exists=overwrite"]))
+            assert (run / "checkpoints/last").exists()
+
+    def test_what_is_left_out_is_said(self, tmp_path):
+        store = episodes(tmp_path / "s.zarr", [30, 5, 30, 7])
+        _, lines = build_trainer(compose_config(overrides(store, tmp_path / "run", "data.val_ratio=0")))
+        assert "2 training and 0 held-out episodes have fewer than 8 steps" in lines[1]
+
+    def test_only_short_ones_are_refused_with_what_would_help(self, tmp_path, recwarn):
+        store = episodes(tmp_path / "s.zarr", [5, 6])
+        with pytest.raises(InputError, match=r"the longest has 6 steps, policy.horizon=16 needs 8"):
+            build_trainer(compose_config(overrides(store, tmp_path / "run", "data.val_ratio=0")))
+        assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["training.device=gpu"], "training.device='gpu' is not one of auto, cpu, cuda"),
+        (["training.device=cud"], "Did you mean 'cuda'?"),
+        (["training.device=mps"], "training.device='mps' cannot be used here"),
+        (["training.lr=-1"], "training.lr must be at least 0, got -1"),
+        (["training.betas=[0.9]"], "training.betas must be two numbers"),
+        (["training.grad_clip=-1"], "training.grad_clip must be at least 0"),
+        (["training.threads=-1"], "training.threads must be at least 0"),
+        (["task=null"], "task=null must be a text, such as task=pusht"),
+        (["task=3"], "task=3 must be a text"),
+        (["name=null"], "name=null must be a text"),
+        (["data.obs_keys=agent_pos"], "data.obs_keys='agent_pos' is not of type list"),
+        (["data.obs_keys=[pixels,agent_pos]"], "'pixels' is a picture, and policies read numbers only so far"),
+        (["steps=100"], "Did you mean 'training.steps'?"),
+        (["horizon=8"], "Did you mean 'policy.horizon'?"),
+        (["objective.name=isdd"], "objective.name='isdd' is not one of isd, "),
+        (["network.name=unet"], "Did you mean 'unet1d'?"),
+        (["experiment=pusht_demo", "training.steps=2000"], "leaves none of training.steps=2000 for self-distillation"),
+        (["policy.sigma_data=-1"], "policy.sigma_data must be a number above 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(arguments, expected, tiny_store, tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = [f"data.path={tiny_store}", f"run_dir={run}", *arguments]
+    assert cli.main(["train", *settings]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    assert expected in error
+    assert not run.exists()
+
+
+def test_a_gpu_that_is_not_there_is_one_line(tiny_store, tmp_path, capsys, monkeypatch):
+    empty = torch.empty
+
+    def absent(*args, device=None, **kwargs):
+        if device == torch.device("cuda"):
+            raise AssertionError("Torch not compiled with CUDA enabled")
+        return empty(*args, device=device, **kwargs)
+
+    monkeypatch.setattr("torch.empty", absent)
+    assert cli.main(["train", f"data.path={tiny_store}", f"run_dir={tmp_path / 'run'}", "training.device=cuda"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "training.device='cuda' cannot be used here (Torch not compiled with CUDA enabled)" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_what_is_being_compiled_is_said_before_it_takes_minutes(tiny_store, tmp_path, capsys):
+    settings = overrides(tiny_store, tmp_path / "run", "training.steps=4", "training.diagonal_steps=2")
+    trainer, _ = build_trainer(compose_config(settings))
+    trainer.run.mkdir()
+    trainer.compile_note = "on"  # said, not done
+    trainer.fit(until=1)
+    trainer.fit()
+    said = [line for line in capsys.readouterr().err.splitlines() if "compiles" in line]
+    assert [line.split("first step ")[1].split(" compiles")[0] for line in said] == [
+        "of the warm start",
+        "of the objective",
+    ]
