@@ -345,6 +345,11 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         sim.agent.velocity = (0.0, 0.0)
         sim.block.velocity = (0.0, 0.0)
         sim.block.angular_velocity = 0.0
+        for body in (
+            sim.agent,
+            sim.block,
+        ):  # pymunk draws its shapes, which otherwise follow in the next physics step only
+            sim.space.reindex_shapes_for_body(body)
 
 
 def make_env(task: str, **kwargs: Any) -> PushTEnv:

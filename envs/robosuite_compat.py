@@ -290,6 +290,8 @@ def goals_of(env: Any, action: NDArray[np.float64]) -> list[tuple[NDArray[np.flo
 
 def image(env: Any, camera: str, size: int) -> NDArray[np.uint8]:
     """Draw what a camera sees, (size, size, 3) uint8, row 0 at the top."""
+    # OpenGL draws with whatever was made current last: that of another environment, if there are several.
+    env.sim._render_context_offscreen.gl_ctx.make_current()
     drawn = env.sim.render(camera_name=camera, width=size, height=size)
     return np.ascontiguousarray(drawn[::-1], np.uint8)
 

@@ -207,6 +207,18 @@ def test_render_sizes():
     assert make("pusht").render() is None
 
 
+def test_a_restored_state_is_drawn_where_it_is():
+    """The picture of a state at rest is that after a step in which nothing moves."""
+    here = [100.0, 120.0, 380.0, 150.0, 0.3]
+    env = make("pusht", obs_keys=["pixels", "state"])
+    for _ in range(2):
+        first = env.reset(options={"reset_to_state": here})[0]
+        then = env.step(np.array(here[:2], np.float32))[0]
+        np.testing.assert_allclose(first["state"], then["state"], atol=1e-5)
+        np.testing.assert_array_equal(first["pixels"], then["pixels"])
+        env.reset(options={"reset_to_state": [400.0, 380.0, 150.0, 350.0, 2.0]})
+
+
 def test_success_without_a_simulator_is_the_simulators():
     """Poses around the goal, on both sides of 95 %."""
     env = make("pusht", obs_keys=["state"])

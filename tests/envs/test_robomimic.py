@@ -353,3 +353,15 @@ def test_cameras_see_the_scene_or_say_what_to_install():
     assert red > 5
     assert env.render().shape == (64, 64, 3)
     env.close()
+
+
+@pytest.mark.skipif(not ctypes.util.find_library("EGL"), reason="needs EGL to draw")
+def test_two_models_in_one_process_are_each_drawn_as_if_alone():
+    lift = make("lift", obs_keys=["agentview_image"])
+    alone = lift.reset(seed=0)[0]["agentview_image"]
+    can = make("can", obs_keys=["agentview_image"])
+    can.reset(seed=0)
+    again = lift.unwrapped.observe()["agentview_image"]
+    np.testing.assert_array_equal(again, alone)
+    lift.close()
+    can.close()
