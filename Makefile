@@ -25,7 +25,7 @@ $(VENV)/.dev: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/isdt train experiment=pusht_demo if_exists=resume
-	$(BIN)/isdt eval checkpoint=outputs/pusht_demo steps=[1,2] baselines=[euler10] episodes=100 out=outputs/pusht_demo/eval
+	$(BIN)/isdt eval checkpoint=outputs/pusht_demo 'arms=[1,2,euler10]' episodes=100 out=outputs/pusht_demo/eval
 	@echo "Open outputs/pusht_demo/eval/report.html"
 
 lint: $(VENV)/.dev tree

@@ -190,7 +190,7 @@ class EpisodeRunner:
         if "frames" in self.recipe.keep:
             assert self.env is not None
             assert self._trace is not None
-            self._trace.frames.append(np.asarray(self.env.render(), np.uint8))
+            self._trace.frames.append(_picture(self.env.render()))
 
 
 class _Trace:
@@ -269,6 +269,26 @@ class _Trace:
 
     def _select(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
         return {key: np.array(observation[key], np.float32) for key in self.recipe.obs_keys}
+
+
+def _picture(rendered: object) -> NDArray[np.uint8]:
+    """What an environment drew as (height, width, 3) uint8.
+
+    Raises:
+        InputError: it is no picture.
+    """
+    picture = np.asarray(rendered[-1] if isinstance(rendered, list) and rendered else rendered)
+    if picture.ndim == 2:  # grey
+        picture = np.repeat(picture[..., None], 3, axis=2)
+    if picture.ndim != 3 or picture.shape[2] not in (3, 4) or picture.dtype.kind not in "uif":
+        kind = type(rendered).__name__ if rendered is not None else "nothing"
+        raise InputError(
+            f"render() gave {kind} in place of a picture of shape (height, width, 3); the environment must draw with "
+            "render_mode='rgb_array'"
+        )
+    if picture.dtype.kind == "f":  # 0 to 1
+        picture = 255 * np.clip(picture, 0, 1)
+    return picture[..., :3].astype(np.uint8)
 
 
 def _check_finite(observation: Observation, step: int) -> None:

@@ -20,7 +20,9 @@ from isdt_policy.shared.errors import InputError, nearest
 # verb -> module:class in this folder. The one-line help is the first sentence of the class's docstring.
 VERBS: dict[str, str] = {
     "train": "isdt_policy.cli.train:Train",
-    "eval": "isdt_policy.eval.command:main",
+    "eval": "isdt_policy.cli.eval:Eval",
+    "eval repeat": "isdt_policy.cli.eval_repeat:EvalRepeat",
+    "eval curve": "isdt_policy.cli.eval_curve:EvalCurve",
     "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study toys": "isdt_policy.cli.study:Toys",
@@ -31,7 +33,7 @@ VERBS: dict[str, str] = {
     "data fetch": "isdt_policy.cli.data_fetch:Fetch",
     "data convert": "isdt_policy.cli.data_convert:Convert",
     "data generate": "isdt_policy.cli.data_generate:Generate",
-    "data record": "isdt_policy.datasets.record:main",
+    "data record": "isdt_policy.cli.data_record:Record",
     "data inspect": "isdt_policy.cli.data_inspect:Inspect",
     "data doctor": "isdt_policy.cli.data_doctor:Doctor",
     "data view": "isdt_policy.cli.data_view:View",

@@ -20,8 +20,8 @@
 
         def run(self, command: str) -> int: ...
 
-Every section of the docstring but "Examples" lists options under its own heading. A verb may inherit fields: the options that
-a base class explains under "Attributes" are listed last. Types say how a value is read: str, int,
+Every section of the docstring but "Examples" lists options under its own heading. A verb may inherit fields: sections of base
+classes come first, and what they explain under "Attributes" comes last. Types say how a value is read: str, int,
 float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest: `positional`, names that may be given
 without their key; `rest`, the field that takes what no other field knows (Hydra's overrides); `renamed`, words of earlier
 versions and what they are called now.
@@ -241,17 +241,24 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
-    """Paragraphs of the summary, and the body of every section, inherited options last."""
-    summary, sections = _sections(verb)
-    told = {option for title, body in sections.items() if title != "Examples" for option, _ in _entries(body)}
-    title = "More keys" if told else "Keys"
-    inherited = []
-    for base in verb.__mro__[1:]:
-        if dataclasses.is_dataclass(base):
-            entries = _entries(_sections(base)[1].get("Attributes", ""))
-            inherited += [f"{option}: {text}" for option, text in entries if option not in told]
+    """Paragraphs of the summary, and the body of every section: titled ones of base classes, its own, their attributes."""
+    summary, own = _sections(verb)
+    told = {option for title, body in own.items() if title != "Examples" for option, _ in _entries(body)}
+    first: dict[str, str] = {}
+    last: list[str] = []
+    for base in reversed(verb.__mro__[1:]):
+        sections = _sections(base)[1] if dataclasses.is_dataclass(base) else {}
+        sections.pop("Examples", None)
+        for title, body in sections.items():
+            entries = [(option, text) for option, text in _entries(body) if option not in told]
             told |= {option for option, _ in entries}
-    return summary, {**sections, title: "\n".join(inherited)} if inherited else sections
+            lines = [f"{option}: {text}" for option, text in entries]
+            if title == "Attributes":
+                last += lines
+            elif lines:
+                first[title] = "\n".join(lines)
+    more = {"More keys" if first or set(own) > {"Examples"} else "Keys": "\n".join(last)} if last else {}
+    return summary, {**first, **own, **more}
 
 
 def _sections(verb: type) -> tuple[list[str], dict[str, str]]:
@@ -308,7 +315,7 @@ def _metavar(kind: Any) -> str:
 
 def _choices(kind: Any) -> str:
     allowed = _literals(kind)
-    return f" One of {', '.join(allowed)}." if allowed else ""
+    return f" One of {', '.join(allowed)}." if len(allowed) > 1 else ""
 
 
 def _shown_in_usage(verb: type, field: dataclasses.Field[Any]) -> bool:

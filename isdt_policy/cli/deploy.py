@@ -19,7 +19,7 @@ from isdt_policy.deploy.runtime import Mode
 from isdt_policy.deploy.safety import OnFault, Safety
 from isdt_policy.deploy.window import Window
 from isdt_policy.envs import make
-from isdt_policy.eval.report import write_mp4
+from isdt_policy.eval.film import write_mp4
 from isdt_policy.eval.statistics import wilson
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError

@@ -116,6 +116,22 @@ class Policy(nn.Module):
         policy._inference_rows = 1
         return policy
 
+    def acting(self, n_action_steps: int | None = None, noise_scale: float | None = None) -> Policy:
+        """The same policy with another way of acting; None keeps what the configuration says.
+
+        Args:
+            n_action_steps: actions executed of each chunk.
+            noise_scale: scale of the initial noise.
+
+        Raises:
+            InputError: a value that does not fit, see `PolicyConfig`.
+        """
+        given = {"n_action_steps": n_action_steps, "noise_scale": noise_scale}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+        policy = copy.copy(self)
+        policy.config = dataclasses.replace(self.config, **changes)
+        return policy
+
     def reset(self) -> None:
         """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
 

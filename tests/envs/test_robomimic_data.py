@@ -10,11 +10,11 @@ import pytest
 from isdt_policy.datasets.convert import convert
 from isdt_policy.datasets.generate import generate
 from isdt_policy.datasets.store import DemoStore
+from isdt_policy.deploy.starts import initial_states
 from isdt_policy.envs import make, robosuite_compat, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.robomimic import make_from_env_args
-from isdt_policy.eval.command import Options, episode_list
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
@@ -97,9 +97,9 @@ def test_evaluation_starts_where_demonstrations_did(generated, tmp_path):
     sizes = set()
     for store in (generated, tmp_path / "lift.zarr"):
         demos = DemoStore.open(store)
-        seeds, starts = episode_list(Options(policy="expert", task="lift", init=f"train:{store}", episodes=2))
-        assert seeds == [0, 1]
-        for i, first in zip(seeds, (0, int(demos.episode_ends[0]))):
+        starts = initial_states(str(store), episodes=2)
+        assert list(starts) == [0, 1]
+        for i, first in zip(starts, (0, int(demos.episode_ends[0]))):
             history = runner.start(Episode(i, Arm.parse("expert"), starts[i])).history
             for key in keys:
                 assert np.abs(history[key][0] - demos.read(key, first, first + 1)[0]).max() < 1e-5

@@ -2,15 +2,21 @@
 
 import json
 import re
+from dataclasses import fields
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from isdt_eval_toys import torch_policy
 
+from isdt_policy.cli import VERBS, load
 from isdt_policy.cli import main as isdt
-from isdt_policy.eval import command
+from isdt_policy.cli.acting import check_fits
+from isdt_policy.envs import task_spec
 from isdt_policy.shared.errors import InputError
+
+OLD = Path(__file__).parents[1] / "fixtures" / "v0_1"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluated(checkpoint, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluated")
-    arguments = ["steps=[1,2]", "baselines=[euler3]", "episodes=4", "max_steps=40", "videos=2", f"out={out}"]
+    arguments = ["arms=[1,2,euler3]", "episodes=4", "max_steps=40", "videos=2", f"out={out}"]
     assert isdt(["eval", f"checkpoint={checkpoint}", *arguments]) == 0
     return out
 
@@ -169,11 +175,11 @@ def test_an_evaluation_begun_before_a_condition_was_one_goes_on(checkpoint, tmp_
         (["checkpoint=CKPT", "episodes=0"], "episodes=0 evaluates nothing"),
         (["checkpoint=CKPT", "seeds=[100000,100000]"], "listed twice"),
         (["checkpoint=CKPT", "seed_start=199999", "episodes=2"], "cross from one range"),
-        (["checkpoint=CKPT", "stps=[1]"], "Did you mean 'steps'"),
-        (["checkpoint=CKPT", "episodes=many"], "is not a number"),
-        (["checkpoint=CKPT", "report=maybe"], "neither true nor false"),
+        (["checkpoint=CKPT", "amrs=[1]"], "Did you mean 'arms'"),
+        (["checkpoint=CKPT", "episodes=many"], "episodes must be a whole number, got 'many'"),
+        (["checkpoint=CKPT", "report=maybe"], "report must be true or false"),
         (["checkpoint=CKPT", "task=pushtt"], "Did you mean 'pusht'"),
-        (["checkpoint=CKPT", "steps=[euler]"], "steps"),
+        (["checkpoint=CKPT", "arms=[euler]"], "'euler' is not a number of"),
         (["checkpoint=CKPT", "seed_protocol=legacy"], "pusht-legacy"),
         (["checkpoint=CKPT", "n_latency_steps=8"], "allowed: 0 to 7"),
         (["checkpoint=CKPT", "n_action_steps=16"], "n_action_steps=16 does not fit"),
@@ -181,19 +187,27 @@ def test_an_evaluation_begun_before_a_condition_was_one_goes_on(checkpoint, tmp_
         (["checkpoint=CKPT", "init=test"], "allowed: seed, train:STORE"),
         (["checkpoint=nowhere"], "does not exist"),
         (["policy=expert"], "needs task="),
-        (["policy=oracle", "task=pusht"], "allowed: expert"),
+        (["policy=oracle", "task=pusht"], "is not one of expert"),
         (["somewhere"], "is not key=value"),
         (["repeat", "nowhere.json"], "cannot be read"),
+        (["checkpoint=CKPT", "out=FILE"], "cannot be written"),
+        (["checkpoint=CKPT", "episodes=1.5"], "episodes must be a whole number, got '1.5'"),
+        (["checkpoint=CKPT", "n_envs=0"], "n_envs must be at least 1"),
+        (["policy=expert", "task=pusht", "init=train:STORE", "seeds=[7]"], "has no episode 7"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, checkpoint, tmp_path, capsys):
-    arguments = [a.replace("CKPT", str(checkpoint)) for a in arguments]
+    (tmp_path / "file").touch()
+    places = {"CKPT": checkpoint, "FILE": tmp_path / "file", "STORE": OLD / "demos.zarr.zip"}
+    for word, place in places.items():
+        arguments = [a.replace(word, str(place)) for a in arguments]
     if arguments[0] != "repeat":
-        arguments = [*arguments, f"out={tmp_path / 'out'}"]
+        arguments = [f"out={tmp_path / 'out'}", *arguments]
     assert isdt(["eval", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error
-    assert error.count("isdt eval:") == 1
+    assert error.startswith("isdt eval")
+    assert len(error.splitlines()) == 1
     assert not (tmp_path / "out" / "eval_info.json").exists()
 
 
@@ -202,13 +216,35 @@ def test_a_checkpoint_that_does_not_fit_the_task_is_refused():
         obs_keys, task = ("state", "gripper"), "pusht"
 
     with pytest.raises(InputError, match="'gripper', which task 'pusht' does not give"):
-        command.check_task(command.Options(), Other())
+        check_fits(Other(), task_spec("pusht"))
 
 
-def test_help_teaches_every_option(capsys):
-    assert isdt(["eval", "--help"]) == 0
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.split()[0] in ("eval", "compare")])
+def test_help_teaches_every_option(verb, capsys):
+    assert isdt([*verb.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert [name for name in command.Options.__dataclass_fields__ if f"{name}=" not in text] == []
+    assert [field.name for field in fields(load(verb)) if f"{field.name}=" not in text] == []
+
+
+def test_the_words_of_earlier_versions_still_work_with_a_hint(checkpoint, tmp_path, capsys):
+    arguments = [f"checkpoint={checkpoint}", "episodes=1", "max_steps=8", "report=false", f"out={tmp_path}"]
+    assert isdt(["eval", *arguments, "steps=[2]", "baselines=[euler3]"]) == 0
+    assert "steps= is now called arms=" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "eval_info.json").read_text())["arms"]) == ["2", "euler3"]
+
+
+def test_a_larger_result_is_not_replaced_by_a_smaller_one_unasked(checkpoint, tmp_path, capsys):
+    arguments = [f"checkpoint={checkpoint}", "max_steps=8", "report=false", f"out={tmp_path}"]
+    assert isdt(["eval", *arguments, "episodes=3", "arms=[1,2]"]) == 0
+    before = (tmp_path / "eval_info.json").read_bytes()
+    for fewer in (["episodes=1", "arms=[1,2]"], ["episodes=3", "arms=[1]"]):
+        capsys.readouterr()
+        assert isdt(["eval", *arguments, *fewer]) == 2
+        assert "overwrite=true" in capsys.readouterr().err
+    assert (tmp_path / "eval_info.json").read_bytes() == before
+    assert isdt(["eval", *arguments, "episodes=3", "arms=[1,2,euler3]"]) == 0  # more is no loss
+    assert isdt(["eval", *arguments, "episodes=1", "overwrite=true"]) == 0
+    assert len(json.loads((tmp_path / "eval_info.json").read_text())["episodes"]) == 1
 
 
 def test_other_weights_need_overwrite(checkpoint, tmp_path, capsys):

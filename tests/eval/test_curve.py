@@ -5,7 +5,7 @@ import json
 import pytest
 
 from isdt_policy.cli import main as isdt
-from isdt_policy.eval.training_cost import training_of
+from isdt_policy.training.cost import training_of
 
 TINY = [
     "experiment=pusht_demo", "training.diagonal_steps=0", "training.compile=false", "training.batch_size=4",
@@ -22,7 +22,7 @@ def run(tmp_path_factory):
 
 
 def test_every_kept_checkpoint_is_measured_and_says_what_it_cost(run, capsys):
-    arguments = ["eval", "curve", f"checkpoint={run}", "steps=[1,2]", "episodes=2", "max_steps=6"]
+    arguments = ["eval", "curve", f"checkpoint={run}", "arms=[1,2]", "episodes=2", "max_steps=6"]
     assert isdt(arguments) == 0
     costs = []
     for step in (2, 4, 6):

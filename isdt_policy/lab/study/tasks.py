@@ -9,22 +9,29 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from isdt_policy.eval.command import Options
-from isdt_policy.eval.command import run as run_eval
+from isdt_policy.envs import task_spec
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.origin import Origin, describe_policy
+from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.result import Result
-from isdt_policy.eval.seeds import FINAL_START
+from isdt_policy.eval.rollout import Workers, evaluate
+from isdt_policy.eval.seeds import final_seeds
+from isdt_policy.eval.tables import summary
 from isdt_policy.lab.study import tasks_report
 from isdt_policy.lab.study.settings import RECIPE, Tasks
 from isdt_policy.method.objectives import completed
-from isdt_policy.method.policy import find_policy
+from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.method.samplers import Sampling, plan
 from isdt_policy.shared import files
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import compose_config
+from isdt_policy.training.cost import training_of
 from isdt_policy.training.run import train
 
 Config = dict[str, Any]  # of a run, as its config.json holds it
@@ -142,15 +149,22 @@ def run_cell(config: Config, arms: Sequence[str], folder: Path, tasks: Tasks) ->
     """Train, evaluate, and put the result into `folder`."""
     run = train(config, command="isdt study tasks")
     scale = config["policy"]["noise_scale"]
-    saved = json.loads((find_policy(run) / "config.json").read_text()).get("noise_scale", 1.0)
-    options = Options(
-        checkpoint=str(run), steps=tuple(arms), episodes=tasks.episodes, seed_start=FINAL_START, n_envs=tasks.n_envs,
-        n_workers=tasks.n_workers, videos=0, report=False, out=str(run / "eval"),
-        noise_scale=None if scale == saved else scale,
+    policy = Policy.from_pretrained(run)
+    changed = None if scale == policy.noise_scale else scale
+    command = f"isdt eval checkpoint={run} 'arms=[{','.join(arms)}]' episodes={tasks.episodes}"
+    command += "" if changed is None else f" noise_scale={scale}"
+    fingerprint, spec = weights_sha256(run), task_spec(policy.task)
+    policy = policy.acting(noise_scale=changed)
+    result = evaluate(
+        policy, Protocol(spec.id, spec.seed_protocols[0], noise_scale=changed), final_seeds(tasks.episodes), arms,
+        workers=Workers(tasks.n_envs, tasks.n_workers), journal=Journal(run / "eval", fingerprint),
+        listener=EpisodeProgress(),
     )  # fmt: skip
-    command = f"isdt eval checkpoint={run} 'steps=[{','.join(arms)}]' episodes={tasks.episodes}"
-    command += "" if scale == saved else f" noise_scale={scale}"
-    result = run_eval(options, command)
+    about = describe_policy(policy, checkpoint=str(run), fingerprint=fingerprint, training=training_of(run))
+    options = {"checkpoint": str(run), "arms": list(arms), "episodes": tasks.episodes, "noise_scale": changed}
+    result = replace(result, origin=Origin.now(command, options, about, spec.id))
+    print(summary(result))
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(run / "config.json", folder / "train_config.json")
-    result.save(folder)
+    for place in (run / "eval", folder):
+        result.save(place)

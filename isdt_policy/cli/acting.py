@@ -1,0 +1,147 @@
+"""Options that several verbs share: what acts (a trained policy, or the scripted expert of a task), and where it is stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from isdt_policy.cli.command import PathText
+from isdt_policy.envs import task_spec
+from isdt_policy.envs.experts import expert
+from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.registry import TaskSpec
+from isdt_policy.eval.ray_backend import RaySlots
+from isdt_policy.eval.rollout import Workers
+from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.errors import InputError, nearest
+
+Scripted = Literal["expert"]
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Something that acts in a task.
+
+    Attributes:
+        policy: what acts.
+        spec: of the task.
+        fingerprint: identity of its weights, or the name of a scripted policy.
+        checkpoint: where it was loaded from; None for a scripted policy.
+        name: of a scripted policy.
+    """
+
+    policy: Policy
+    spec: TaskSpec
+    fingerprint: str
+    checkpoint: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Acting:
+    """Options that say what acts.
+
+    What acts:
+        checkpoint: a run, a checkpoint, or a folder written by save_pretrained.
+        policy: expert lets the scripted expert of the task act in place of a checkpoint.
+        task: default: the task that the checkpoint was trained on.
+        n_action_steps: actions executed of each chunk before the next is asked for; default: as the checkpoint says.
+        noise_scale: scale of the initial noise, 0 to 1; less draws nearer to the middle; default: as the checkpoint says.
+    """
+
+    checkpoint: PathText | None = None
+    policy: Scripted | None = None
+    task: str | None = None
+    n_action_steps: int | None = None
+    noise_scale: float | None = None
+
+    def check_acting(self) -> None:
+        """Check what can be checked before anything is loaded."""
+        if (self.checkpoint is None) == (self.policy is None):
+            raise InputError("give either checkpoint=PATH or policy=expert (with task=NAME).")
+        if self.policy is None:
+            return
+        if self.n_action_steps is not None:
+            raise InputError("n_action_steps= is for checkpoints; an expert decides at every step.")
+        if self.noise_scale is not None:
+            raise InputError("noise_scale= is for checkpoints; an expert draws nothing.")
+        if self.task is None:
+            raise InputError("policy=expert needs task=NAME, for example task=pusht.")
+
+    def actor(self) -> Actor:
+        """Load what acts, and check that it fits the task.
+
+        Raises:
+            InputError: nothing there, an unknown task, or observations and actions that do not fit it.
+        """
+        if self.policy is not None:
+            spec = task_spec(str(self.task))
+            return Actor(expert(spec.id), spec, self.policy, name=self.policy)
+        from isdt_policy.method import policy as method
+
+        checkpoint = str(self.checkpoint)
+        policy = method.Policy.from_pretrained(checkpoint).acting(self.n_action_steps, self.noise_scale)
+        task = self.task or policy.task
+        if not task:
+            raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
+        spec = task_spec(task)
+        check_fits(policy, spec)
+        return Actor(policy, spec, method.weights_sha256(checkpoint), checkpoint)
+
+    def asked(self, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
+        """The arms; an expert has one."""
+        return arms if self.policy is None else (Arm.parse(self.policy),)
+
+
+def check_fits(policy: Policy, spec: TaskSpec) -> None:
+    """Check that a policy can act in a task.
+
+    Raises:
+        InputError: it reads an observation that the task does not give, or answers with actions of another size.
+    """
+    for key in policy.obs_keys:
+        if key not in spec.observations:
+            raise InputError(
+                f"the policy reads observation '{key}', which task '{spec.id}' does not give."
+                f"{nearest(key, spec.observations)} It gives: {', '.join(spec.observations)}."
+            )
+    config = getattr(policy, "config", None)
+    dims: Mapping[str, int] = getattr(config, "obs_dims", None) or {}
+    for key, dim in dims.items():
+        shape = spec.observations[key].shape
+        if (dim,) != shape:
+            raise InputError(f"the policy reads '{key}' with {dim} features; task '{spec.id}' gives shape {shape}.")
+    size: int | None = getattr(config, "action_dim", None)
+    if size is not None and (size,) != spec.action.shape:
+        raise InputError(
+            f"the policy answers with {size} numbers per action; task '{spec.id}' takes shape {spec.action.shape}."
+        )
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """Options that say where environments are stepped.
+
+    Attributes:
+        n_envs: environments at a time. This and the next four do not change a result.
+        n_workers: processes that step them; 0 steps them in this one, which is best for PushT.
+        backend: ray steps environments on a Ray cluster, with n_workers actors or one per CPU.
+        address: HOST:PORT of a running Ray cluster; default: one is started on this machine.
+        timeout_s: a worker that is silent for longer is replaced; its episode is tried once more, then recorded as an error.
+    """
+
+    n_envs: int = 16
+    n_workers: int = 0
+    backend: Literal["local", "ray"] = "local"
+    address: str | None = None
+    timeout_s: float = 120.0
+
+    def workers(self) -> Workers:
+        """Where environments are stepped."""
+        if self.backend == "local":
+            return Workers(self.n_envs, self.n_workers, self.timeout_s)
+        n_workers = self.n_workers or None
+        slots = partial(RaySlots, n_workers=n_workers, address=self.address, timeout_s=self.timeout_s)
+        return Workers(self.n_envs, self.n_workers, self.timeout_s, slots)

@@ -1,0 +1,195 @@
+"""`isdt eval`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from isdt_policy.cli.acting import Acting, Actor, Stepping
+from isdt_policy.deploy.record import Rollouts, record
+from isdt_policy.deploy.starts import initial_states
+from isdt_policy.eval.episode import Start
+from isdt_policy.eval.film import film
+from isdt_policy.eval.journal import Journal
+from isdt_policy.eval.origin import Origin, describe_policy
+from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.protocol import Protocol
+from isdt_policy.eval.report import write_report
+from isdt_policy.eval.result import FILE, Result
+from isdt_policy.eval.rollout import Scene, evaluate
+from isdt_policy.eval.seeds import FINAL_START, check_seeds
+from isdt_policy.eval.tables import summary
+from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
+from isdt_policy.shared.files import check_writable
+from isdt_policy.training.cost import training_of
+
+
+@dataclass(frozen=True)
+class Eval(Acting, Stepping):
+    """Run a policy on listed seeds and report its rate of success with 95 % intervals.
+
+    What is written: eval_info.json (all numbers, every episode), report.html (one page), videos. An evaluation that is
+    interrupted goes on from the episodes that are there.
+
+    Examples:
+        isdt eval checkpoint=outputs/pusht_demo                                one network evaluation, 100 final seeds
+        isdt eval checkpoint=outputs/pusht_demo 'arms=[1,2,euler10]' episodes=200
+        isdt eval checkpoint=outputs/pusht_demo seed_start=200000 episodes=50  selection seeds, to choose a checkpoint
+        isdt eval policy=expert task=pusht episodes=50                         the scripted expert of a task
+        isdt eval repeat results/pusht_demo                                    run a result again, seed by seed
+        isdt eval curve checkpoint=outputs/pusht_demo                          every checkpoint that was kept
+
+    How it is asked:
+        arms: numbers of network evaluations per action chunk, and samplers: eulerN, heunN, restartN; euler@0.6@0.3 chooses
+            the times; ddimN and ddpmN for a diffusion policy.
+        n_latency_steps: simulated latency of inference, in control steps.
+        inference_batch: most rows in an inference call. It is part of the conditions: last bits depend on it.
+
+    On which episodes:
+        episodes: number of seeds; every arm has one episode on each.
+        seed_start: first seed. 100000 to 199999 are for final evaluation, 200000 to 299999 for selection, 0 to 99999 for
+            training, so that no checkpoint is chosen on the seeds it is reported on.
+        seeds: these seeds, in place of the two options before.
+        max_steps: shorter episodes than the limit of the task.
+        seed_protocol: rule from seed to initial state; pusht has pusht and pusht-legacy, as in Diffusion Policy.
+        init: train:STORE starts from the first states of the demonstrations in STORE; a seed is then an episode number.
+
+    What is written:
+        out: default: CHECKPOINT/eval.
+        overwrite: forget the episodes and the result in out= in place of going on from them.
+        videos: episodes of each kind (failures, successes) to film for the report; 0 for none.
+        report: write report.html.
+        record: also keep the episodes of the first arm as demonstrations in this .zarr folder.
+    """
+
+    arms: tuple[Arm, ...] = (Arm(),)
+    n_latency_steps: int = 0
+    inference_batch: int = 16
+    episodes: int = 100
+    seed_start: int = FINAL_START
+    seeds: tuple[int, ...] = ()
+    max_steps: int | None = None
+    seed_protocol: str | None = None
+    init: str = "seed"
+    out: Annotated[Path, "FOLDER"] | None = None
+    overwrite: bool = False
+    videos: int = 4
+    report: bool = True
+    record: Annotated[Path, "STORE.zarr"] | None = None
+
+    renamed: ClassVar = {"steps": "arms", "baselines": "arms"}
+
+    def __post_init__(self) -> None:
+        self.check_acting()
+        self.workers()
+        if self.init == "seed":
+            check_seeds(self.seed_list())
+        elif not self.init.startswith("train:") or not self.init.removeprefix("train:"):
+            raise InputError(f"init='{self.init}' is unknown; allowed: seed, train:STORE.")
+        if self.record is not None and self.record.exists():
+            raise InputError(f"{self.record} exists; recording into it would mix two sets. Give another record=.")
+
+    def run(self, command: str) -> int:
+        self.evaluated(self.folder(), command)
+        return 0
+
+    def evaluated(self, out: Path, command: str) -> Result:
+        """Evaluate, print the numbers, and write what was asked for."""
+        if self.report:  # what the end needs is looked for at the beginning
+            require("matplotlib", "report", "The report (or report=false)")
+        if self.report and self.videos:
+            require("av", "report", "Videos (or videos=0)")
+        actor, starts = self.actor(), self.starts()
+        result = self.measure(actor, starts, out, command)
+        print(summary(result))
+        if self.record:
+            first, _ = result.first
+            rollouts = Rollouts(result.protocol, result.seeds, first, starts)
+            source = {"source": "rollouts", "steps": first.name, "command": command}
+            print(record(actor.policy, rollouts, self.record, source, workers=self.workers()))
+        if self.report:
+            videos = []
+            try:
+                videos = film(actor.policy, result, self.videos, starts, out) if self.videos else []
+            except InputError as error:
+                print(f"note: nothing was filmed: {error}", file=sys.stderr)
+            print(f"report: {write_report(result, out / 'report.html', videos)}")
+        print(f"numbers: {out / FILE}")
+        return result
+
+    def measure(self, actor: Actor, starts: Mapping[int, Start] | None, out: Path, command: str) -> Result:
+        """Evaluate and write eval_info.json."""
+        check_writable(out / FILE)
+        protocol = self.protocol(actor)
+        seeds = list(starts) if starts else self.seed_list()
+        arms = self.asked(self.arms)
+        journal = Journal(out, actor.fingerprint)
+        if self.overwrite:
+            journal.clear()
+        elif (out / FILE).exists():
+            _check_larger(Result.load(out), {(seed, arm) for seed in seeds for arm in arms}, out)
+        result = evaluate(
+            actor.policy, protocol, seeds, arms, workers=self.workers(), scene=Scene(init_states=starts), journal=journal,
+            listener=EpisodeProgress(),
+        )  # fmt: skip
+        about = describe_policy(
+            actor.policy, checkpoint=actor.checkpoint, name=actor.name, fingerprint=actor.fingerprint,
+            training=training_of(actor.checkpoint) if actor.checkpoint else None,
+        )  # fmt: skip
+        result = replace(result, origin=Origin.now(command, self.options(), about, protocol.task))
+        result.save(out)
+        return result
+
+    def protocol(self, actor: Actor) -> Protocol:
+        """The conditions, with the rule for seeds resolved."""
+        return Protocol(
+            task=actor.spec.id,
+            seed_protocol=self.seed_protocol or actor.spec.seed_protocols[0],
+            n_latency_steps=self.n_latency_steps,
+            n_action_steps=self.n_action_steps,
+            noise_scale=self.noise_scale,
+            inference_batch=self.inference_batch,
+            max_steps=self.max_steps,
+            init=self.init,
+        )
+
+    def seed_list(self) -> list[int]:
+        """The seeds, if they do not come from a store."""
+        return list(self.seeds) or list(range(self.seed_start, self.seed_start + self.episodes))
+
+    def starts(self) -> dict[int, Start] | None:
+        """Where the episodes begin, if a store says so."""
+        if self.init == "seed":
+            return None
+        return initial_states(self.init.removeprefix("train:"), self.episodes, self.seeds)
+
+    def folder(self) -> Path:
+        """Where the result is written."""
+        if self.out is not None:
+            return self.out
+        if self.checkpoint is None:
+            return Path("outputs") / f"eval_{self.policy}_{self.task}"
+        path = Path(self.checkpoint)
+        return (path if path.is_dir() else path.parent) / "eval"
+
+    def options(self) -> dict[str, object]:
+        """Every option as a JSON value."""
+        found: dict[str, object] = {field.name: getattr(self, field.name) for field in fields(self)}
+        found["arms"] = [arm.name for arm in self.arms]
+        return {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
+
+
+def _check_larger(before: Result, wanted: set[tuple[int, Arm]], out: Path) -> None:
+    """Check that a result in a folder is not replaced by one that lacks some of its episodes."""
+    lost = [record for record in before.episodes if record.key not in wanted]
+    if lost:
+        raise InputError(
+            f"{out} holds a result of {len(before.seeds)} seeds and arms {', '.join(arm.name for arm in before.arms)}; this "
+            f"evaluation lacks {len(lost)} of its {len(before.episodes)} episodes and would replace it. Give another out=, or "
+            "overwrite=true."
+        )
