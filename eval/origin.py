@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
@@ -70,9 +70,8 @@ class Origin:
 
 def describe_policy(policy: Policy, **more: object) -> PolicyInfo:
     """What a policy says of itself; `more` are the other fields of `PolicyInfo`."""
-    parameters, config = getattr(policy, "parameters", None), getattr(policy, "config", None)
-    if is_dataclass(config) and not isinstance(config, type):
-        config = asdict(config)
+    parameters, saved = getattr(policy, "parameters", None), getattr(getattr(policy, "config", None), "to_json", None)
+    config = None if saved is None else {key: value for key, value in saved().items() if key != "format_version"}
     count = None if parameters is None else sum(p.numel() for p in parameters())
     return PolicyInfo(parameters=count, config=config, **more)  # type: ignore[arg-type]
 

@@ -317,6 +317,9 @@ def _check(policy: Policy | None, arms: Sequence[Arm], protocol: Protocol, scene
         raise InputError("give either a policy or make_actor (a scripted expert), not both and not neither.")
     if policy is None:
         return
+    if hasattr(policy, "plan"):  # refuses an arm that it cannot answer, before anything runs
+        for arm in arms:
+            policy.plan(arm.value)
     if protocol.n_action_steps not in (None, policy.n_action_steps):
         raise InputError(
             f"the protocol says n_action_steps={protocol.n_action_steps}, the policy answers with {policy.n_action_steps} actions."

@@ -179,7 +179,7 @@ def test_an_evaluation_begun_before_a_condition_was_one_goes_on(checkpoint, tmp_
         (["checkpoint=CKPT", "episodes=many"], "episodes must be a whole number, got 'many'"),
         (["checkpoint=CKPT", "report=maybe"], "report must be true or false"),
         (["checkpoint=CKPT", "task=pushtt"], "Did you mean 'pusht'"),
-        (["checkpoint=CKPT", "arms=[euler]"], "'euler' is not a number of"),
+        (["checkpoint=CKPT", "arms=[euler]"], "nfe='euler' names no sampler"),
         (["checkpoint=CKPT", "seed_protocol=legacy"], "pusht-legacy"),
         (["checkpoint=CKPT", "n_latency_steps=8"], "allowed: 0 to 7"),
         (["checkpoint=CKPT", "n_action_steps=16"], "n_action_steps=16 does not fit"),
