@@ -104,7 +104,7 @@ def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2
     files.flush(final, run)
     protected = {(folder / name).resolve().name for name in ("last", "best") if (folder / name).exists()}
     steps = sorted(p for p in folder.iterdir() if p.name.isdigit())
-    for old in steps[: len(steps) - keep]:
+    for old in steps[: max(0, len(steps) - keep)]:
         if old.name not in protected:
             shutil.rmtree(old)
     return final
