@@ -5,8 +5,8 @@ n_obs_steps = 2, n_action_steps = 3 and n_latency_steps = 0 (o = observation, a 
 
     o0 | a0 o1 a1 o2 a2 o3 | a3 ...        history at a decision: the newest 2 observations, o0 repeated at the start
 
-With n_latency_steps = L the policy sees the history as it was L control steps ago and the first L actions of its answer
-are skipped, as they were due while it was thinking (Diffusion Policy's way of simulating latency).
+With n_latency_steps = L the policy sees the history as it was L control steps ago, and the first L actions of its answer are
+skipped: their time passed while the policy was computing (this is how Diffusion Policy simulates latency).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _evaluations(axes: Axes, result: Result) -> None:
     for arm in others:
         (rate,) = _rates(result, [arm])
         _error_bars(axes, [arm.nfe], [rate], (ACCENT, "s", ""))
-        axes.annotate(arm.title, (arm.nfe, 100 * rate.value), (7, 5), textcoords="offset points", color=ACCENT)
+        _label(axes, arm.nfe, rate, arm.title, ACCENT)
     ticks = sorted({arm.nfe for arm in result.arms})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -87,7 +87,7 @@ def _evaluations(axes: Axes, result: Result) -> None:
     axes.set_xlabel("network evaluations per chunk")
     _percent_axis(axes)
     if mapped and others:
-        axes.legend(loc="lower right")
+        _legend_above(axes)
 
 
 def _latency(axes: Axes, result: Result) -> None:
@@ -98,9 +98,8 @@ def _latency(axes: Axes, result: Result) -> None:
         colour, marker = (ACCENT, "s") if arm.sampler else (GOOD, "o")
         x = latency.single_row_ms.p50
         _error_bars(axes, [x], [rate], (colour, marker, ""))
-        # Above and below in turn: one and two evaluations lie close together.
-        offset = (7, (5, -13)[i % 2])
-        axes.annotate(arm.title, (x, 100 * rate.value), offset, textcoords="offset points", color=colour)
+        # At two heights in turn: one and two evaluations lie close together.
+        _label(axes, x, rate, arm.title, colour, low=bool(i % 2))
     low, high = axes.get_xlim()
     axes.set_xlim(0, high + 0.25 * (high - low))
     axes.set_xlabel("median latency of one row, ms")
@@ -116,8 +115,7 @@ def _scores(axes: Axes, result: Result) -> None:
     if (highest := max(record.max_reward for record in result.episodes)) > 1.05:
         axes.set_ylim(top=1.05 * highest)
     axes.grid(axis="y")
-    # Above the axes: a sorted curve may pass anywhere below.
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8.5, borderaxespad=0.2)
+    _legend_above(axes)
 
 
 def _map(axes: Axes, result: Result, arm: Arm) -> None:
@@ -152,8 +150,20 @@ def _error_bars(axes: Axes, x: Sequence[float], rates: Sequence[Estimate], look:
     axes.errorbar(x, y, error, fmt=style, color=colour, lw=2, ms=7, capsize=4, elinewidth=1.5, label=label)
 
 
+def _label(axes: Axes, x: float, rate: Estimate, text: str, colour: str, low: bool = False) -> None:
+    """Name a point beside it, inside the axes whether the rate is high or low."""
+    y = 100 * rate.value
+    heights = (5, -13) if y > 50 else (20, 7)
+    axes.annotate(text, (x, y), (7, heights[low]), textcoords="offset points", color=colour)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Points and curves may lie anywhere in the axes."""
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8.5, borderaxespad=0.2)
+
+
 def _percent_axis(axes: Axes) -> None:
-    axes.set(ylabel="success, %", ylim=(0, 103))
+    axes.set(ylabel="success, %", ylim=(-3, 103))
     axes.grid(axis="y")
 
 

@@ -92,7 +92,8 @@ def _facts_line(result: Result) -> str:
     policy, seeds = result.origin.policy, result.seeds
     parts = [policy.checkpoint or f"scripted {policy.name}"]
     if policy.parameters:
-        parts.append(f"{policy.parameters / 1e6:.1f} M parameters")
+        n = policy.parameters
+        parts.append(f"{n / 1e6:.1f} M parameters" if n >= 1e5 else f"{n} parameters")
     parts.append(f"{len(seeds)} episodes per arm, seeds {seeds[0]} to {seeds[-1]} ({result.seed_purpose})")
     parts.append(result.origin.created[:10])
     return " · ".join(parts)

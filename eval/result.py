@@ -79,16 +79,8 @@ class EpisodeRecord:
         error = data.get("error", "unknown error") if data.get("status") == "error" else None
         states = [data.get("initial_state"), data.get("final_state")]
         initial, final = (None if state is None else tuple(state) for state in states)
-        rest = (
-            "sum_reward",
-            "final_reward",
-            "length",
-            "steps_to_success",
-            "digest",
-            "final_coverage",
-            "max_coverage",
-            "mode",
-        )
+        rest: tuple[str, ...] = ("sum_reward", "final_reward", "length", "steps_to_success", "digest")
+        rest += ("final_coverage", "max_coverage", "mode")  # of some tasks
         return cls(
             seed=int(data["seed"]), arm=Arm.parse(data["arm"]), success=data["success"], max_reward=float(data["max_reward"]),
             error=error, initial_state=initial, final_state=final, **{key: data[key] for key in rest if key in data},

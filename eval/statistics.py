@@ -136,11 +136,11 @@ def paired_difference(
 ) -> tuple[Estimate, float]:
     """Return mean(b - a) with its bootstrap interval, and a two-sided p-value for "no difference".
 
-    Episodes are resampled as pairs: start states differ in difficulty by far more than policies do, and pairing removes
-    that. The p-value is a permutation test's: if A and B are alike, the sign of every difference is a coin's, and p is
-    the share of `n_boot` draws of all signs that lie as far from zero as what was seen (with one added to numerator and
-    denominator, so that it is never 0). On single outcomes that is McNemar's exact test; resampled means, which hardly
-    cross zero where few episodes differ and all the same way, would call five of them certain.
+    Episodes are resampled as pairs: start states differ in difficulty much more than policies do, and pairing removes that
+    difference. The p-value comes from a permutation test: if A and B are alike, the sign of every difference is random. p is
+    the share of `n_boot` random draws of all signs whose mean is as far from zero as the one observed (with one added to
+    numerator and denominator, so that p is never 0). On single outcomes this is McNemar's exact test. A p-value from resampled
+    means would be too small where few episodes differ and all in one direction: they hardly cross zero.
 
     Args:
         a: (n,) numbers of A, one per seed.
@@ -250,7 +250,7 @@ def advice(p: float, n: int, power: float = 0.8) -> str:
     """Say in one line what difference n episodes can show near rate p, and what n a difference of 0.05 would take.
 
     >>> advice(0.7, 100)
-    '100 episodes tell 0.70 from 0.50 and less or 0.87 and more; to tell 0.70 from 0.75 you need n = 1251.'
+    '100 episodes can tell 0.70 from 0.50 or less and from 0.87 or more; to tell 0.70 from 0.75 you need n = 1251.'
     """
     p = min(max(p, 0.01), 0.99)
     other = p + 0.05 if p <= 0.94 else p - 0.05
@@ -258,10 +258,10 @@ def advice(p: float, n: int, power: float = 0.8) -> str:
     above = next((q for q in _grid(p, +1) if sample_size(p, q, power) <= n), None)
     parts = []
     if below is not None:
-        parts.append(f"{below:.2f} and less")
+        parts.append(f"{below:.2f} or less")
     if above is not None:
-        parts.append(f"{above:.2f} and more")
-    shown = f"tell {p:.2f} from {' or '.join(parts)}" if parts else f"tell {p:.2f} from no other rate"
+        parts.append(f"{above:.2f} or more")
+    shown = f"can tell {p:.2f} from {' and from '.join(parts)}" if parts else f"cannot tell {p:.2f} from any other rate"
     return f"{n} episodes {shown}; to tell {p:.2f} from {other:.2f} you need n = {sample_size(p, other, power)}."
 
 

@@ -75,9 +75,9 @@ class LocalSlots:
 class ProcessSlots:
     """Slots spread over spawned processes; slot i lives in process i % n_workers.
 
-    A process that dies, or leaves a command unanswered for `timeout_s`, is killed and replaced. The command it was
-    working on is answered with an error, the other slots of that process with "lost": their episodes start again and
-    that is no fault of theirs.
+    A process that dies, or does not answer a command for `timeout_s`, is killed and replaced. The command it was working on
+    is answered with an error. The other slots of that process are answered with "lost": their episodes start again, and that
+    does not count as an attempt.
 
     Args:
         recipe: picklable; each process builds its own environments from it, so each has its own GL context.
