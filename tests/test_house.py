@@ -22,14 +22,10 @@ house = _house()
 
 # Where a figure is not yet within house.LIMITS: what it was when it was last lowered. It only goes down.
 TODAY = {
-    "cycles": 1,
-    "arrows up": 8,
-    "internal imports inside functions": 67,
-    "functions over 60 lines": 3,
-    "functions with more than 8 parameters": 3,
-    "files over 400 lines": 4,
-    "Any": 540,
-    "lines of help by hand": 123,
+    "functions with more than 8 parameters": 2,
+    "files over 400 lines": 2,
+    "Any": 459,
+    "lines of help by hand": 9,
 }
 
 
