@@ -48,13 +48,22 @@ def with_mirror_images(store: DemoStore | MemoryStore, task: TaskSpec) -> Memory
     return _made(store, task, lambda episode: [episode, mirror(episode)])
 
 
-def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec) -> MemoryStore:
-    """Every episode gives way to what it demonstrates with goals named in hindsight; see `TaskSpec.hindsight_fn`."""
+def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec, nudges: bool = False) -> MemoryStore:
+    """Every episode gives way to what it demonstrates with goals named in hindsight; see `TaskSpec.hindsight_fn`.
+
+    Args:
+        nudges: and to what `TaskSpec.nudges_fn` finds in it.
+    """
     if task.hindsight_fn is None:
         raise InputError(
             f"task '{task.id}' has goals that cannot be moved to where an episode ended; set data.hindsight=false."
         )
-    return _made(store, task, task.hindsight_fn)
+    if not nudges:
+        return _made(store, task, task.hindsight_fn)
+    if task.nudges_fn is None:
+        raise InputError(f"task '{task.id}' has no nudges; set data.nudges=false.")
+    whole, short = task.hindsight_fn, task.nudges_fn
+    return _made(store, task, lambda episode: [*whole(episode), *short(episode)])
 
 
 def _made(

@@ -114,6 +114,8 @@ def success(stored: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
 # contact is none. Its last CLIP steps hold the way to it (two horizons of 16); pushes that end within APART steps are one.
 MOVING, SHORTEST, CLIP, APART = 0.5, 3.0, 32, 8
 AGENT_RADIUS = 15.0
+# A nudge: the beginning of a push, until the block has been carried as far as this from where it rested, px.
+NUDGES = (1.0, 5.0)
 
 
 def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
@@ -132,12 +134,40 @@ def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.
         start = max(0, end + 1 - CLIP)
         if end - last < APART or _travel(state[start], state[end]) < SHORTEST:
             continue
-        clip = _ending_on_goal(state[start : end + 1], action[start : end + 1])
-        agent, target = clip["state"][:, :2], clip["action"]
-        if min(agent.min() - AGENT_RADIUS, target.min()) >= 0 and max(agent.max() + AGENT_RADIUS, target.max()) <= 512:
+        if (clip := _inside_walls(_ending_on_goal(state[start : end + 1], action[start : end + 1]))) is not None:
             found.append(clip)
             last = end
     return found
+
+
+def nudges(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
+    """The beginnings of pushes, each with the goal where the block has just been carried a few pixels from its rest.
+
+    Whoever has nearly arrived stands before a block that rests a few pixels off, and has to go round it for one short push. Ends
+    of pushes (`hindsight`) hardly show that: of their 40 810 steps on the human demonstrations 1 245 have the block at rest 1
+    to 8 px from the goal, and a policy trained on them circles there until the time is over. Every push from rest begins
+    with it, if the goal is named early; the episode ends on reaching it, so it does not matter that the block moves on.
+    """
+    state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
+    moving = _travel(state[:-1], state[1:]) > MOVING
+    found = []
+    for onset in (np.flatnonzero(~moving[:-2] & ~moving[1:-1] & moving[2:]) + 2).tolist():
+        carried = _travel(state[onset], state[onset:])
+        for distance in NUDGES:
+            if not (carried >= distance).any():
+                continue
+            end = onset + int(np.argmax(carried >= distance))
+            start = max(0, end + 1 - CLIP)
+            clip = _inside_walls(_ending_on_goal(state[start : end + 1], action[start : end + 1]))
+            found += [] if clip is None else [clip]
+    return found
+
+
+def _inside_walls(clip: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]] | None:
+    """The clip, or None if its move carried the agent or a target into a wall."""
+    agent, target = clip["state"][:, :2], clip["action"]
+    low, high = min(agent.min() - AGENT_RADIUS, target.min()), max(agent.max() + AGENT_RADIUS, target.max())
+    return clip if low >= 0 and high <= 512 else None
 
 
 def _travel(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -215,6 +245,7 @@ SPEC = TaskSpec(
     default_obs_keys=("agent_pos", "keypoints", "agent_in_block"),
     mirror_fn=mirror,
     hindsight_fn=hindsight,
+    nudges_fn=nudges,
     success_fn=success,
 )
 

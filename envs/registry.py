@@ -100,6 +100,7 @@ class TaskSpec:
             that symmetry; None for the others.
         hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the episodes it demonstrates with goals named in
             hindsight, each in a scene placed so that its end is the goal; None for tasks where that cannot be done.
+        nudges_fn: the same for the beginnings of what is done in an episode, with the goal close to where it started.
         success_fn: {key: (n, d)} of stored keys -> (n,) whether each state is a success; None where that takes the simulator.
         modes: number of ways in which an episode can succeed, where the environment names the way (`info["mode"]`, from 0); 0
             elsewhere.
@@ -125,6 +126,7 @@ class TaskSpec:
     derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]] = _nothing_derived
     mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
     hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
+    nudges_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
     success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
     modes: int = 0
     neutral: tuple[float | None, ...] | None = None

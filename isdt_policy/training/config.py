@@ -295,6 +295,11 @@ def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
     if not hasattr(objective, "off_diagonal_weight") and not given:
         # An experiment's warm start is for objectives that have a term to leave out.
         settings["training"]["diagonal_steps"] = 0
+    given = any(override.split("=")[0].lstrip("+") == "training.endpoint_steps" for override in overrides)
+    if not getattr(objective, "endpoint_weight", 0.0) and not given:
+        # An objective without an endpoint to teach has these steps for its finish: as many as the others.
+        training = build("training", TrainingConfig, settings["training"])
+        settings["training"].update(finish_steps=training.finish_steps + training.endpoint_steps, endpoint_steps=0)
 
 
 # What Hydra says.

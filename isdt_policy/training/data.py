@@ -35,6 +35,7 @@ class Demonstrations:
         keys: observations that the policy reads.
         train: windows of the training episodes.
         validation: windows of the held-out episodes; None if there are none.
+        finish: what the finish of a run learns from, if that is more than `train`; None if not.
         notes: what people should know about them, one line each.
     """
 
@@ -42,6 +43,7 @@ class Demonstrations:
     keys: tuple[str, ...]
     train: WindowDataset
     validation: WindowDataset | None
+    finish: WindowDataset | None
     notes: tuple[str, ...]
 
 
@@ -61,15 +63,7 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
     check_recorded(spec, recorded.attrs, data.path)
     keys = _obs_keys(data, spec, recorded, policy.action_reference)
 
-    # Which episodes; what was made of one recording stays on the same side of the split.
-    episodes, held_out = split(recorded, data)
-    store: DemoStore | MemoryStore = recorded
-    if data.hindsight:
-        store = with_goals_in_hindsight(store, spec)
-    if data.mirror:
-        store = with_mirror_images(store, spec)
-    if isinstance(store, MemoryStore):
-        episodes, held_out = store.made_from(episodes), store.made_from(held_out)
+    store, episodes, held_out = _augmented(recorded, data, spec, nudges=data.nudges == "always")
 
     # Which of them hold a window.
     needed = max(1, policy.horizon - (policy.n_obs_steps - 1) - (policy.n_action_steps - 1))
@@ -81,14 +75,16 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
             f"steps, policy.horizon={policy.horizon} needs {needed}. Lower policy.horizon."
         )
 
-    def windows(chosen: Episodes) -> WindowDataset:
+    def windows(store: DemoStore | MemoryStore, chosen: Episodes) -> WindowDataset:
         return WindowDataset(
             store, keys, "action", policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
         )  # fmt: skip
 
-    train = windows(episodes)
-    validation = windows(held_out) if len(held_out) > short_held_out else None
+    train = windows(store, episodes)
+    finish = windows(*_augmented(recorded, data, spec, nudges=True)[:2]) if data.nudges == "finish" else None
+    validation = windows(store, held_out) if len(held_out) > short_held_out else None
     made = (", mirror images included" if data.mirror else "") + (", goals in hindsight" if data.hindsight else "")
+    made += f", nudges: {data.nudges}" if data.nudges != "off" else ""
     notes = [f"data      {data.path}: {len(episodes)} episodes, {train.n_windows} windows{made}"]
     if short or short_held_out:
         notes.append(
@@ -97,7 +93,25 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
         )
     if len(held_out) and validation is None:
         notes.append("          no held-out episode holds a window, so there is no validation")
-    return Demonstrations(spec, keys, train, validation, tuple(notes))
+    return Demonstrations(spec, keys, train, validation, finish, tuple(notes))
+
+
+def _augmented(
+    recorded: DemoStore, data: DataConfig, spec: TaskSpec, nudges: bool
+) -> tuple[DemoStore | MemoryStore, Episodes, Episodes]:
+    """The store with what is made of its episodes, and the numbers of the training and of the held-out episodes in it.
+
+    What was made of one recording stays on the same side of the split.
+    """
+    episodes, held_out = split(recorded, data)
+    store: DemoStore | MemoryStore = recorded
+    if data.hindsight:
+        store = with_goals_in_hindsight(store, spec, nudges)
+    if data.mirror:
+        store = with_mirror_images(store, spec)
+    if isinstance(store, MemoryStore):
+        episodes, held_out = store.made_from(episodes), store.made_from(held_out)
+    return store, episodes, held_out
 
 
 def split(store: DemoStore, data: DataConfig) -> tuple[Episodes, Episodes]:

@@ -27,11 +27,18 @@ from isdt_policy.shared.provenance import commit
 from isdt_policy.training.config import RunConfig, Section, load_config
 from isdt_policy.training.data import fitted_policy, read_demonstrations
 from isdt_policy.training.interrupt import Interrupted
+from isdt_policy.training.settings import TrainingConfig
 from isdt_policy.training.trainer import Trainer
 
 # Settings in which a run may go on that was started with others: training does not read how a policy draws when it acts, and
 # where the run and its numbers are computed is not what is computed.
 _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device"}
+
+# Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
+_LATER = {
+    "data.nudges": "off", "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
+}  # fmt: skip
 
 
 def train(config: Mapping[str, object], command: str = "") -> Path:
@@ -94,7 +101,9 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
         torch.set_num_threads(settings.training.threads)
     data = read_demonstrations(settings.data, settings.task, settings.policy)
     policy = fitted_policy(settings.policy, settings.sigma_data, data, settings.training.seed)
-    trainer = Trainer(policy, settings.objective, data.train, data.validation, settings.training, settings.run)
+    trainer = Trainer(
+        policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish
+    )
     return trainer, [*data.notes, *_describe(trainer, policy, settings)]
 
 
@@ -156,10 +165,8 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
 
 def _check_same(old: Mapping[str, object], new: Mapping[str, object], run: Path) -> None:
     """Refuse to go on with a run under other settings."""
-    a, b = (
-        _flat({**old, "objective": completed(cast(Section, old["objective"]), cast(Section, new["objective"]))}),
-        _flat(new),
-    )
+    objective = completed(cast(Section, old["objective"]), cast(Section, new["objective"]))
+    a, b = ({**_LATER, **_flat(c)} for c in ({**old, "objective": objective}, new))
     for key in sorted({*a, *b} - _MAY_DIFFER):
         if a.get(key) != b.get(key):
             raise InputError(

@@ -23,6 +23,8 @@ class DataConfig:
         hindsight: name goals in hindsight, for tasks where that can be done. Every episode, and every push in it, is moved
             to a scene in which the place where it ended is the goal. An episode that stopped near the goal then shows how to
             reach it.
+        nudges: "off", "finish" or "always": also learn from the beginnings of pushes, with the goal named a few pixels from
+            where the block rested; in the finish alone, or in the whole run. Needs hindsight.
     """
 
     path: str = "bundled:pusht_expert"
@@ -34,6 +36,16 @@ class DataConfig:
     split_seed: int = 42
     mirror: bool = False
     hindsight: bool = False
+    nudges: str = "off"
+
+    def __post_init__(self) -> None:
+        allowed = ("off", "finish", "always")
+        if self.nudges not in allowed:
+            raise InputError(
+                f"data.nudges='{self.nudges}' is not one of {', '.join(allowed)}.{nearest(self.nudges, allowed)}"
+            )
+        if self.nudges != "off" and not self.hindsight:
+            raise InputError("data.nudges are goals named in hindsight; add data.hindsight=true.")
 
 
 @dataclass(frozen=True)
@@ -47,9 +59,15 @@ class TrainingConfig:
         lr: largest learning rate of AdamW.
         betas: decay rates of AdamW's two averages.
         weight_decay: of AdamW.
-        warmup_steps: steps of the linear warm-up. A cosine to zero at `steps` follows.
+        warmup_steps: steps of the linear warm-up. A cosine to zero follows, which ends where the finish begins.
         diagonal_steps: the warm start. The first steps train the diagonal only, at less than half the cost of a full step.
             Self-distillation then goes on from there in the same run.
+        finish_steps: the finish, near the end. It goes on from the averaged weights, at a low learning rate of its own, and
+            learns from what `data.nudges=finish` adds. iSD-T trains the diagonal only there, to take the flow to its end.
+        endpoint_steps: the last steps. They teach the endpoint (`objective.endpoint_weight`) beside the diagonal, from the
+            averaged weights of the finish on. It is not taught before, because a map is no better than the flow that teaches it.
+        finish_lr: largest learning rate of the finish.
+        endpoint_lr: largest learning rate of the steps that teach the endpoint.
         grad_clip: largest norm of the gradient; 0 does not clip.
         ema_decay: decay of the averaged weights, which are the ones that are evaluated.
         amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32); "off"
@@ -75,6 +93,10 @@ class TrainingConfig:
     weight_decay: float = 1e-6
     warmup_steps: int = 200
     diagonal_steps: int = 0
+    finish_steps: int = 0
+    endpoint_steps: int = 0
+    finish_lr: float = 5e-4
+    endpoint_lr: float = 3e-4
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     amp: str = "auto"
@@ -96,6 +118,10 @@ class TrainingConfig:
             "lr",
             "warmup_steps",
             "diagonal_steps",
+            "finish_steps",
+            "endpoint_steps",
+            "finish_lr",
+            "endpoint_lr",
             "grad_clip",
             "weight_decay",
             "threads",
@@ -112,12 +138,28 @@ class TrainingConfig:
         if len(self.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in self.betas):
             raise InputError(f"training.betas must be two numbers in [0, 1), got {list(self.betas)}.")
 
+    @property
+    def finish_start(self) -> int:
+        """The first step of the finish, or of what follows it."""
+        return self.endpoint_start - self.finish_steps
+
+    @property
+    def endpoint_start(self) -> int:
+        """The first step that teaches the endpoint after the finish; `steps` if none does."""
+        return self.steps - self.endpoint_steps
+
     def check_warm_start(self) -> None:
-        """Refuse a warm start that leaves no step for what it starts.
+        """Refuse a warm start, a finish or an endpoint that leaves no step for the objective itself.
 
         Raises:
-            InputError: diagonal_steps is not below steps.
+            InputError: the parts do not fit into the run.
         """
+        if self.finish_start < self.steps and self.diagonal_steps >= self.finish_start:
+            raise InputError(
+                f"training.diagonal_steps={self.diagonal_steps}, finish_steps={self.finish_steps} and "
+                f"endpoint_steps={self.endpoint_steps} leave none of training.steps={self.steps}, which counts them all. "
+                "Give more steps, or shorten them."
+            )
         if self.diagonal_steps >= self.steps:
             raise InputError(
                 f"training.diagonal_steps={self.diagonal_steps} leaves none of training.steps={self.steps} for "

@@ -27,6 +27,8 @@ from isdt_policy.datasets.windows import Batch, batch_indices
 from isdt_policy.method.device import find_device, multiplies_bf16
 from isdt_policy.method.flow_map import FlowMap, with_tangent
 from isdt_policy.method.objectives.base import Loss, Objective
+from isdt_policy.method.objectives.endpoint import Averaged
+from isdt_policy.method.objectives.isd import ISD
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
@@ -34,6 +36,7 @@ from isdt_policy.training import checkpoint
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
 from isdt_policy.training.loggers import Log
+from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of
 from isdt_policy.training.settings import TrainingConfig
 
 _VALIDATION_WINDOWS, _VALIDATION_BATCH = 1024, 256
@@ -64,6 +67,7 @@ class Trainer:
         validation: windows on which the action error is measured; None, or a set without windows, for no validation.
         config: see `TrainingConfig`.
         run: directory for log and checkpoints.
+        finish: windows that the finish learns from, if not from `train`.
 
     Raises:
         InputError: nothing to train on, a policy without statistics, a device that is not there, or a warm start for an
@@ -78,12 +82,14 @@ class Trainer:
         validation: Windows | None,
         config: TrainingConfig,
         run: Path,
+        finish: Windows | None = None,
     ) -> None:
         if not train.n_windows:
             raise InputError("the training set holds no windows; lower the horizon, or check the episodes.")
         policy.normalizer.check()
         self.config, self.run, self.objective = config, Path(run), objective
         self.train, self.validation = train, validation if validation and validation.n_windows else None
+        self.finish = finish or train
         self.device = find_device(config.device, "training.device")
         self.amp = config.amp if config.amp != "auto" else "bf16" if multiplies_bf16(self.device) else "off"
         self.policy = policy.to(self.device).train()
@@ -92,8 +98,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
-        self.warm_start = _without_distillation(objective) if config.diagonal_steps else objective
+        self.objectives = objectives_of(objective, config)
         self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
+        self.averaged_flow_map = self.ema.module.flow_map
+        if self.compile_note == "on" and config.endpoint_steps:
+            network = torch.compile(self.averaged_flow_map.network)
+            self.averaged_flow_map = dataclasses.replace(self.averaged_flow_map, network=network)
         self._compiled: set[str] = set()
         self.step = 0
         self.best = math.inf
@@ -101,12 +111,12 @@ class Trainer:
     # One step, from its number.
 
     def learning_rate(self, step: int) -> float:
-        """See the function of this name."""
+        """See `phases.learning_rate`."""
         return learning_rate(self.config, step)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Windows of a step; see `batch_indices`."""
-        return batch_indices(self.train.n_windows, self.config.batch_size, self.config.seed, step)
+        return batch_indices(self._windows(step).n_windows, self.config.batch_size, self.config.seed, step)
 
     def train_step(self) -> dict[str, float]:
         """Do step `self.step` and return its numbers.
@@ -126,14 +136,17 @@ class Trainer:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.compile_note = f"failed: {reason}"
             print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
-            self.flow_map = self.policy.flow_map
+            self.flow_map, self.averaged_flow_map = self.policy.flow_map, self.ema.module.flow_map
             # A failure inside a derivative leaves its level of forward-mode AD open, and there is room for one.
             with suppress(RuntimeError):  # none is open
                 torch._C._exit_dual_level(level=0)
             return self._train_step()
 
     def _train_step(self) -> dict[str, float]:
-        loss = self._loss(self.train.batch(self.indices(self.step)))
+        if begins_from_average(self.config, self.step):
+            self.policy.load_state_dict(self.ema.module.state_dict())
+            self.optimizer.state.clear()
+        loss = self._loss(self._windows(self.step).batch(self.indices(self.step)))
         values = self._finite(loss)
 
         # Gradient.
@@ -163,8 +176,16 @@ class Trainer:
         cond = self.policy.encode(obs)
         x = self.policy.normalizer.normalize_action(action, obs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16"):
-            objective = self.warm_start if self.step < c.diagonal_steps else self.objective
-            return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
+            objective = self.objectives[phase_of(c, self.step)]
+            if not isinstance(objective, ISD) or objective.endpoint_weight <= 0:
+                return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
+            with torch.no_grad():
+                teacher = Averaged(self.averaged_flow_map, self.ema.module.encode(obs))
+            return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep, averaged=teacher)
+
+    def _windows(self, step: int) -> Windows:
+        """What a step learns from."""
+        return self.train if step < self.config.finish_start else self.finish
 
     def _to_device(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         obs = {key: torch.as_tensor(batch["obs"][key]).to(self.device) for key in self.policy.obs_keys}
@@ -271,31 +292,18 @@ class Trainer:
                 raise Interrupted(self.step, stop.signal)
 
     def _say_what_compiles(self, bar: Progress) -> None:
-        """Each of the two phases compiles in its first step, which looks like a standstill."""
-        phase = "of the warm start" if self.step < self.config.diagonal_steps else "of the objective"
+        """Each part of a run compiles in its first step, which looks like a standstill."""
+        phase = phase_of(self.config, self.step)
         if self.compile_note == "on" and phase not in self._compiled:
             self._compiled.add(phase)
-            bar.note(f"train: the first step {phase} compiles the network: minutes on one core; later steps are faster")
-
-
-def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then cosine to zero at the last step."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+            bar.note(
+                f"train: the first step of part '{phase}' compiles the network: minutes on one core; later steps are faster"
+            )
 
 
 _NON_FINITE_ADVICE = (
     "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
 )
-
-
-def _without_distillation(objective: Objective) -> Objective:
-    """The objective of the warm start: flow matching on the diagonal only."""
-    if not hasattr(objective, "off_diagonal_weight"):
-        raise InputError("training.diagonal_steps needs an objective with a self-distillation term.")
-    return dataclasses.replace(objective, off_diagonal_weight=0.0)  # type: ignore[type-var]
 
 
 def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:

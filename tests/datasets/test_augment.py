@@ -108,6 +108,18 @@ def test_every_push_that_ends_in_a_rest_is_a_demonstration_of_its_own():
     assert len(PUSHT.hindsight_fn(pushes(60, speed=12.0))) == 1
 
 
+def test_every_push_begins_with_nudges_from_a_block_that_rests():
+    """A push of 4 px a step from rest: carried 1 px or more after one step, 5 px or more after two."""
+    clips = PUSHT.nudges_fn(pushes(10, 20))
+    # The first push starts with the recording, so nobody saw the block at rest before it; the second after step 22.
+    assert [len(clip["state"]) for clip in clips] == [1 + 22 + 1, 1 + 22 + 2]
+    for clip, left in zip(clips, (4, 8)):
+        np.testing.assert_allclose(clip["state"][-1, 2:], [256, 256, np.pi / 4], atol=1e-4)
+        resting = clip["state"][11:23, 2:4]
+        np.testing.assert_allclose(np.hypot(*(resting - 256).T), left, atol=1e-3)
+    assert PUSHT.nudges_fn(pushes(10, 20, speed=0.1)) == []  # creeping is no push
+
+
 def test_what_was_made_of_an_episode_stays_with_it(tmp_path):
     with DemoWriter(tmp_path / "pushes.zarr", task="pusht") as writer:
         for lengths in ((10,), (10, 20), (12, 12, 12)):

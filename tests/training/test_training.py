@@ -23,7 +23,8 @@ from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.ema import EMA
-from isdt_policy.training.run import build_trainer, train
+from isdt_policy.training.phases import learning_rate
+from isdt_policy.training.run import build_trainer, train, write_run
 from isdt_policy.training.trainer import NonFiniteLoss, TrainingConfig
 
 TINY = [
@@ -201,6 +202,39 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(tiny_store, tmp_path):
     assert trainer.learning_rate(9) == pytest.approx(1.0)
     assert trainer.learning_rate(60) == pytest.approx(0.5)
     assert trainer.learning_rate(110) == pytest.approx(0.0)
+
+
+FINISH = [
+    "training.steps=30", "training.diagonal_steps=5", "training.finish_steps=6", "training.endpoint_steps=4",
+    "objective.endpoint_weight=1",
+]  # fmt: skip
+
+
+def test_a_finish_goes_on_from_the_average_and_is_the_same_when_resumed(tiny_store, tmp_path):
+    for name, until in (("straight", (30,)), ("stopped", (20, 24, 26, 28, 30))):
+        for end in until:
+            every = "training.checkpoint_every=1"
+            config = compose_config(overrides(tiny_store, tmp_path / name, *FINISH, every))
+            trainer, _ = build_trainer(config)
+            write_run(config, trainer, "")  # resumes what is there
+            trainer.fit(until=end)
+    expected, actual = tensors(tmp_path / "straight"), tensors(tmp_path / "stopped")
+    assert [k for k in expected if not torch.equal(expected[k], actual[k])] == []
+    records = [json.loads(line) for line in (tmp_path / "straight/log.jsonl").read_text().splitlines()]
+    terms = {r["step"]: {"off_diagonal", "endpoint"} & set(r) for r in records if "loss" in r}
+    assert terms[5] == set()
+    assert terms[6] == terms[20] == {"off_diagonal"}
+    assert terms[21] == terms[26] == set()
+    assert terms[27] == {"endpoint"}
+
+
+def test_the_learning_rate_of_a_finish_is_its_own():
+    config = TrainingConfig(
+        steps=300, finish_steps=100, endpoint_steps=50, warmup_steps=20, lr=1e-2, finish_lr=1e-3, endpoint_lr=1e-4
+    )
+    for first, last, peak in ((0, 149, 1e-2), (150, 249, 1e-3), (250, 299, 1e-4)):
+        assert learning_rate(config, first + 19) == pytest.approx(peak)
+        assert learning_rate(config, last) < 0.01 * peak
 
 
 def test_every_window_is_seen_once_an_epoch_in_an_order_of_its_own(tiny_store, tmp_path):

@@ -21,7 +21,8 @@ from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.objectives.isd import ISD
 from isdt_policy.method.policy import Policy
 from isdt_policy.training.ema import decay_at
-from isdt_policy.training.trainer import TrainingConfig, learning_rate
+from isdt_policy.training.phases import learning_rate
+from isdt_policy.training.settings import TrainingConfig
 
 
 class SideBySide(nn.Module):

@@ -31,7 +31,11 @@ OBJECTIVES: dict[str, type] = {
 }
 
 # Settings that came later, at the value that changes nothing: what was made before one existed was made with that.
-LATER_SETTINGS = {"off_diagonal_fraction": 1.0}
+LATER_SETTINGS = {
+    "off_diagonal_fraction": 1.0, "endpoint_weight": 0.0,
+    # Read only where the weight is above 0.
+    "endpoint_fraction": 0.25, "endpoint_steps": 8, "endpoint_levels": 3, "endpoint_power": 0.0,
+}  # fmt: skip
 
 
 def completed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

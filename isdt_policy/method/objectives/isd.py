@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
-from isdt_policy.method.interpolants import eulerian_residual
+from isdt_policy.method.interpolants import eulerian_residual, flow_map_step
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
+from isdt_policy.method.objectives.endpoint import Averaged, Jumps, draw_jumps
 from isdt_policy.method.objectives.parts import (
     DERIVATIVES,
+    Points,
     check_choice,
     draw_points,
     first_rows,
@@ -25,7 +27,7 @@ from isdt_policy.method.objectives.parts import (
     weighted,
 )
 from isdt_policy.method.objectives.times import TIMES
-from isdt_policy.method.objectives.weighting import bounded, by_times
+from isdt_policy.method.objectives.weighting import adaptive, bounded, by_times
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.shared.errors import InputError
 
@@ -50,6 +52,13 @@ class ISD:
             velocities have about unit variance); 0 leaves it as it is. See `bounded`.
         off_diagonal_weight: factor of the self-distillation term. At 0 the term is not evaluated at all: plain flow
             matching, at less than half the cost of a step.
+        off_diagonal_fraction: share of the rows that the self-distillation term is taken on.
+        endpoint_weight: factor of the endpoint term: jumps of the network towards the walk of its averaged weights, see
+            `endpoint.py`. At 0 nothing walks.
+        endpoint_fraction: share of the rows that walk.
+        endpoint_steps: Euler steps of a walk.
+        endpoint_levels: lengths of the jumps: 1 teaches 1 -> 0 alone, 2 the halves too, 3 also the quarters.
+        endpoint_power: p of the adaptive weighting of the endpoint term; its target holds no noise of a single sample.
     """
 
     sampling: ClassVar[Sampling] = Sampling("flow_map")
@@ -65,6 +74,11 @@ class ISD:
     bound: float = 0.0
     off_diagonal_weight: float = 1.0
     off_diagonal_fraction: float = 1.0
+    endpoint_weight: float = 0.0
+    endpoint_fraction: float = 0.25
+    endpoint_steps: int = 8
+    endpoint_levels: int = 3
+    endpoint_power: float = 0.0
 
     def __post_init__(self) -> None:
         check_choice(
@@ -77,6 +91,16 @@ class ISD:
                 f"objective.off_diagonal_fraction must be above 0 and at most 1, got {self.off_diagonal_fraction}; "
                 "no self-distillation at all is objective.off_diagonal_weight=0."
             )
+        if not 0 < self.endpoint_fraction <= 1:
+            raise InputError(
+                f"objective.endpoint_fraction must be above 0 and at most 1, got {self.endpoint_fraction}."
+            )
+        if self.endpoint_levels < 1 or self.endpoint_steps % 2 ** (self.endpoint_levels - 1):
+            raise InputError(
+                f"objective.endpoint_steps={self.endpoint_steps} is not a multiple of "
+                f"{2 ** max(self.endpoint_levels - 1, 0)}, which the shortest jumps of "
+                f"objective.endpoint_levels={self.endpoint_levels} need."
+            )
 
     def __call__(
         self,
@@ -88,32 +112,49 @@ class ISD:
         *,
         keep: Tensor | None = None,
         draws: Draws = DRAWN,
+        averaged: Averaged | None = None,
     ) -> Loss:
-        """Loss on one batch; see `Objective`."""
+        """Loss on one batch; see `Objective`.
+
+        Args:
+            averaged: the teacher of the endpoint term, without which there is none.
+        """
         points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
 
-        # 1. Flow matching with training guidance.
-        diagonal = flow_map.velocity(points.x_t, points.t, points.cond).to(action.dtype)
+        # 1. Flow matching with training guidance; the jumps of 3 ride on its evaluation.
+        jumps = None
+        if self.endpoint_weight > 0 and averaged is not None:
+            rows = math.ceil(self.endpoint_fraction * len(action))
+            jumps = draw_jumps(averaged, action, rows, self.endpoint_steps, self.endpoint_levels, generator)
+        diagonal, jumped = diagonal_and_jumps(flow_map, points, jumps, cond)
         v_g = guided_velocity(flow_map, points, null, self.guidance_scale)
         diagonal_loss = mean_square(diagonal - v_g, keep)
-        if self.off_diagonal_weight <= 0:
-            return self._weighted(diagonal_loss, points.t, points.t, diagonal=diagonal_loss)
+        per_sample, s_of, terms = diagonal_loss, points.t, {"diagonal": diagonal_loss}
 
         # 2. Eulerian self-distillation. target = F + residual; no division by the step, nor by its sine.
-        v_hat = diagonal.detach() if self.velocity == "self" else v_g
-        off, v_off, keep_off = first_rows(self.off_diagonal_rows(len(action)), points, v_hat, keep)
-        off_diagonal, rate = prediction_and_rate(flow_map, off, v_off, self.derivative, self.eps)
-        prediction = off_diagonal.detach()
-        residual = eulerian_residual(flow_map.path, off.x_t, prediction, v_off, rate, off.t, off.s)
-        off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep_off)
+        if self.off_diagonal_weight > 0:
+            v_hat = diagonal.detach() if self.velocity == "self" else v_g
+            off, v_off, keep_off = first_rows(self.off_diagonal_rows(len(action)), points, v_hat, keep)
+            off_diagonal, rate = prediction_and_rate(flow_map, off, v_off, self.derivative, self.eps)
+            prediction = off_diagonal.detach()
+            residual = eulerian_residual(flow_map.path, off.x_t, prediction, v_off, rate, off.t, off.s)
+            off_diagonal_loss = mean_square(off_diagonal - (prediction + residual), keep_off)
+            # Weights of the residual, and of the per-sample sum; on the rows that are left s = t, and the residual is 0.
+            weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
+            left = points.t[len(off.t) :]
+            zero = torch.zeros_like(left)
+            per_sample, s_of = diagonal_loss + torch.cat([weight * off_diagonal_loss, zero]), torch.cat([off.s, left])
+            terms["off_diagonal"] = torch.cat([off_diagonal_loss, zero])
+        loss = self._weighted(per_sample, points.t, s_of, **terms)
+        if jumps is None or jumped is None:
+            return loss
 
-        # 3. Weights of the residual, and of the per-sample sum; on the rows that are left s = t, and the residual is 0.
-        weight = self.off_diagonal_weight * bounded(off_diagonal_loss, self.bound)
-        left = points.t[len(off.t) :]
-        zero = torch.zeros_like(left)
-        per_sample = diagonal_loss + torch.cat([weight * off_diagonal_loss, zero])
-        terms = {"diagonal": diagonal_loss, "off_diagonal": torch.cat([off_diagonal_loss, zero])}
-        return self._weighted(per_sample, points.t, torch.cat([off.s, left]), **terms)
+        # 3. The endpoint: where the averaged weights' own flow arrives.
+        endpoint_loss = mean_square(flow_map_step(flow_map.path, jumps.x_t, jumped, jumps.t, jumps.s) - jumps.target)
+        endpoint = (adaptive(endpoint_loss, self.endpoint_power) * endpoint_loss).mean()
+        return Loss(
+            loss.total + self.endpoint_weight * endpoint, {**loss.terms, "endpoint": endpoint_loss.mean().detach()}
+        )
 
     def off_diagonal_rows(self, batch: int) -> int:
         """Number of rows that are self-distilled, one at least."""
@@ -128,3 +169,21 @@ class ISD:
             return weighted(per_sample, self.weight_power, **terms)
         weight = self.weight_by_times(per_sample, t, s)
         return Loss((weight * per_sample).mean(), {name: term.mean().detach() for name, term in terms.items()})
+
+
+def diagonal_and_jumps(
+    flow_map: FlowMap, points: Points, jumps: Jumps | None, cond: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """F(x_t, t, t) at the points and F at the jumps, as one evaluation.
+
+    Args:
+        cond: the batch's embeddings, none dropped, (batch, cond_dim).
+    """
+    p, q = points, jumps
+    if q is None:
+        return flow_map.velocity(p.x_t, p.t, p.cond).to(p.x_t.dtype), None
+    both = flow_map.network(
+        torch.cat([p.x_t, q.x_t]), torch.cat([p.t, q.t]), torch.cat([p.t, q.s]), torch.cat([p.cond, cond[q.rows]])
+    )
+    diagonal, jumped = both.to(p.x_t.dtype).split([len(p.t), len(q.t)])
+    return diagonal, jumped
