@@ -1,10 +1,8 @@
-"""`isdt data view`: every episode as plots and frames, in one HTML file that needs no network and no further package."""
+"""Every episode as plots and frames, in one page that needs no network and no further package."""
 
 from __future__ import annotations
 
-import base64
-import html
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +14,61 @@ from isdt_policy.datasets.formats.images import encode
 from isdt_policy.datasets.split import parse_ranges
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import is_low_dim
+from isdt_policy.shared import files, page
+from isdt_policy.shared.plotting import SERIES
 from isdt_policy.shared.progress import Progress
 
-_COLOURS = (
-    "#4269d0",
-    "#efb118",
-    "#ff725c",
-    "#6cc5b0",
-    "#3ca951",
-    "#ff8ab7",
-    "#a463f2",
-    "#97bbf5",
-    "#9c6b4e",
-    "#9498a0",
-)
-_WIDTH, _HEIGHT, _POINTS = 420, 110, 300
+# The box of the lines in a plot of 460 x 150.
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 452, 8, 120
+_POINTS, _LINES = 300, 24
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A mark on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One dimension over time."""
+
+    name: str
+    colour: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What the template draws.
+
+    Attributes:
+        title: the key.
+        about: its meaning and unit.
+        axis: what runs from left to right.
+        rows, columns: marks of both axes.
+        lines: one per dimension.
+        more: dimensions that are not drawn.
+    """
+
+    title: str
+    about: str
+    axis: str
+    rows: list[Tick]
+    columns: list[Tick]
+    lines: list[Line]
+    more: int
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames of one camera, as data URLs, and their steps."""
+
+    key: str
+    frames: list[str]
+    steps: list[int]
 
 
 def view(
@@ -44,91 +82,78 @@ def view(
         episodes: their numbers, such as "0-9,12"; None takes the first 20.
         frames: of each camera and episode, evenly spaced.
         task: whose units and ranges the doctor checks; None takes what the store says.
+
+    Raises:
+        InputError: no store, no such episodes, or the page cannot be written.
     """
     store = DemoStore.open(path)
     numbers = parse_ranges(episodes or f"0-{min(20, store.n_episodes) - 1}", store.n_episodes)
-    target = Path(out or f"{store.path.name.removesuffix('.zip').removesuffix('.zarr')}.html")
+    target = out or Path(f"{store.path.name.removesuffix('.zip').removesuffix('.zarr')}.html")
+    files.check_writable(target)
     findings = examine(path, task, images=False)
     progress = Progress(len(numbers), "view", "episode")
-    sections = []
+    shown = []
     for number in numbers:
-        sections.append(_episode(store, number, frames, [f for f in findings if f.episode == number]))
+        own = [_told(f) for f in findings if f.episode == number and f.count == 1]
+        shown.append(_episode(store, number, frames) | {"findings": own})
         progress.update()
     progress.close()
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.write_text(_page(store, findings, sections, numbers), encoding="utf-8")
-    os.replace(temporary, target)
+    html = page.render(
+        Path(__file__).parent / "templates" / "view.html",
+        title=store.path.name, n_episodes=store.n_episodes, n_steps=store.n_steps, task=store.task, episodes=shown,
+        general=[_told(f) for f in findings if f.episode is None or f.count > 1],
+        lengths=plot(np.diff(store.episode_ends, prepend=0), "steps of every episode", axis="episode"),
+    )  # fmt: skip
+    files.write_text(target, html)
     print(f"{target}: {len(numbers)} of {store.n_episodes} episodes, {target.stat().st_size / 2**20:.1f} MB")
     return target
 
 
-def plot(values: NDArray[Any], title: str) -> str:
-    """Lines (T, d) over time as an SVG figure."""
+def plot(values: NDArray[Any], title: str, about: str = "", axis: str = "step") -> Plot:
+    """Lines (T, d) over time."""
     values = np.asarray(values, np.float64).reshape(len(values), -1)
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    span = high - low or 1.0
+    span, last = high - low or 1.0, max(len(values) - 1, 1)
     steps = np.unique(np.linspace(0, len(values) - 1, _POINTS).astype(int))
-    x = steps / max(len(values) - 1, 1) * _WIDTH
+    x = _LEFT + steps / last * (_RIGHT - _LEFT)
     lines = []
-    for d in range(min(values.shape[1], 3 * len(_COLOURS))):
-        y = (1 - (values[steps, d] - low) / span) * _HEIGHT
+    for d in range(min(values.shape[1], _LINES)):
+        y = _BOTTOM - (values[steps, d] - low) / span * (_BOTTOM - _TOP)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y) if np.isfinite(b))
-        lines.append(
-            f'<polyline points="{points}" stroke="{_COLOURS[d % len(_COLOURS)]}"><title>{d}</title></polyline>'
-        )
-    return (
-        f"<figure><figcaption>{html.escape(title)} <small>{low:.4g} .. {high:.4g}</small></figcaption>"
-        f'<svg viewBox="-2 -4 {_WIDTH + 4} {_HEIGHT + 8}" width="{_WIDTH}">{"".join(lines)}</svg></figure>'
+        lines.append(Line(f"dimension {d}", SERIES[d % len(SERIES)], points))
+    marks = (
+        ((_BOTTOM, low), ((_TOP + _BOTTOM) / 2, (low + high) / 2), (_TOP, high)) if high > low else ((_BOTTOM, low),)
     )
+    columns = [Tick(_LEFT + share * (_RIGHT - _LEFT), f"{share * (len(values) - 1):.0f}") for share in (0, 0.5, 1)]
+    rows = [Tick(at, f"{value:.4g}") for at, value in marks]
+    return Plot(title, about, axis, rows, columns, lines, values.shape[1] - len(lines))
 
 
-def _episode(store: DemoStore, number: int, frames: int, findings: list[Finding]) -> str:
+def _episode(store: DemoStore, number: int, frames: int) -> dict[str, object]:
     start = int(store.episode_ends[number - 1]) if number else 0
     end = int(store.episode_ends[number])
-    parts = [f'<section id="e{number}"><h2>episode {number} <small>{end - start} steps</small></h2>']
-    parts += [f'<p class="{f.level}">{html.escape(_words(f))}</p>' for f in findings]
     steps = np.unique(np.linspace(start, end - 1, frames).astype(int))
+    films = []
     for key in store.keys:
         shape = store.shape(key)
-        if len(shape) == 3 and shape[-1] in (1, 3):
-            parts.append(f'<div class="frames"><b>{html.escape(key)}</b>')
-            for step in steps:
-                data = base64.b64encode(encode(store.read(key, int(step), int(step) + 1)[0])).decode()
-                parts.append(f'<img src="data:image/png;base64,{data}" title="step {step - start}" alt="">')
-            parts.append("</div>")
-    parts.append('<div class="plots">')
-    parts += [plot(store.read(key, start, end), key) for key in store.keys if is_low_dim(store, key)]
-    return "".join([*parts, "</div></section>"])
+        if len(shape) == 3 and shape[-1] in (1, 3) and len(steps):
+            pictures = [encode(store.read(key, int(step), int(step) + 1)[0]) for step in steps]
+            films.append(Film(key, [page.data_url(p, "image/png") for p in pictures], (steps - start).tolist()))
+    about = store.attrs.get("keys", {})
+    drawn = [key for key in store.keys if is_low_dim(store, key) and key not in {film.key for film in films}]
+    plots = [plot(store.read(key, start, end), key, _about(about.get(key, {}))) for key in drawn]
+    return {"number": number, "steps": end - start, "films": films, "plots": plots}
 
 
-def _words(f: Finding) -> str:
-    step = "" if f.step is None else f" step {f.step}"
-    return f"{f.level}, {f.check}: {f.key}{step}: {f.message}. {f.advice}"
+def _about(key: dict[str, str]) -> str:
+    unit = f"in {key['unit']}" if key.get("unit") else ""
+    return ", ".join(part for part in (key.get("meaning", ""), unit) if part)
 
 
-def _page(store: DemoStore, findings: list[Finding], sections: list[str], numbers: list[int]) -> str:
-    lengths = np.diff(store.episode_ends, prepend=0)
-    links = " ".join(f'<a href="#e{n}">{n}</a>' for n in numbers)
-    general = "".join(f'<p class="{f.level}">{html.escape(_words(f))}</p>' for f in findings if f.episode is None)
-    name = html.escape(store.path.name)
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>{name}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1340px; padding: 0 1em; color: #222 }}
-small {{ color: #777; font-weight: normal }}
-figure {{ margin: 0 }} figcaption {{ font-size: 13px }}
-svg {{ background: #f6f6f6; max-width: 100% }} polyline {{ fill: none; stroke-width: 1.3 }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax({_WIDTH}px, 1fr)); gap: 8px }}
-.frames img {{ height: 96px; image-rendering: pixelated; margin: 2px }} .frames b {{ display: block; font-size: 13px }}
-.error {{ color: #b00020 }} .warning {{ color: #9a5b00 }} .note {{ color: #555 }}
-nav {{ font-size: 13px }}
-</style>
-<h1>{name}</h1>
-<p>{store.n_episodes} episodes, {store.n_steps} steps; task {html.escape(str(store.task or "unknown"))};
-{len(numbers)} episodes shown. Lines are coloured by dimension; hover to see which.</p>
-{general}
-{plot(lengths, "length of every episode, steps")}
-<nav>{links}</nav>
-{"".join(sections)}
-</html>
-"""
+def _told(f: Finding) -> dict[str, str]:
+    place = "" if f.episode is None else f"episode {f.episode}" + ("" if f.step is None else f", step {f.step}")
+    if f.count > 1:
+        place = f"first in {place}, {f.count} in all"
+    what = f"{f.key}: " if f.key else ""
+    return {"level": f.level, "text": f"{what}{f.message}" + (f" ({place})." if place else "."), "advice": f.advice}

@@ -59,6 +59,7 @@ class DemoWriter:
         durable: bool = True,
     ) -> None:
         self.path, self.durable = Path(path), durable
+        self._unflushed: set[Path] = set()
         if self.path.suffix == ".zip":
             raise InputError(f"'{path}': write a .zarr folder, then pack it with pack_zip.")
         files.check_writable(self.path, folder=True)
@@ -180,16 +181,19 @@ class DemoWriter:
             array = self._data[key].with_config({"write_empty_chunks": True})
             array.resize((end, *value.shape[1:]))
             array[self.n_steps : end] = value
-            self._flush(array, self.n_steps, end)
+            self._wrote(array, self.n_steps, end)
         ends = self._meta["episode_ends"]
         ends.resize((count,))
         ends[self.n_episodes : count] = self.n_steps + np.cumsum(lengths)
-        self._flush(ends, self.n_episodes, count)
+        self._wrote(ends, self.n_episodes, count)
         self._commit({**attributes, "n_episodes": count})
         self.n_episodes, self.n_steps = count, end
 
     def _commit(self, attributes: Mapping[str, Any]) -> None:
         """Change attributes in one replacement of one file: all of them, whatever happens, or none."""
+        if self.durable:
+            files.flush_files(self._unflushed, self.path)
+        self._unflushed.clear()
         content = {**self._content, "attributes": {**self._content["attributes"], **attributes}}
         files.write_text(self.path / "zarr.json", json.dumps(content, indent=2), durable=self.durable)
         self._content = content
@@ -211,20 +215,17 @@ class DemoWriter:
         array = self._meta["episode_info"]
         array.resize((stop + len(text),))
         array[stop:] = text
-        self._flush(array, stop, stop + len(text))
+        self._wrote(array, stop, stop + len(text))
         if anew or span is None:
             start, count = stop, 0
         return {"episode_info": [start, stop + len(text), count + len(lines)]}
 
-    def _flush(self, array: zarr.Array, start: int, stop: int) -> None:
-        """Wait until rows of an array, and its metadata, are on the disk."""
-        if not self.durable:
-            return
-        step = (array.shards or array.chunks)[0]
-        folder = self.path / array.path
+    def _wrote(self, array: zarr.Array, start: int, stop: int) -> None:
+        """Remember the files that hold rows of an array, and its metadata, for the next commit."""
+        step, folder = (array.shards or array.chunks)[0], self.path / array.path
         for number in range(start // step, (stop - 1) // step + 1):
-            files.flush(folder / array.metadata.encode_chunk_key((number, *[0] * (array.ndim - 1))), self.path)
-        files.flush(folder / "zarr.json", self.path)
+            self._unflushed.add(folder / array.metadata.encode_chunk_key((number, *[0] * (array.ndim - 1))))
+        self._unflushed.add(folder / "zarr.json")
 
     def _check(self, episodes: Sequence[Episode]) -> None:
         # Asked of the files once, not once an episode.

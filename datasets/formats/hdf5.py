@@ -100,13 +100,15 @@ def plain(value: object) -> Any:
     """An attribute or a string as a JSON value."""
     if isinstance(value, h5().Empty):
         return None
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()  # text may hold bytes that are none
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return value if isinstance(value, int | float | bool | None) else str(value)
 
 
 def attributes(item: h5py.Group) -> dict[str, Any]:
@@ -117,14 +119,17 @@ def attributes(item: h5py.Group) -> dict[str, Any]:
 def _refuse_other_files(path: Path, file: h5py.File) -> None:
     h5py = h5()
 
-    def visit(name: str, link: object) -> None:
+    def visit(name: str, link: object) -> str | None:
         if isinstance(link, h5py.ExternalLink):
-            raise InputError(f"'{path}': '{name}' is a link to another file ('{link.filename}'); it is not followed.")
+            return f"'{name}' is a link to another file ('{link.filename}'); it is not followed."
         found = file.get(name) if isinstance(link, h5py.HardLink) else None
         if isinstance(found, h5py.Dataset) and (found.external or found.is_virtual):
-            raise InputError(f"'{path}': '{name}' takes its data from other files; they are not read.")
+            return f"'{name}' takes its data from other files; they are not read."
+        return None
 
-    file.visititems_links(visit)
+    outside = file.visititems_links(visit)  # ends with the first that is found
+    if outside:
+        raise InputError(f"'{path}': {outside}")
 
 
 def is_text(dataset: h5py.Dataset) -> bool:

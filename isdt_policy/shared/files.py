@@ -8,7 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,14 @@ def write_bytes(path: Path, data: bytes, durable: bool = False) -> None:
 
 def flush(path: Path, top: Path) -> None:
     """Wait until a file, or a folder with all it holds, is on the disk, and so are the folders between it and `top`."""
-    for entry in path.rglob("*") if path.is_dir() else ():
-        _sync(entry)
-    _sync(path)
-    while path != top:
-        path = path.parent
+    flush_files((entry for entry in (path, *path.rglob("*")) if entry.is_file()), top)
+
+
+def flush_files(files: Iterable[Path], top: Path) -> None:
+    """Wait until files below a folder are on the disk, and so are the folders between them and `top`."""
+    files = sorted({*files})
+    folders = {folder for file in files for folder in file.parents if folder.is_relative_to(top)}
+    for path in (*files, *sorted(folders, reverse=True)):
         _sync(path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isdt_policy.cli import VERBS, main
-from isdt_policy.datasets.store import DemoStore
+from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import train_val_split
 from isdt_policy.envs import experts
 
@@ -40,6 +40,25 @@ def test_view_is_one_file_that_needs_no_network(tiny_store, tmp_path):
     assert re.findall(r'<section id="e(\d+)"', page) == ["0", "3", "4"]
     assert page.count("<polyline") >= 3 * (5 + 2)
     assert "http" not in page
+
+
+def test_the_page_has_axes_a_legend_a_film_and_says_once_what_holds_for_all_episodes(tmp_path):
+    episode = {
+        "state": np.arange(12.0).reshape(6, 2),
+        "action": np.ones((6, 2)),
+        "img": np.zeros((6, 8, 8, 3), np.uint8),
+    }
+    about = {"keys": {"state": {"unit": "m", "meaning": "x, y of the arm"}}}
+    with DemoWriter(tmp_path / "a.zarr", attributes=about) as writer:
+        writer.extend([episode] * 3)
+    assert main(["data", "view", str(tmp_path / "a.zarr"), f"out={tmp_path / 'v.html'}", "frames=4"]) == 0
+    page = (tmp_path / "v.html").read_text()
+    assert page.count("x, y of the arm, in m") == 3
+    assert page.count("dimension 1</span>") == 6  # two keys of three episodes
+    assert page.count("<input type=range") == 3
+    assert page.count("constant") == 0
+    assert page.count("never change") == 2  # action and img, of all episodes, hence not told with the first one
+    assert ": :" not in page
 
 
 def test_a_png_holds_the_image():
