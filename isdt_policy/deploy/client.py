@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+
+if TYPE_CHECKING:
+    from websockets.sync.client import ClientConnection
 
 
 class PolicyClient:
@@ -50,7 +53,7 @@ class PolicyClient:
         self.uri, self.api_key, self.timeout_s, self.patience_s = uri, api_key, timeout_s, patience_s
         self.server_timing: dict[str, float] = {}
         self.reconnects = -1
-        self._connection: Any = None
+        self._connection: ClientConnection | None = None
         self._number = self._unanswered = 0
         self._connect()
         m = self.metadata
@@ -117,21 +120,22 @@ class PolicyClient:
     ) -> dict[str, NDArray[np.float32]]:
         if nfe is not None and str(nfe) != self.nfe:
             raise InputError(f"nfe={nfe}: the server runs nfe={self.nfe}; start it with another nfe=.")
-        message: dict[str, Any] = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys if key in obs}
+        message: dict[str, object] = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys if key in obs}
         message.update(frozen)
         if noise_seeds is not None:
             message["noise_seeds"] = np.asarray(noise_seeds, np.int64)
         self._number += 1
         message["request"] = self._number
         reply = self._ask(pack(message), self._number)
-        self.server_timing = reply.get("server_timing", {})
+        timing = reply.get("server_timing")
+        self.server_timing = timing if isinstance(timing, dict) else {}
         batch = len(next(iter(obs.values())))
         return {
             "action": self._chunk(reply, "actions", (batch, self.n_action_steps, self.action_dim)),
             "action_pred": self._chunk(reply, "action_pred", (batch, self.horizon, self.action_dim)),
         }
 
-    def _chunk(self, reply: Mapping[str, Any], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _chunk(self, reply: Mapping[str, object], key: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         value = reply.get(key)
         if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind != "f":
             got = f"of shape {value.shape}" if isinstance(value, np.ndarray) else f"that is a {type(value).__name__}"
@@ -140,16 +144,15 @@ class PolicyClient:
             raise InputError(f"{self.uri} answered {key} with NaN or infinity.")
         return value.astype(np.float32, copy=False)
 
-    def _ask(self, data: bytes, number: int) -> dict[str, Any]:
+    def _ask(self, data: bytes, number: int) -> dict[str, object]:
         from websockets.exceptions import ConnectionClosed
 
         for attempt in range(3):
             try:
-                if self._connection is None:
-                    self._connect()
+                connection = self._connection or self._connect()
                 give_up = time.monotonic() + self.timeout_s
-                self._connection.send(data)
-                return self._answer(number, give_up)
+                connection.send(data)
+                return self._answer(connection, number, give_up)
             except ConnectionClosed:
                 self._drop()
                 if attempt == 2:
@@ -165,10 +168,10 @@ class PolicyClient:
                 raise TimeoutError(f"{self.uri} did not answer within {self.timeout_s:g} s.") from None
         raise AssertionError("unreachable")
 
-    def _answer(self, number: int, give_up: float) -> dict[str, Any]:
+    def _answer(self, connection: ClientConnection, number: int, give_up: float) -> dict[str, object]:
         """The answer to request `number`; late ones to earlier requests are dropped."""
         while True:
-            frame = self._connection.recv(timeout=max(0.0, give_up - time.monotonic()))
+            frame = connection.recv(timeout=max(0.0, give_up - time.monotonic()))
             if isinstance(frame, str):
                 raise InputError(f"{self.uri} says: {frame}")
             reply = unpack(frame)
@@ -189,7 +192,7 @@ class PolicyClient:
             self._connection.close()
         self._connection, self._unanswered = None, 0
 
-    def _connect(self) -> None:
+    def _connect(self) -> ClientConnection:
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
         from websockets.sync.client import connect
 
@@ -206,7 +209,7 @@ class PolicyClient:
                     open_timeout=within,
                     close_timeout=0.5,
                 )
-                self.metadata: dict[str, Any] = self._read_metadata(within)
+                self.metadata = self._read_metadata(self._connection, within)
                 break
             except InvalidURI as error:
                 raise InputError(f"'{self.uri}' is not an address: {error}") from None
@@ -224,9 +227,10 @@ class PolicyClient:
             time.sleep(wait)
             wait = min(2 * wait, 1.0)
         self.reconnects += 1
+        return self._connection
 
-    def _read_metadata(self, seconds: float) -> dict[str, Any]:
-        said = self._connection.recv(timeout=seconds)
+    def _read_metadata(self, connection: ClientConnection, seconds: float) -> dict[str, Any]:
+        said = connection.recv(timeout=seconds)
         try:
             metadata = None if isinstance(said, str) else unpack(said)
         except InputError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -61,10 +60,10 @@ class TimedThread:
         self.compute_s: list[float] = []
         self.total_s: list[float] = []
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> Future[object]:
         """Start a job."""
 
-        def job() -> Any:
+        def job() -> object:
             begin = time.perf_counter()
             try:
                 return fn(*args, **kwargs)
@@ -88,7 +87,7 @@ class VirtualThread:
         self.compute_s: list[float] = []
         self.total_s: list[float] = []
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> Future[object]:
         """Run a job."""
         begin = time.perf_counter()
         future = _Later(self._clock)
@@ -106,7 +105,7 @@ class VirtualThread:
         """Nothing to end."""
 
 
-class _Later(Future[Any]):
+class _Later(Future[object]):
     ready_at = 0.0
 
     def __init__(self, clock: VirtualClock) -> None:
@@ -116,7 +115,7 @@ class _Later(Future[Any]):
     def done(self) -> bool:
         return self._clock.now() >= self.ready_at - 1e-9
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | None = None) -> object:
         if timeout is not None and self.ready_at > self._clock.now() + timeout + 1e-9:
             raise TimeoutError
         return super().result(0)

@@ -218,7 +218,7 @@ def _stolen_ticks() -> int:
         return 0
 
 
-def _is_success(info: Mapping[str, Any]) -> bool:
+def _is_success(info: Mapping[str, object]) -> bool:
     value = info.get("is_success", info.get("success", False))
     return bool(value["task"] if isinstance(value, Mapping) else value)
 

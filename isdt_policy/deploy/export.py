@@ -10,8 +10,8 @@ With prefix=True it continues started chunks (see `freezing`): noise has an axis
 horizon, action_dim), and there are two more inputs, known (batch, horizon, action_dim) and weight (batch, horizon).
 Such a graph also acts freely: weight = 0 everywhere.
 
-What the runner needs to know (window, keys, limits, origin) travels inside the file as JSON; so does a SHA-256 of the
-ONNX file, so that `runner` refuses one with a flipped bit.
+What the runner needs to know (window, keys, limits, origin) is inside the file as JSON. So is a SHA-256 of the ONNX file: `runner`
+refuses a file with a flipped bit.
 """
 
 from __future__ import annotations
@@ -100,9 +100,9 @@ class FileFormat:
     Attributes:
         format: "onnx" or "pt2".
         nfe, prefix: see `PolicyGraph`.
-        weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with a scale per channel, and rounds
-            what goes into them likewise as it comes: a quarter of the bytes, at an error in the actions. The encoder and
-            the layers of times and observations stay as they are.
+        weights: "int8" (ONNX) stores the convolutions of the network as 8-bit integers with one scale per channel, and rounds
+            their inputs to 8 bits while it runs. It takes a quarter of the bytes and makes an error in the actions. The encoder
+            and the layers of times and observations keep float32.
     """
 
     format: str = "onnx"
@@ -161,7 +161,7 @@ def export(
     return out
 
 
-def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, Any]:
+def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None, source: str) -> dict[str, object]:
     """What travels inside an exported file, as JSON values."""
     config = policy.config
     return {
@@ -193,7 +193,7 @@ def weights_hash(policy: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_pt2(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load_pt2(path: str | Path) -> tuple[nn.Module, dict[str, object]]:
     """Load a pt2 file: (graph with the inputs of `PolicyGraph`, metadata). Only for files from people you trust.
 
     Raises:
@@ -213,7 +213,7 @@ def _onnx(
     program: torch.export.ExportedProgram,
     example: tuple[Tensor, ...],
     names: list[str],
-    metadata: dict[str, Any],
+    metadata: dict[str, object],
     weights: str,
 ) -> bytes:
     import onnx

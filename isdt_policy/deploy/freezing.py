@@ -12,13 +12,13 @@ from noise to data in one evaluation, so there is no path to guide. What it can 
         data  = X(x_t, t -> 0)                      one evaluation
     data <- known where weight is 1
 
-The choice finds the mode that the frozen actions belong to, which jumps alone cannot: once the first jump has landed in
-another mode, the free actions outvote the frozen ones (tests/deploy/test_freezing.py holds an example). The nearest
-candidate is not taken for its own sake: within a mode that copies the old plan's errors (PushT, 200 ms: 74 % against
-85 % with the first). The later jumps (RePaint, 2201.09865, does this along a diffusion) start from points whose known
-part lies on its true path, so the network fits the rest to it. Their noise must be new: data and the noise it came from
-are not independent, and adding both gives points wider than any the network has seen (72 % against 85 % without any
-latency). It takes two evaluations.
+The choice of a candidate finds the mode that the frozen actions belong to. Jumps alone cannot find it: once the first jump has
+landed in another mode, the free actions outvote the frozen ones (tests/deploy/test_freezing.py has an example). Among the
+candidates in the right mode the first is taken, not the nearest: the nearest reproduces the errors of the old plan (PushT,
+200 ms: 74 % success; with the first, 85 %). The later jumps start from points whose known part lies on its true path, so the
+network fits the rest to it (RePaint, 2201.09865, does this along a diffusion). Each needs new noise: data and the noise that it
+came from are not independent, and a mixture of the two is wider than anything the network has seen (72 % success against 85 %,
+both without latency). This takes two evaluations.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def inpaint(
 
 
 def inpainting_grid(nfe: int | str) -> tuple[float, ...]:
-    """Time grid of `inpaint` for a number of evaluations; at least two, as the first jump knows nothing of the prefix."""
+    """Time grid of `inpaint` for a number of evaluations: at least two, because the first jump does not know the frozen actions."""
     try:
         n = int(nfe)
     except ValueError:
@@ -89,7 +89,7 @@ def candidate_noise(
 ) -> NDArray[np.float32]:
     """Noise (batch, draws, horizon, action_dim); the first draw of a row is the noise of `predict_action`."""
     batch, *rest = shape
-    seeds = [None] * batch if noise_seeds is None else [np.abs(row).tolist() for row in np.asarray(noise_seeds)]
+    seeds = [None] * batch if noise_seeds is None else [[abs(int(n)) for n in row] for row in np.asarray(noise_seeds)]
     if len(seeds) != batch:
         raise InputError(f"noise_seeds has {len(seeds)} rows, the batch {batch}.")
     return np.stack([np.random.default_rng(s).standard_normal((draws, *rest), dtype=np.float32) for s in seeds])

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -118,7 +118,7 @@ def find_limits(
 def task_limits(spec: TaskSpec | None, policy: Policy) -> Limits:
     """The bounds of a task's actions and its neutral action, or what a policy without a known task says of itself."""
     if spec is None:
-        metadata: Mapping[str, Any] = getattr(policy, "metadata", {})
+        metadata: Mapping[str, object] = getattr(policy, "metadata", {})
         config = getattr(policy, "config", None)
         words = str(metadata.get("action_type", getattr(config, "action_type", "")) or "")
         size = getattr(policy, "action_dim", None) or getattr(config, "action_dim", None)
@@ -128,9 +128,10 @@ def task_limits(spec: TaskSpec | None, policy: Policy) -> Limits:
 
 
 def _own_limits(checkpoint: str, policy: Policy) -> Limits:
-    metadata: Mapping[str, Any] = getattr(policy, "metadata", {})
-    if isinstance(metadata.get("limits"), Mapping):
-        return Limits.from_dict(metadata["limits"])
+    metadata: Mapping[str, object] = getattr(policy, "metadata", {})
+    embedded = metadata.get("limits")
+    if isinstance(embedded, Mapping):
+        return Limits.from_dict(embedded)
     for folder in (checkpoint, f"{checkpoint}/policy", f"{checkpoint}/checkpoints/last/policy"):
         if (Path(folder) / FILE).is_file():
             return Limits.load(Path(folder) / FILE)

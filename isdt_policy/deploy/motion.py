@@ -62,7 +62,7 @@ class Braking:
     """
 
     def __init__(self, limits: Limits, size: int, dt: float) -> None:
-        self._ruckig: Any = require("ruckig", "runtime", "Acceleration and jerk limits")
+        self._ruckig = require("ruckig", "runtime", "Acceleration and jerk limits")
         low = np.full(size, -np.inf) if limits.low is None else np.asarray(limits.low)
         high, step, velocity, acceleration, jerk = (
             np.full(size, np.inf) if limit is None else np.asarray(limit)

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Record(TypedDict):
+    """An episode in a file."""
+
+    seed: int
+    success: bool
+    max_reward: float
+    length: int
 
 
 @dataclass
@@ -18,7 +28,7 @@ class Episode:
     commands: list[NDArray[np.float32]] = field(default_factory=list)
     finished: bool = False
 
-    def as_dict(self) -> dict[str, object]:
+    def as_dict(self) -> Record:
         """JSON values, without the commands."""
         return {
             "seed": self.seed,
@@ -37,7 +47,7 @@ class Report:
         running_s: time they took, without the resets between episodes.
         missed: periods whose work ended after the next was due.
         missed_stolen: of those, the ones in which the hypervisor ran something else on a core (Linux in a virtual machine).
-        held: periods without a fresh action; the last command was repeated.
+        held: periods without a fresh action, in which the robot moved no further.
         lost_observations: dropped on purpose, or not finite.
         work_s: from every beat to the end of that period's work: wake-up, policy, limits, simulator. Above 1 / rate_hz it
             is a miss; how far below it stays is the margin.

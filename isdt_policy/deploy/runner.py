@@ -1,4 +1,4 @@
-"""An exported policy on onnxruntime: what a robot's computer runs. Imports neither torch nor any training code.
+"""An exported policy on ONNX Runtime: what a robot's computer runs. It imports neither torch nor any training code.
 
 Example:
     policy = OnnxPolicy("policy.onnx")
@@ -62,7 +62,7 @@ class OnnxPolicy:
     def __init__(
         self, path: str | Path, *, threads: int = 1, providers: tuple[str, ...] = ("CPUExecutionProvider",)
     ) -> None:
-        onnxruntime: Any = require("onnxruntime", "runtime", "ONNX policies")
+        onnxruntime = require("onnxruntime", "runtime", "ONNX policies")
         try:
             data = Path(path).read_bytes()
         except OSError as error:
@@ -137,7 +137,7 @@ class OnnxPolicy:
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 
-    def _inputs(self, obs: Mapping[str, Any], nfe: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
+    def _inputs(self, obs: Mapping[str, object], nfe: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
         if nfe is not None and str(nfe) != self.nfe:
             raise InputError(f"nfe={nfe}: this file was exported with nfe={self.nfe}; export another for {nfe}.")
         inputs: dict[str, NDArray[np.float32]] = {}
@@ -164,5 +164,8 @@ class OnnxPolicy:
         if seeds.shape != (batch, 2):
             raise InputError(f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2).")
         return np.stack(
-            [np.random.default_rng(np.abs(row).tolist()).standard_normal(shape, dtype=np.float32) for row in seeds]
+            [
+                np.random.default_rng([abs(int(n)) for n in row]).standard_normal(shape, dtype=np.float32)
+                for row in seeds
+            ]
         )

@@ -1,7 +1,7 @@
 """The runtime: from one observation per control step to one action per control step.
 
-It holds what a policy does not: the observation history, the plan made of action chunks, and an inference that may still
-be running. One call to `Runtime.step` per control step, in all modes; it never waits longer than it is told to.
+It keeps what a policy does not: the history of observations, the plan (action chunks), and an inference that may still be
+running. In every mode `Runtime.step` is called once per control step, and never waits longer than it is told to.
 
 Timeline for n_obs_steps = 2, execute = 4, an inference that takes 2 control steps (| = observation it starts from):
 
@@ -10,8 +10,8 @@ Timeline for n_obs_steps = 2, execute = 4, an inference that takes 2 control ste
     "async"     a0  a1  a2  a3 |a4  a5  b2  b3 |b4  b5     a goes on meanwhile; b0 and b1 were due earlier and are skipped
     "rtc"       as "async", but b was asked to begin with a4, a5: no jump where the chunks meet
 
-"rtc" is real-time chunking (Black, Galliker, Levine, 2506.07339) carried over to flow maps: see `freezing`. Its inference
-is told the actions that will be executed before it can answer.
+"rtc" is real-time chunking (Black, Galliker, Levine, 2506.07339) for flow maps, see `freezing`. Its inference is told which
+actions will be executed before it can answer.
 
 Imports NumPy only.
 """
@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,17 +45,33 @@ Seen = tuple[int, float | None]
 class Executor(Protocol):
     """Where inference runs: a `concurrent.futures` executor of one thread, or `Inline`."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> Future[object]:
         """Start `fn`."""
+        ...
+
+
+class Continuing(Protocol):
+    """A policy that can continue a started chunk; see `freezing.PrefixPolicy.continue_action`."""
+
+    def continue_action(
+        self,
+        obs: Mapping[str, Array],
+        known: Array,
+        weight: Array,
+        *,
+        nfe: int | str,
+        noise_seeds: NDArray[np.int64] | None,
+    ) -> Mapping[str, Array]:
+        """Like `predict_action`, in agreement with known actions."""
         ...
 
 
 class Inline:
     """Runs every job at once, in the calling thread."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, fn: Callable[..., object], /, *args: object, **kwargs: object) -> Future[object]:
         """Run `fn` and return its finished future."""
-        future: Future[Any] = Future()
+        future: Future[object] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:  # handed to whoever asks for the result, as other executors do
@@ -174,14 +190,14 @@ class Runtime:
         self._history: deque[dict[str, Array]] = deque(maxlen=self.policy.n_obs_steps)
         self._seen: Seen = (0, None)
         self._chunks: list[Chunk] = []
-        self._pending: Future[Any] | None = None
+        self._pending: Future[object] | None = None
         self._asked_at = 0
         self._asked_seen: Seen = self._seen
         self._delays: deque[int] = deque(maxlen=10)
         self._executed: deque[Array] = deque(maxlen=max(1, self.policy.n_obs_steps - 1))
         self.policy.reset()
 
-    def act(self, obs: Mapping[str, Any] | None) -> Array:
+    def act(self, obs: Mapping[str, object] | None) -> Array:
         """One control step that must have an action: `step`, or the reason why there is none.
 
         Raises:
@@ -194,7 +210,7 @@ class Runtime:
             raise InputError("no action has arrived for this step; use step() and hold, or wait_s=None.")
         return action
 
-    def step(self, obs: Mapping[str, Any] | None, taken_s: float | None = None) -> Decision:
+    def step(self, obs: Mapping[str, object] | None, taken_s: float | None = None) -> Decision:
         """One control step: take the newest observation, start inference if it is due, return the action for now.
 
         Args:
@@ -224,7 +240,7 @@ class Runtime:
             self._executed.append(action)
         return Decision(action, now, 0) if action is None else Decision(action, now, now - seen[0], seen[1])
 
-    def _observe(self, obs: Mapping[str, Any] | None, taken_s: float | None) -> None:
+    def _observe(self, obs: Mapping[str, object] | None, taken_s: float | None) -> None:
         row = None if obs is None else self._checked(obs)
         if row is not None and self._history and not self._is_new(row, taken_s):
             row = None
@@ -248,7 +264,7 @@ class Runtime:
             return taken_s > last
         return any(not np.array_equal(value, self._history[-1][key]) for key, value in row.items())
 
-    def _checked(self, obs: Mapping[str, Any]) -> dict[str, Array] | None:
+    def _checked(self, obs: Mapping[str, object]) -> dict[str, Array] | None:
         row: dict[str, Array] = {}
         for key in self.policy.obs_keys:
             if key not in obs:
@@ -267,7 +283,7 @@ class Runtime:
         seeds = None if self.seed is None else np.array([[self.seed, self.decisions]], np.int64)
         if self.mode == "rtc" and self._chunks:
             known, weight = self._commitment(now)
-            call: Callable[..., Any] = self.policy.continue_action  # type: ignore[attr-defined]
+            call = cast(Continuing, self.policy).continue_action
             self._pending = self._executor.submit(call, obs, known[None], weight[None], nfe=self.nfe, noise_seeds=seeds)
         else:
             self._pending = self._executor.submit(self.policy.predict_action, obs, nfe=self.nfe, noise_seeds=seeds)
@@ -317,7 +333,7 @@ class Runtime:
         if self.ensemble is None:
             del self._chunks[:-1]
 
-    def _read(self, answer: Any) -> Array:
+    def _read(self, answer: object) -> Array:
         """The predicted window (horizon, action_dim) of an answer.
 
         Raises:
@@ -325,7 +341,9 @@ class Runtime:
         """
         try:
             with np.errstate(over="ignore"):  # too large a number becomes infinite; the safety stage refuses it
-                pred = np.asarray(answer["action_pred"]).astype(np.float32, casting="same_kind")
+                pred = np.asarray(cast(Mapping[str, object], answer)["action_pred"]).astype(
+                    np.float32, casting="same_kind"
+                )
         except (TypeError, ValueError, KeyError, IndexError):
             raise InputError("the policy answered something that is no action chunk.") from None
         rows, columns = self._window

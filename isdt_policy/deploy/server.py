@@ -36,12 +36,13 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.fair_share import FairShare
+from isdt_policy.deploy.runtime import Continuing
 from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
 from isdt_policy.deploy.wire import pack
 from isdt_policy.envs.protocol import Policy
@@ -356,8 +357,9 @@ class PolicyServer:
         try:
             if known:
                 actions, weights = (np.concatenate([part[i] for part in known]) for i in (0, 1))
-                proceed: Any = self.policy.continue_action  # type: ignore[attr-defined]
-                answer = proceed(obs, actions, weights, nfe=self.settings.nfe, noise_seeds=seeds)
+                answer = cast(Continuing, self.policy).continue_action(
+                    obs, actions, weights, nfe=self.settings.nfe, noise_seeds=seeds
+                )
             else:
                 answer = self.policy.predict_action(obs, nfe=self.settings.nfe, noise_seeds=seeds)
             action, pred = (np.asarray(answer[key], np.float32) for key in ("action", "action_pred"))

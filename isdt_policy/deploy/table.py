@@ -7,7 +7,6 @@ and the seeds. A finished cell is kept in the JSON file; the same settings go on
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,6 +16,7 @@ import numpy as np
 from isdt_policy.deploy.controller import Control, control
 from isdt_policy.deploy.latency import Draw, parse_latency
 from isdt_policy.deploy.loading import find_limits, load_policy, task_of
+from isdt_policy.deploy.report import Record
 from isdt_policy.deploy.runtime import MODES, Mode
 from isdt_policy.deploy.safety import Safety
 from isdt_policy.envs import make
@@ -44,7 +44,21 @@ class Cell(TypedDict):
     periods: int
     held: int
     interventions: dict[str, int]
-    records: list[dict[str, Any]]
+    records: list[Record]
+
+
+class Table(TypedDict):
+    """What a file holds."""
+
+    task: str
+    weights: str
+    episodes: int
+    seed: int
+    nfe: int
+    rate_hz: float
+    command: str
+    versions: dict[str, str]
+    cells: dict[str, Cell]
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ def _delay(text: str) -> Draw:
     return parse_latency("none" if text in ("0ms", "0s") else text)
 
 
-def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: str) -> dict[str, Any]:
+def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: str) -> Table:
     """Fill every cell that `file` does not hold yet, and return its content.
 
     Args:
@@ -103,15 +117,23 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
     spec = task_of(next(iter(policies.values())), task)
     grid = grid.at(spec)
-    said = {"task": spec.id, "weights": weights_sha256(checkpoint), "episodes": grid.episodes, "seed": grid.seed,
-            "nfe": grid.nfe, "rate_hz": grid.rate_hz}  # fmt: skip
-    result: dict[str, Any] = {**said, "cells": {}}
+    result: Table = {
+        "task": spec.id,
+        "weights": weights_sha256(checkpoint),
+        "episodes": grid.episodes,
+        "seed": grid.seed,
+        "nfe": grid.nfe,
+        "rate_hz": float(grid.rate_hz or spec.rate_hz),
+        "command": command,
+        "versions": versions(spec.id),
+        "cells": {},
+    }
     if file.is_file():
-        result = json.loads(file.read_text())
-        result.setdefault("nfe", result.pop("steps", None))  # its name in version 0.1.0
-        if changed := [key for key, value in said.items() if result.get(key) != value]:
+        found = _read(file)
+        said = {key: value for key, value in result.items() if key not in ("command", "versions", "cells")}
+        if changed := [key for key, value in said.items() if found.get(key) != value]:
             raise InputError(f"{file} holds a table with another {', '.join(changed)}; give another out=.")
-    result |= {"command": command, "versions": versions(spec.id)}
+        result["cells"] = found["cells"]
     bar = Progress(len(grid.latencies) * len(grid.modes), "table", "cell", every_s=5)
     for text in grid.latencies:
         for mode in grid.modes:
@@ -122,6 +144,17 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
             bar.update(1)
     bar.close()
     return result
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}. Give another out=.") from None
+    if not isinstance(found, dict) or not isinstance(found.get("cells"), dict):
+        raise InputError(f"{file} is not a table of isdt deploy table; give another out=.")
+    found.setdefault("nfe", found.get("steps"))  # its name in version 0.1.0
+    return found
 
 
 def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mode, latency: str) -> Cell:
@@ -151,7 +184,7 @@ def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mod
     }
 
 
-def page(result: Mapping[str, Any], grid: Grid) -> str:
+def page(result: Table, grid: Grid) -> str:
     """The table in Markdown: success with its Wilson interval, and the share of control steps that were held."""
 
     def text(cell: Cell) -> str:
@@ -191,7 +224,7 @@ def _success(cell: Cell) -> Estimate:
     return wilson(sum(e["success"] for e in cell["records"]), len(cell["records"]), 0.95)
 
 
-def figure(result: Mapping[str, Any], grid: Grid, path: Path) -> None:
+def figure(result: Table, grid: Grid, path: Path) -> None:
     """Draw success against latency, one line per mode, with intervals.
 
     Raises:

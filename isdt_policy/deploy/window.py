@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+
+
+class Drawn(Protocol):
+    """An environment that can be drawn."""
+
+    def render(self) -> object:
+        """Its picture, (height, width, 3)."""
+        ...
 
 
 class Window:
@@ -22,9 +30,9 @@ class Window:
         InputError: pygame is missing, or there is no display.
     """
 
-    def __init__(self, env: Any, title: str) -> None:
+    def __init__(self, env: Drawn, title: str) -> None:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        pygame: Any = require("pygame", "pusht", "A window")
+        pygame = require("pygame", "pusht", "A window")
         self._pygame, self._env, self._title = pygame, env, title
         self._surface: Any = None
 

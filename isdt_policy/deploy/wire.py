@@ -8,7 +8,6 @@ read, and a message that says anything else is refused before an array is made o
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -21,29 +20,29 @@ MAX_MAPS = 1000  # maps of a message, and keys of a map: reading more would keep
 MAX_ARRAY = 1 << 16  # entries of a list
 
 
-def pack(value: Any) -> bytes:
+def pack(value: object) -> bytes:
     """Write maps, lists, strings, numbers and arrays.
 
     Raises:
         InputError: an array of objects, strings or complex numbers, or something msgpack cannot write.
     """
-    msgpack: Any = require("msgpack", "serve", "Messages")
+    msgpack = require("msgpack", "serve", "Messages")
     try:
         return bytes(msgpack.packb(value, default=_to_wire))
     except (TypeError, OverflowError) as error:
         raise InputError(f"the message cannot be written: {error}") from error
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes) -> object:
     """Read what `pack` or openpi's packer wrote. Arrays are read-only views of `data`.
 
     Raises:
         InputError: not msgpack, trailing or missing bytes, or an array whose description is wrong.
     """
-    msgpack: Any = require("msgpack", "serve", "Messages")
+    msgpack = require("msgpack", "serve", "Messages")
     maps = 0
 
-    def read(obj: dict[Any, Any]) -> Any:
+    def read(obj: dict[object, object]) -> object:
         nonlocal maps
         maps += 1
         if maps > MAX_MAPS:
@@ -58,7 +57,7 @@ def unpack(data: bytes) -> Any:
         raise InputError(f"the message is not valid msgpack: {type(error).__name__}: {str(error)[:100]}") from error
 
 
-def _to_wire(value: Any) -> Any:
+def _to_wire(value: object) -> object:
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind not in KINDS:
             raise InputError(f"arrays of dtype {value.dtype} are not sent; allowed are booleans, integers and floats.")
@@ -68,7 +67,7 @@ def _to_wire(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is not a map, list, string, number or array")
 
 
-def _from_wire(obj: dict[Any, Any]) -> Any:
+def _from_wire(obj: dict[object, object]) -> object:
     if b"__ndarray__" in obj:
         dtype, data, shape = _dtype(obj), obj.get(b"data"), obj.get(b"shape")
         if not isinstance(data, bytes) or not isinstance(shape, list) or len(shape) > MAX_DIMS:
@@ -93,7 +92,7 @@ def _from_wire(obj: dict[Any, Any]) -> Any:
     return obj
 
 
-def _dtype(obj: dict[Any, Any]) -> np.dtype[Any]:
+def _dtype(obj: dict[object, object]) -> np.dtype[np.generic]:
     name = obj.get(b"dtype")
     try:
         dtype = np.dtype(name) if isinstance(name, str) and len(name) <= 8 else None

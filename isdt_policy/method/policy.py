@@ -244,7 +244,7 @@ class Policy(nn.Module):
                 raise InputError(
                     f"noise_seeds has shape {seeds.shape}, expected ({batch}, 2): (episode seed, decision index)."
                 )
-            sources = [np.random.default_rng(np.abs(row).tolist()) for row in seeds]
+            sources = [np.random.default_rng([abs(int(n)) for n in row]) for row in seeds]
         noise = np.stack([source.standard_normal(shape, dtype=np.float32) for source in sources])
         return noise, [int(source.integers(2**62)) for source in sources]
 

@@ -78,6 +78,8 @@ def check_writable(path: Path, folder: bool = False) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"'{path}' cannot be written: '{path.parent}' is not a folder. Name another place.") from None
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror or error}. Name another place.") from None
     wrong_kind = path.is_dir() and not folder

@@ -12,6 +12,7 @@ from isdt_deploy_toys import MLP, observations, run, tiny_policy
 
 from isdt_policy.cli.export import Export
 from isdt_policy.deploy.export import FileFormat, export, load_pt2, parity
+from isdt_policy.deploy.freezing import candidate_noise
 from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.shared.errors import InputError
@@ -76,6 +77,15 @@ def test_the_batch_is_free_and_metadata_travels(unet):
     assert m["limits"] == {"low": [0, 0], "high": [512, 512], "step": [90, 90]}
     assert m["source"] == "here"
     assert m == load_pt2(folder / "p.pt2")[1]
+
+
+def test_the_lowest_seed_is_one_like_any_other(unet):
+    """-2**63 has no absolute value in 64 bits: NumPy's is -2**63 again, which no generator takes."""
+    policy, folder = unet
+    obs, seeds = observations(1), np.array([[-(2**63), 0]])
+    got = OnnxPolicy(folder / "p.onnx").predict_action(obs, noise_seeds=seeds)["action"]
+    assert got == pytest.approx(policy.predict_action(obs, noise_seeds=seeds)["action"], abs=0.05)
+    assert candidate_noise((1, 16, 2), 1, seeds).shape == (1, 1, 16, 2)
 
 
 def test_the_runner_and_the_runtime_need_no_torch(unet):

@@ -135,7 +135,9 @@ async def load(uri: str, frames: list[list[bytes]], answers: NDArray[np.float32]
                 if isinstance(reply, str):
                     continue
                 result.answered += 1
-                action = unpack(reply)["actions"]
+                answer = unpack(reply)
+                assert isinstance(answer, dict)
+                action = answer["actions"]
                 result.wrong += not np.allclose(action, answers[which, k % QUESTIONS], rtol=0, atol=tolerance)
 
     ready, tasks = asyncio.Event(), [asyncio.create_task(client(i)) for i in range(len(frames))]
