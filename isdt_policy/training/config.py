@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -28,6 +29,7 @@ from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.training.loggers import meant
 from isdt_policy.training.settings import DataConfig, TrainingConfig
 
 Section = dict[str, object]
@@ -106,6 +108,8 @@ class RunConfig:
             raise InputError(f"policy.sigma_data must be a number above 0, or null to measure it; got {sigma}.")
         sampling = Sampling.read(cast(Section, policy.pop("sampling", {})))
         network = read_network(s["network"])
+        training = build("training", TrainingConfig, s["training"])
+        meant(training.loggers)  # refuses what is none
         return cls(
             run=Path(s["run_dir"]),
             if_exists=s["if_exists"],
@@ -114,7 +118,7 @@ class RunConfig:
             policy=build("policy", PolicyConfig, {**policy, **_UNKNOWN, "network": network, "sampling": sampling}),
             sigma_data=None if sigma is None else float(sigma),
             objective=read_objective(s["objective"]),
-            training=build("training", TrainingConfig, s["training"]),
+            training=training,
         )
 
 
@@ -127,6 +131,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
     Raises:
         InputError: an unknown key or group option (with the nearest name), or a value that cannot be parsed.
     """
+    overrides = [_in_todays_words(override) for override in overrides]
     _register()
     GlobalHydra.instance().clear()
     with initialize_config_module("isdt_policy.configs", version_base="1.3"):
@@ -152,7 +157,20 @@ def load_config(run: str | Path) -> Settings:
         raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
     if not isinstance(saved, dict) or not set(_SECTIONS) <= set(saved):
         raise InputError(f"'{run}' is not a run directory: its config.json does not hold the settings of a run.")
+    training = saved["training"]
+    if isinstance(training, dict) and "tensorboard" in training:  # of version 0.1.0
+        training["loggers"] = ["auto"] if training.pop("tensorboard") else []
     return _complete(saved)
+
+
+def _in_todays_words(override: str) -> str:
+    """An override of version 0.1.0 as it is called now, with a hint."""
+    key, _, value = override.partition("=")
+    if key != "training.tensorboard":
+        return override
+    now = f"training.loggers={'[auto]' if value.lower() == 'true' else '[]'}"
+    print(f"note: {override} is now {now}", file=sys.stderr)
+    return now
 
 
 def kinds(settings: Settings) -> dict[str, type]:

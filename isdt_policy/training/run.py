@@ -32,7 +32,7 @@ from isdt_policy.training.trainer import Trainer
 
 # Settings in which a run may go on that was started with others: training does not read how a policy draws when it acts, and
 # where the run and its numbers are computed is not what is computed.
-_MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device"}
+_MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device", "training.loggers"}
 
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
 _LATER = {

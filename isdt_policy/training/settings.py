@@ -82,7 +82,7 @@ class TrainingConfig:
         keep_checkpoints: number of newest checkpoints that are kept; the last and the best one always are.
         mask_padding: leave the copies that fill a window beyond the end of its episode out of the loss. They teach the policy
             to stand still where a demonstration stopped; without them it carries on.
-        tensorboard: also write the log for TensorBoard, if that is installed.
+        loggers: where numbers go besides log.jsonl: names such as tensorboard; "auto" takes TensorBoard if it is installed.
     """
 
     seed: int = 42
@@ -108,7 +108,7 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep_checkpoints: int = 1
     mask_padding: bool = False
-    tensorboard: bool = True
+    loggers: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):

@@ -252,7 +252,7 @@ class Trainer:
             NonFiniteLoss: see `train_step`.
         """
         goal = self.config.steps if until is None else min(until, self.config.steps)
-        log = Log(self.run, self.step, self.config.tensorboard)
+        log = Log(self.run, self.step, self.config.loggers)
         bar = Progress(self.config.steps, "train", initial=self.step)
         try:
             with stop_requests(bar.note) as stop:

@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 SMALL = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
     "policy.encoder_hidden=[16]", "training.batch_size=16", "training.steps=2", "training.diagonal_steps=1",
-    "training.tensorboard=false", "training.compile=false",
+    "training.loggers=[]", "training.compile=false",
 ]  # fmt: skip
 
 

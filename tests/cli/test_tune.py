@@ -19,7 +19,7 @@ from isdt_policy.shared import files
 
 TINY = [
     "experiment=pusht_demo", "training.steps=4", "training.diagonal_steps=0", "training.compile=false",
-    "training.batch_size=4", "training.threads=1", "training.tensorboard=false", "network.down_dims=[8,16]",
+    "training.batch_size=4", "training.threads=1", "training.loggers=[]", "network.down_dims=[8,16]",
     "data.max_train_episodes=4", "episodes=1", "look_episodes=1", "startup=1",
 ]  # fmt: skip
 SPACE = ["objective.bound=choice(0,0.3,1)", "training.lr=tag(log,interval(1e-4,1e-2))"]

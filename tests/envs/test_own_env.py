@@ -13,7 +13,7 @@ from isdt_policy.shared.errors import InputError
 PAGE = (Path(__file__).parents[2] / "docs" / "own_env.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 SMALL = '''"network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "policy.encoder_hidden=[16]",
-"training.batch_size=16", "training.tensorboard=false", "training.compile=false", "training.threads=1"'''
+"training.batch_size=16", "training.loggers=[]", "training.compile=false", "training.threads=1"'''
 
 
 @pytest.fixture

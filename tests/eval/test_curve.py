@@ -9,7 +9,7 @@ from isdt_policy.training.cost import training_of
 
 TINY = [
     "experiment=pusht_demo", "training.diagonal_steps=0", "training.compile=false", "training.batch_size=4",
-    "training.threads=1", "training.tensorboard=false", "network.down_dims=[8,16]", "data.max_train_episodes=4",
+    "training.threads=1", "training.loggers=[]", "network.down_dims=[8,16]", "data.max_train_episodes=4",
     "training.checkpoint_every=2", "training.log_every=1", "training.keep_checkpoints=3", "training.validate_every=2",
 ]  # fmt: skip
 

@@ -364,7 +364,7 @@ def run(tiny_store, tmp_path_factory):
     return train(compose_config([
         f"data.path={tiny_store}", f"run_dir={tmp_path_factory.mktemp('runs') / 'run'}", "training.steps=3",
         "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
-        "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.tensorboard=false",
+        "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.loggers=[]",
         "training.compile=false", "data.val_ratio=0.2", "training.amp=off",
     ]))  # fmt: skip
 

@@ -18,7 +18,7 @@ NAMES = sorted(p.name[:-5] for p in (resources.files("isdt_policy.configs") / "o
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "policy.horizon=8",
     "policy.n_action_steps=4", "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1",
-    "training.log_every=1", "training.warmup_steps=1", "training.tensorboard=false", "training.compile=false",
+    "training.log_every=1", "training.warmup_steps=1", "training.loggers=[]", "training.compile=false",
     "training.mask_padding=true", "data.val_ratio=0.1", "data.obs_keys=[agent_pos]", "policy.action_reference=''",
 ]  # fmt: skip
 SETTINGS = ("training.steps=2", "training.checkpoint_every=1", "training.validate_every=2")

@@ -168,7 +168,7 @@ def test_training_side_by_side_is_the_ordinary_trainer(name, tmp_path):
     row = ROWS[name]
     config = TrainingConfig(
         seed=3, steps=6, batch_size=16, lr=1e-2, diagonal_steps=int(6 * row.warm_start), weight_decay=0.0,
-        warmup_steps=2, grad_clip=0.55, amp="off", tensorboard=False,
+        warmup_steps=2, grad_clip=0.55, amp="off", loggers=(),
     )  # fmt: skip
     data = Fixed(DENSITIES["two_moons"](1000, generator()))
 

@@ -17,7 +17,7 @@ from isdt_policy.shared.errors import InputError
 ANY = Tasks(report="only")
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "training.steps=2", "training.batch_size=8", "training.compile=false", "training.tensorboard=false",
+    "training.steps=2", "training.batch_size=8", "training.compile=false", "training.loggers=[]",
     "training.diagonal_steps=0", "network.down_dims=[8,8]", "policy.encoder_hidden=[8]", "training.warmup_steps=1",
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ NAMES = sorted(p.name[:-5] for p in (resources.files("isdt_policy.configs") / "o
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "policy.horizon=8",
     "policy.n_action_steps=4", "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1",
-    "training.tensorboard=false", "data.obs_keys=[agent_pos]", "policy.action_reference=''",
+    "training.loggers=[]", "data.obs_keys=[agent_pos]", "policy.action_reference=''",
 ]  # fmt: skip
 
 # Relative error of the loss, and of the gradient as a vector. Compiled float32 differs by the order of its sums alone.

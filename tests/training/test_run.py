@@ -25,7 +25,7 @@ from isdt_policy.training.trainer import Trainer
 
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "training.device=cpu",
-    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.tensorboard=false",
+    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.loggers=[]",
 ]  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from isdt_policy.training.trainer import NonFiniteLoss, TrainingConfig
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8",
     "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.log_every=1",
-    "training.warmup_steps=10", "training.tensorboard=false", "data.val_ratio=0.1",
+    "training.warmup_steps=10", "training.loggers=[]", "data.val_ratio=0.1",
 ]  # fmt: skip
 
 

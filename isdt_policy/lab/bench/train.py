@@ -23,9 +23,7 @@ def measure(what: Train) -> Measured:
         f"{ours.parameters / 1e6:.2f} M parameters"
         + ("; compiling both networks takes a minute or two" if what.compile else "")
     )
-    settings = TrainingConfig(
-        batch_size=what.batch, device=what.device, compile=what.compile, threads=what.threads, tensorboard=False
-    )
+    settings = TrainingConfig(batch_size=what.batch, device=what.device, compile=what.compile, threads=what.threads)
     with tempfile.TemporaryDirectory() as folder:
         objective = ISD(guidance_scale=what.guidance_scale)
         trainer = Trainer(ours.policy, objective, ours.windows, None, settings, Path(folder))

@@ -58,7 +58,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
             f"policy.n_action_steps={settings.n_action_steps}",
             f"training.checkpoint_every={min(settings.steps, 500)}",
             "training.log_every=1",  # the distribution of gradient norms needs every step
-            "training.tensorboard=false",
+            "training.loggers=[]",
             f"training.compile={str(settings.compile).lower()}",
             f"training.threads={threads}",
         ]

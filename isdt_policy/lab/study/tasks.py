@@ -121,7 +121,7 @@ def finished(folder: Path, config: Config, arms: Sequence[str]) -> bool:
 
 
 # Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
-OF_THE_MACHINE = {"path", "threads", "device", "amp", "tensorboard", "keep_checkpoints"}
+OF_THE_MACHINE = {"path", "threads", "device", "amp", "tensorboard", "loggers", "keep_checkpoints"}
 
 
 def arms_of(objective: str, config: Config, wanted: Sequence[str] = ()) -> tuple[str, ...]:
