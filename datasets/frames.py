@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -102,23 +103,41 @@ def take(array: NDArray[Any], steps: NDArray[np.int64], out: NDArray[Any] | None
     return out
 
 
-def frames(
-    store: Store, keys: Sequence[str], mode: str = "auto", memory_limit: int | None = None
-) -> dict[str, NDArray[Any] | Mapped | OnDisk]:
+@dataclass(frozen=True)
+class ImageMemory:
+    """Where images are held while windows of them are read.
+
+    Attributes:
+        mode: "ram"; "mmap", a file of decoded frames beside other downloads, mapped into memory and paged in by the system as
+            windows are read; "disk", left in the store and decoded anew for every batch. "auto" takes the first of these for
+            which there is room.
+        limit: bytes that images may take in RAM under "auto", and pages of the mapped file at any time; None takes half of
+            what is free.
+
+    Raises:
+        InputError: an unknown mode.
+    """
+
+    mode: str = "auto"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"mode '{self.mode}' is not one of {', '.join(MODES)}.{nearest(self.mode, MODES)}")
+
+
+def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, NDArray[Any] | Mapped | OnDisk]:
     """Image keys as (n_steps, numbers per frame) arrays in the stored dtype, or what gives their rows.
 
     Args:
         store: demonstrations.
         keys: image keys.
-        mode: "ram", "mmap", "disk" or "auto"; see `WindowDataset`.
-        memory_limit: bytes allowed in RAM under "auto" and held of a mapped file; None takes half of what is free.
+        memory: where to hold them.
     """
-    if mode not in MODES:
-        raise InputError(f"mode '{mode}' is not one of {', '.join(MODES)}.{nearest(mode, MODES)}")
     if not keys:
         return {}
     size = sum(store.read(key, 0, 1).nbytes for key in keys) * int(store.episode_ends[-1])
-    limit = free_memory() // 2 if memory_limit is None else memory_limit
+    mode, limit = memory.mode, free_memory() // 2 if memory.limit is None else memory.limit
     if mode == "auto":
         mode = "ram" if size <= limit else "mmap" if size < _free_cache() else "disk"
         print(

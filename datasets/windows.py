@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.frames import frames, is_image, take
+from isdt_policy.datasets.frames import ImageMemory, frames, is_image, take
 from isdt_policy.shared.errors import InputError
 
 
@@ -144,15 +144,10 @@ class WindowDataset:
     Args:
         store: demonstrations.
         obs_keys: observation keys, stored ones or ones the task derives from stored ones.
-        action_key: stored key of the action.
         horizon, n_obs_steps, n_action_steps: see the top of this file.
         episodes: indices of the episodes to use; None takes all.
         task: derives keys the store does not hold.
-        mode: where images are held: "ram"; "mmap", a file of decoded frames beside other downloads, mapped into memory and
-            paged in by the system as windows are read; "disk", left in the store and decoded anew for every batch. "auto"
-            takes the first of these for which there is room.
-        memory_limit: bytes that images may take in RAM under "auto", and pages of the mapped file at any time; None takes
-            half of what is free.
+        images: where images are held; None takes the first place that has room.
 
     Raises:
         InputError: an unknown key or mode, NaN or infinity in what is read, or no episodes.
@@ -162,14 +157,12 @@ class WindowDataset:
         self,
         store: Store,
         obs_keys: Sequence[str],
-        action_key: str = "action",
         horizon: int = 16,
         n_obs_steps: int = 2,
         n_action_steps: int = 8,
         episodes: NDArray[np.int64] | Sequence[int] | None = None,
         task: Deriver | None = None,
-        mode: str = "auto",
-        memory_limit: int | None = None,
+        images: ImageMemory | None = None,
     ) -> None:
         self.obs_keys, self.horizon, self.n_obs_steps = tuple(obs_keys), horizon, n_obs_steps
         chosen = np.arange(store.n_episodes) if episodes is None else np.asarray(episodes, np.int64)
@@ -183,11 +176,11 @@ class WindowDataset:
         episode = np.searchsorted(ends, indices[:, 0], side="right")
         low = np.concatenate([[0], ends[:-1]])[episode]
         self._rows = np.stack([indices[:, 0] - indices[:, 2], low, ends[episode] - 1], axis=1)
-        images = tuple(key for key in self.obs_keys if key in store.keys and is_image(store, key))
-        low_dim = [key for key in self.obs_keys if key not in images]
-        self._arrays = {**_observations(store, low_dim, task), "action": _read(store, action_key)}
-        self._shapes = {key: store.read(key, 0, 1).shape[1:] for key in images}
-        self._frames = frames(store, images, mode, memory_limit)
+        pictures = tuple(key for key in self.obs_keys if key in store.keys and is_image(store, key))
+        low_dim = [key for key in self.obs_keys if key not in pictures]
+        self._arrays = {**_observations(store, low_dim, task), "action": _read(store, "action")}
+        self._shapes = {key: store.read(key, 0, 1).shape[1:] for key in pictures}
+        self._frames = frames(store, pictures, images or ImageMemory())
         # Flat, in the order in which one call writes them.
         self._flat_keys = (*low_dim, "action")
         self._flat = tuple(np.require(self._arrays[key].reshape(-1), np.float32, ["C", "W"]) for key in self._flat_keys)

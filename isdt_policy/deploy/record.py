@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +69,8 @@ def record(
     task, seeds = rollouts.protocol.task, rollouts.seeds
     with DemoWriter(store, task, dict(source), overwrite, attributes=task_attributes(task)) as writer:
         _check_source(store, writer.attrs.get("provenance", {}), source)
-        info: list[dict[str, Any]] = list(writer.attrs.get("recorded", []))
+        if "recorded" in writer.attrs and "episode_info" not in writer.attrs:  # begun by version 0.1
+            writer.set_episode_info(writer.attrs["recorded"])
         after = writer.attrs.get("next_seed")
         todo = [seed for seed in seeds if after is None or seed >= int(after)]
         progress = Progress(len(seeds), store.name, "episode", initial=len(seeds) - len(todo))
@@ -82,19 +82,15 @@ def record(
                 if rollouts.successes_only and row.success is None:
                     raise InputError("the environment does not report success: give successes_only=false.")
                 if row.ok and (row.success or not rollouts.successes_only):
-                    info.append({"seed": row.seed, "success": row.success, "max_reward": row.max_reward})
-                    # The next seed is recorded in the same file replacement that commits the episode.
-                    writer.append(
-                        carried_out(result.kept[row.key].trajectory, task),
-                        attributes={"next_seed": row.seed + 1, "recorded": info},
-                    )
+                    info = {"seed": row.seed, "success": row.success, "max_reward": row.max_reward}
+                    # The next seed and the information appear in the same instant as the episode.
+                    writer.append(carried_out(result.kept[row.key].trajectory, task), {"next_seed": row.seed + 1}, info)
                 progress.update()
         progress.close()
-        writer.set_episode_info(info)
         if not writer.n_episodes:
             raise InputError(f"no episode of {len(seeds)} was worth keeping; '{store}' is empty.")
     demos = DemoStore.open(store)
-    won = sum(bool(i["success"]) for i in info)
+    won = sum(bool(info.get("success")) for info in demos.episode_info())
     return f"{store}: {demos.n_episodes} episodes ({won} successes), {demos.n_steps} steps of {', '.join(demos.keys)}"
 
 

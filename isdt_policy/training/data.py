@@ -77,7 +77,7 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
 
     def windows(store: DemoStore | MemoryStore, chosen: Episodes) -> WindowDataset:
         return WindowDataset(
-            store, keys, "action", policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
+            store, keys, policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
         )  # fmt: skip
 
     train = windows(store, episodes)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from isdt_policy.datasets.frames import frames
+from isdt_policy.datasets.frames import ImageMemory, frames
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.shared.errors import InputError
@@ -30,7 +30,7 @@ def test_mapped_images_are_those_in_memory(dtype, tmp_path, monkeypatch):
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
     store = DemoStore.open(image_store(tmp_path / "a.zarr", 150, 12, dtype))
     modes = ("ram", "mmap", "mmap", "disk")
-    ram, mapped, again, disk = (WindowDataset(store, ["image"], mode=mode) for mode in modes)
+    ram, mapped, again, disk = (WindowDataset(store, ["image"], images=ImageMemory(mode)) for mode in modes)
     order = np.random.default_rng(0).permutation(ram.n_windows)
     expected = ram.batch(order)
     assert expected["obs"]["image"].shape == (len(order), 2, 12, 12, 3)
@@ -44,11 +44,11 @@ def test_mapped_images_are_those_in_memory(dtype, tmp_path, monkeypatch):
 
 def test_a_store_that_changed_is_decoded_again(tmp_path, monkeypatch):
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
-    frames(DemoStore.open(image_store(tmp_path / "a.zarr", 30, 12)), ["image"], "mmap")
+    frames(DemoStore.open(image_store(tmp_path / "a.zarr", 30, 12)), ["image"], ImageMemory("mmap"))
     store = DemoStore.open(image_store(tmp_path / "a.zarr", 60, 12))
-    assert frames(store, ["image"], "mmap")["image"].array.shape == (60, 432)
+    assert frames(store, ["image"], ImageMemory("mmap"))["image"].array.shape == (60, 432)
     with pytest.raises(InputError, match="Did you mean 'mmap'"):
-        frames(store, ["image"], "map")
+        frames(store, ["image"], ImageMemory("map"))
 
 
 def test_the_mode_follows_from_the_room_there_is(tmp_path, monkeypatch, capsys):
@@ -57,14 +57,14 @@ def test_the_mode_follows_from_the_room_there_is(tmp_path, monkeypatch, capsys):
     size = 30 * 12 * 12 * 3
     for limit, room, mode in ((size, 0, "ram"), (size - 1, 10 * size, "mmap"), (size - 1, size, "disk")):
         monkeypatch.setattr("isdt_policy.datasets.frames._free_cache", lambda room=room: room)
-        frames(store, ["image"], memory_limit=limit)
+        frames(store, ["image"], ImageMemory(limit=limit))
         assert f"mode {mode}" in capsys.readouterr().err
 
 
 def test_a_mapping_that_is_let_go_of_gives_the_same_frames(tmp_path, monkeypatch):
     monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
     store = DemoStore.open(image_store(tmp_path / "a.zarr", 600, 96))
-    small, large = (WindowDataset(store, ["image"], mode="mmap", memory_limit=n) for n in (6 * 2**20, 2**40))
+    small, large = (WindowDataset(store, ["image"], images=ImageMemory("mmap", n)) for n in (6 * 2**20, 2**40))
     order = np.random.default_rng(0).permutation(small.n_windows)
     for part in np.array_split(order, 9):
         np.testing.assert_array_equal(small.batch(part)["obs"]["image"], large.batch(part)["obs"]["image"])
@@ -99,6 +99,7 @@ def test_a_store_four_times_memory_limit_is_read_with_resident_memory_under_it(n
 LIMITED = """
 import re, resource, sys
 import numpy as np
+from isdt_policy.datasets.frames import ImageMemory
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import WindowDataset
 store = DemoStore.open(sys.argv[1])
@@ -106,7 +107,7 @@ store.read("image", 0, 640)  # starts the threads that decode
 WindowDataset(store, ["action"]).batch(np.arange(8))
 allocated = int(re.search(r"VmData:\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (allocated + int(sys.argv[3]),) * 2)
-windows = WindowDataset(store, ["image"], mode=sys.argv[2])
+windows = WindowDataset(store, ["image"], images=ImageMemory(sys.argv[2]))
 for part in np.array_split(np.random.default_rng(0).permutation(windows.n_windows), 200):
     batch = windows.batch(part)
     assert (batch["obs"]["image"][:, 1, 0, 0, 0] == batch["action"][:, 1, 0] % 256).all()

@@ -63,7 +63,7 @@ def test_a_batch_holds_its_windows_with_edges_repeated(lengths, horizon, data):
     n_action = data.draw(st.integers(1, horizon))
     ends = np.cumsum(lengths)
     indices = window_indices(ends, horizon, n_obs - 1, n_action - 1)
-    windows = WindowDataset(memory_store(lengths), ["state"], "action", horizon, n_obs, n_action)
+    windows = WindowDataset(memory_store(lengths), ["state"], horizon, n_obs, n_action)
     assert windows.n_windows == len(indices)
     if not len(indices):
         return
@@ -141,7 +141,7 @@ def test_the_sampler_also_reads_images_from_the_store(tmp_path):
     from isdt_policy.lab.bench.data import HORIZON, N_ACTION, N_OBS, PerItemSampler, _image_store, _InStore
 
     store = DemoStore.open(_image_store(tmp_path / "a.zarr", "noise", 130))
-    ours = WindowDataset(store, ["image"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION, mode="ram")
+    ours = WindowDataset(store, ["image"], horizon=HORIZON, n_obs_steps=N_OBS, n_action_steps=N_ACTION)
     plain = PerItemSampler({key: _InStore(store, key) for key in ("image", "action")}, store.episode_ends)
     order = np.random.default_rng(0).permutation(ours.n_windows)
     batch, other = ours.batch(order), plain.batch(order)

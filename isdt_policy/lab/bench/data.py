@@ -21,6 +21,7 @@ import zarr
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.convert import convert
+from isdt_policy.datasets.frames import ImageMemory
 from isdt_policy.datasets.store import NOT_OBSERVED, DemoStore, DemoWriter, resolve_path
 from isdt_policy.datasets.summary import is_low_dim
 from isdt_policy.datasets.windows import WindowDataset, epoch_order, window_indices
@@ -134,12 +135,15 @@ def _images(found: _Found, kind: str, source: Path, what: Data) -> None:
     store = DemoStore.open(source)
     frames = store.read("image")
     limit = frames.nbytes // 4
-    shape = {"horizon": HORIZON, "n_obs_steps": N_OBS, "n_action_steps": N_ACTION}
     with contextlib.redirect_stderr(io.StringIO()):  # says which mode was chosen
         ours = {
-            "ours, in memory": WindowDataset(store, ["image"], mode="ram", **shape),  # type: ignore[arg-type]
-            "ours, mapped": WindowDataset(store, ["image"], mode="mmap", memory_limit=limit, **shape),  # type: ignore[arg-type]
-            "ours, left in the store": WindowDataset(store, ["image"], mode="disk", **shape),  # type: ignore[arg-type]
+            "ours, in memory": WindowDataset(store, ["image"], HORIZON, N_OBS, N_ACTION, images=ImageMemory("ram")),
+            "ours, mapped": WindowDataset(
+                store, ["image"], HORIZON, N_OBS, N_ACTION, images=ImageMemory("mmap", limit)
+            ),
+            "ours, left in the store": WindowDataset(
+                store, ["image"], HORIZON, N_OBS, N_ACTION, images=ImageMemory("disk")
+            ),
         }
     plain = {
         "per item, in memory": PerItemSampler({"image": frames, "action": store.read("action")}, store.episode_ends),
@@ -203,7 +207,7 @@ def resident_growth(path: str, limit: int, batch: int) -> int:
     ):  # where it is not allowed the peak so far counts too, which errs on the safe side
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
-    windows = WindowDataset(store, ["image"], memory_limit=limit)
+    windows = WindowDataset(store, ["image"], images=ImageMemory(limit=limit))
     order = epoch_order(windows.n_windows, seed=0, epoch=0)
     for start in range(0, len(order), batch):
         windows.batch(order[start : start + batch])

@@ -53,7 +53,7 @@ class Subject:
 def subject(size: Size, data: str = BUNDLED) -> Subject:
     """Build a policy of about `size` parameters on the demonstrations in `data`."""
     spec = task_spec("pusht")
-    windows = WindowDataset(DemoStore.open(data), list(spec.default_obs_keys), "action", task=spec)
+    windows = WindowDataset(DemoStore.open(data), list(spec.default_obs_keys), task=spec)
     statistics = windows.statistics()
     torch.manual_seed(0)
     dims = {key: int(np.size(value["min"])) for key, value in statistics.items() if key != "action"}

@@ -163,7 +163,7 @@ def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, 
             )
         store, c = DemoStore.open(data), policy.config
         everything = WindowDataset(
-            store, policy.obs_keys, "action", c.horizon, c.n_obs_steps, c.n_action_steps, task=task_spec(policy.task)
+            store, policy.obs_keys, c.horizon, c.n_obs_steps, c.n_action_steps, task=task_spec(policy.task)
         )
         return everything, f"all {store.n_episodes} episodes of {data}", None
     if data is not None:
