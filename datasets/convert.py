@@ -19,7 +19,7 @@ from isdt_policy.datasets.formats.robomimic_replay import actions_fit, with_acti
 from isdt_policy.datasets.store import resolve_path, task_attributes
 from isdt_policy.datasets.writer import check_episode, unlike
 from isdt_policy.shared import files
-from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.errors import InputError, printable
 from isdt_policy.shared.progress import Progress
 
 
@@ -96,7 +96,7 @@ def write(
     with files.locked(target, f"'{target}' is being written by another process."):
         _write(recording, target, writer.write, provenance)
     for note in recording.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     print(f"{target}: {recording.n_episodes} episodes from {recording.path} ({recording.format} -> {to})")
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.progress import Progress
+
+# A server that sends less than this in that time is given up.
+_PATIENCE_S, _LEAST_BYTES = 60.0, 2**16
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ def download(url: str, target: Path, sha256: str | None = None, timeout_s: float
     Raises:
         InputError: no connection, a broken one (the part is kept), or another digest than expected.
     """
+    address = urlsplit(url)
+    if address.scheme != "https" and not sha256 and address.hostname not in ("127.0.0.1", "localhost"):
+        raise InputError(
+            f"{url} is not encrypted: anybody on the way can change it. Give its https address, or sha256=."
+        )
     remembered = target.with_name(target.name + ".sha256")
     expected = sha256 or (remembered.read_text().strip() if remembered.exists() else None)
     if target.exists():
@@ -121,29 +132,62 @@ def download(url: str, target: Path, sha256: str | None = None, timeout_s: float
 
 def _receive(url: str, part: Path, timeout_s: float) -> None:
     """Download into `part`, after what it holds already if the server can go on there."""
-    start = part.stat().st_size if part.exists() else 0
+    if part.is_symlink():
+        raise InputError(f"'{part}' is a link; delete it, and give the command again.")
     tag = part.with_name(part.name + ".etag")
+    start = part.stat().st_size if part.exists() and tag.exists() else 0
     request = urllib.request.Request(url)
-    if start and tag.exists():  # If-Range: the rest only if the file is still the same, else all of it
+    if start:  # If-Range: the rest only if the file is still the same, else all of it
         request.add_header("Range", f"bytes={start}-")
         request.add_header("If-Range", tag.read_text())
-    with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-        if answer.status != 206:
+    with urllib.request.build_opener(_SameScheme).open(request, timeout=timeout_s) as answer:
+        if answer.status != 206 or not (answer.headers.get("Content-Range") or f"bytes {start}-").startswith(
+            f"bytes {start}-"
+        ):
             start = 0
-        total = start + int(answer.headers.get("Content-Length") or 0)
+        if answer.status != 206:
+            tag.unlink(missing_ok=True)
         if answer.headers.get("ETag"):
             tag.write_text(answer.headers["ETag"])
-        progress = Progress(max(1, total >> 20), part.name, "MB", initial=start >> 20)
-        received = start
+        total = start + int(answer.headers.get("Content-Length") or 0)
+        room = shutil.disk_usage(part.parent).free
+        if total - start > room:
+            raise InputError(f"{url} has {total >> 20} MB, and there is room for {room >> 20} MB at '{part.parent}'.")
         with part.open("ab" if start else "wb") as file:
-            while block := answer.read(2**18):
-                file.write(block)
-                progress.update(((received + len(block)) >> 20) - (received >> 20))
-                received += len(block)
-        progress.close()
+            received = start + _copy(
+                answer, file, total - start, Progress(max(1, total >> 20), part.name, "MB", start >> 20)
+            )
     if received < total:
         raise ConnectionError(f"the connection ended after {received} of {total} bytes")
     tag.unlink(missing_ok=True)
+
+
+def _copy(answer: IO[bytes], file: IO[bytes], expected: int, progress: Progress) -> int:
+    """Copy what a server sends, and return how many bytes; give up on one that sends more than it said, or next to nothing."""
+    received, since, before = 0, time.monotonic(), 0
+    while block := answer.read(2**18):
+        file.write(block)
+        progress.update(((received + len(block)) >> 20) - (received >> 20))
+        received += len(block)
+        if expected and received > expected:
+            raise ConnectionError(f"the server sends more than the {expected} bytes it announced")
+        if time.monotonic() - since > _PATIENCE_S:
+            if received - before < _LEAST_BYTES:
+                raise ConnectionError(f"only {received - before} bytes came in {_PATIENCE_S:g} s")
+            since, before = time.monotonic(), received
+    progress.close()
+    return received
+
+
+class _SameScheme(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection from https only to https."""
+
+    def redirect_request(
+        self, request: urllib.request.Request, fp: IO[bytes], code: int, message: str, headers: HTTPMessage, url: str
+    ) -> urllib.request.Request | None:
+        if not url.startswith(f"{request.type}:"):
+            raise InputError(f"{request.full_url} points to {url}, which is not {request.type}; it is not followed.")
+        return super().redirect_request(request, fp, code, message, headers, url)
 
 
 def _checked(path: Path, expected: str | None, remember: Path | None, advice: str, drop: bool = False) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import LOW_DIM
 from isdt_policy.datasets.store import DemoStore
+from isdt_policy.shared.errors import printable
 
 
 def blocks(store: DemoStore, key: str, megabytes: int = 64) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -80,7 +81,7 @@ def table(facts: dict[str, Any]) -> str:
             lines.append(f"\n{name:<14}{_flat(attributes[name])}")
     if attributes.get("masks"):
         lines.append(f"\n{'masks':<14}" + ", ".join(f"{k} ({len(v)})" for k, v in attributes["masks"].items()))
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _flat(value: Any) -> str:

@@ -15,7 +15,7 @@ from isdt_policy.datasets.doctor.values import constant, not_finite, outliers, q
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import blocks, is_low_dim
 from isdt_policy.envs import task_ids, task_spec
-from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.errors import InputError, printable
 
 __all__ = ["CHECKS", "Finding", "examine", "table"]
 
@@ -56,7 +56,7 @@ def table(found: list[Finding], path: str) -> str:
     levels = [finding.level for finding in found]
     counts = ", ".join(f"{levels.count(level)} {level}s" for level in ("error", "warning", "note"))
     lines = "\n".join(map(_line, found)) or "nothing found"
-    return f"{lines}\n\n{path}: {counts}"
+    return printable(f"{lines}\n\n{path}: {counts}")
 
 
 def _line(f: Finding) -> str:

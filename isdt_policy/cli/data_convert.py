@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
-from isdt_policy.datasets import convert
+from isdt_policy.datasets import convert, formats
 from isdt_policy.datasets.formats import Reading
 from isdt_policy.shared.errors import InputError
 
@@ -29,7 +29,8 @@ class Convert:
     What is converted:
         source: demonstrations in any format that is known.
         target: what is written.
-        to: format of the target, where its name does not say it. diffusion_policy is Zarr v2 for Diffusion Policy's own code.
+        to: format of the target, where its name does not say it: zarr, robomimic, lerobot, minari, or diffusion_policy (Zarr
+            v2 for Diffusion Policy's own code).
         keys: only these keys and the action; default: all. Others need not be readable.
         rename: NAME:KEY, what a key of the source is called in the target, such as rename=actions:action.
         task: the registered task that was recorded: its units, ranges and derived observations are written down. lift_abs and
@@ -40,7 +41,7 @@ class Convert:
 
     source: PathText
     target: PathText
-    to: Literal["zarr", "robomimic", "diffusion_policy", "lerobot", "minari"] | None = None
+    to: str | None = None
     keys: tuple[str, ...] | None = None
     rename: tuple[str, ...] = ()
     task: str | None = None
@@ -50,6 +51,8 @@ class Convert:
     positional: ClassVar = ("source", "target")
 
     def __post_init__(self) -> None:
+        if self.to is not None:
+            formats.module(self.to)
         for pair in self.rename:
             if len([name for name in pair.split(":") if name]) != 2:
                 raise InputError(f"rename='{pair}' must be NAME:KEY, such as rename=actions:action.")

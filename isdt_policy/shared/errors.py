@@ -13,6 +13,18 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Input from outside (a file, an option, an array) that cannot be used; the message says why and what to do."""
 
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """Text from a file as it may be shown: what would command the terminal is written as an escape.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the closest allowed name, or an empty string if none is close.

@@ -6,11 +6,12 @@ import re
 import sys
 import threading
 import types
+import urllib.request
 
 import pytest
 
 from isdt_policy.cli import main
-from isdt_policy.datasets.fetch import SOURCES, Source, download, find
+from isdt_policy.datasets.fetch import SOURCES, Source, _SameScheme, download, find
 from isdt_policy.shared.errors import InputError
 
 CONTENT = bytes(range(256)) * 8000  # 2 MB
@@ -95,6 +96,40 @@ def test_a_cached_file_that_changed_is_refused(server, tmp_path):
     target.write_bytes(CONTENT[:-1])
     with pytest.raises(InputError, match="Delete it to download it again"):
         download(f"{server.url}/demos.bin", target)
+
+
+def test_only_an_encrypted_address_or_a_known_digest_is_trusted(tmp_path):
+    with pytest.raises(InputError, match=r"is not encrypted.*Give its https address, or sha256="):
+        download("http://example.org/demos.bin", tmp_path / "demos.bin")
+    request = urllib.request.Request("https://example.org/demos.bin")
+    with pytest.raises(InputError, match="points to http://elsewhere/x, which is not https"):
+        _SameScheme().redirect_request(request, None, 302, "", None, "http://elsewhere/x")
+
+
+def test_a_part_that_is_a_link_is_not_written_through(server, tmp_path):
+    (tmp_path / "precious").write_text("years")
+    (tmp_path / ".demos.bin.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match="is a link"):
+        download(f"{server.url}/demos.bin", tmp_path / "demos.bin")
+    assert (tmp_path / "precious").read_text() == "years"
+
+
+def test_a_part_without_a_tag_is_fetched_from_its_beginning(server, tmp_path):
+    server.break_after, tag = 1_000_000, server.etag
+    with pytest.raises(InputError):
+        download(f"{server.url}/demos.bin", tmp_path / "demos.bin")
+    (tmp_path / ".demos.bin.part.etag").unlink()
+    server.break_after, server.content = None, CONTENT[::-1]
+    assert server.etag == tag
+    download(f"{server.url}/demos.bin", tmp_path / "demos.bin")
+    assert (tmp_path / "demos.bin").read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_that_sends_next_to_nothing_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("isdt_policy.datasets.fetch._PATIENCE_S", -1.0)
+    monkeypatch.setattr("isdt_policy.datasets.fetch._LEAST_BYTES", 2**30)
+    with pytest.raises(InputError, match="only 262144 bytes came"):
+        download(f"{server.url}/demos.bin", tmp_path / "demos.bin")
 
 
 def test_without_a_server_it_says_what_to_do(server, tmp_path, capsys):

@@ -190,6 +190,18 @@ def test_what_is_no_array_of_numbers_is_left_out_and_noted(tmp_path, capsys):
     assert DemoStore.open(tmp_path / "b.zarr").keys == ("action", "reward", "state")
 
 
+def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path, capsys):
+    path = foreign(tmp_path / "a.zarr", 3)
+    edit(path / "zarr.json", lambda c: c["attributes"].update(task="\x1b]0;owned\x07", env={"\x1b[2J": 1}))
+    zarr.open_group(path, mode="r+")["data"].create_group("\x1b[31mred")
+    for line in (["inspect", str(path)], ["convert", str(path), str(tmp_path / "b.zarr")], ["doctor", str(path)]):
+        main(["data", *line])
+        said = "".join(capsys.readouterr())
+        assert "x1b" in said
+        assert "\x1b" not in said
+        assert "\x07" not in said
+
+
 def test_the_links_of_a_hub_cache_are_followed_and_no_others(tmp_path):
     source = foreign(tmp_path / "dp.zarr", 2)
     repository = tmp_path / "datasets--me--dp"
