@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import TaskSpec
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array
 
 
 class MemoryStore:
@@ -20,9 +20,7 @@ class MemoryStore:
         origin: (n_episodes,) number of the recorded episode that each was made from.
     """
 
-    def __init__(
-        self, arrays: dict[str, NDArray[Any]], episode_ends: NDArray[np.int64], origin: NDArray[np.int64]
-    ) -> None:
+    def __init__(self, arrays: dict[str, Array], episode_ends: NDArray[np.int64], origin: NDArray[np.int64]) -> None:
         self._arrays, self.episode_ends, self.origin = arrays, episode_ends, origin
         self.keys = tuple(sorted(arrays))
 
@@ -30,7 +28,7 @@ class MemoryStore:
     def n_episodes(self) -> int:
         return len(self.episode_ends)
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         if key not in self._arrays:
             raise InputError(f"no key '{key}'; there are {', '.join(self.keys)}.")
         return self._arrays[key][start:stop]
@@ -69,7 +67,7 @@ def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec, nudg
 def _made(
     store: DemoStore | MemoryStore,
     task: TaskSpec,
-    make: Callable[[dict[str, NDArray[Any]]], list[dict[str, NDArray[Any]]]],
+    make: Callable[[dict[str, Array]], list[dict[str, Array]]],
 ) -> MemoryStore:
     """The episodes that `make` makes of each.
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from isdt_policy.datasets.writer import check_episode, unlike
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError, printable
 from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.values import Array, JsonObject
 
 
 def convert(
@@ -103,8 +103,8 @@ def write(
 def _write(
     recording: Recording,
     target: Path,
-    writer: Callable[[Recording, Path, dict[str, Any]], None],
-    provenance: dict[str, Any],
+    writer: Callable[[Recording, Path, JsonObject], None],
+    provenance: JsonObject,
 ) -> None:
     """Write aside, and put it into place when it is complete."""
     aside = target.parent / f".{target.name}.part"
@@ -137,7 +137,7 @@ def _checked(recording: Recording) -> Recording:
     """The same, where an episode that cannot be written is named with the way to leave it out."""
 
     def load(numbers: Sequence[int]) -> Iterator[Episode]:
-        first: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
+        first: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]] | None = None
         for number, episode in zip(numbers, recording.load(numbers)):
             look = {key: (value.shape[1:], value.dtype) for key, value in episode.items()}
             first = first or look
@@ -173,7 +173,7 @@ def _as_bytes(episode: Episode) -> Episode:
     }
 
 
-def _whole(images: NDArray[Any]) -> NDArray[np.uint8]:
+def _whole(images: Array) -> NDArray[np.uint8]:
     whole = np.empty(images.shape, np.uint8)
     back, same = np.empty_like(images[0]), np.empty(images.shape[1:], np.bool_)
     # Frame by frame, so that it is compared while it is in the processor's cache; values beyond 0..255 come back different.

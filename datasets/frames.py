@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.fetch import cache
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import Array
 
 # Keys with more numbers a step than this are images: kept as stored, read in groups of frames, no range computed.
 LOW_DIM = 256
@@ -30,7 +31,7 @@ class Store(Protocol):
 
     @property
     def episode_ends(self) -> NDArray[np.int64]: ...
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]: ...
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Array: ...
 
 
 def is_image(store: Store, key: str) -> bool:
@@ -43,7 +44,7 @@ class OnDisk:
     def __init__(self, store: Store, key: str) -> None:
         self.store, self.key = store, key
 
-    def take(self, steps: NDArray[np.int64]) -> NDArray[Any]:
+    def take(self, steps: NDArray[np.int64]) -> Array:
         """Frames of any steps, (*steps.shape, numbers per frame); neighbours are decoded together, and each step once."""
         wanted, place = np.unique(steps, return_inverse=True)
         runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1)
@@ -72,11 +73,11 @@ class Mapped:
             shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             self._offset = stream.tell()
-        self.array: NDArray[Any] = np.frombuffer(self._map, dtype, offset=self._offset).reshape(shape)
+        self.array: Array = np.frombuffer(self._map, dtype, offset=self._offset).reshape(shape)
         self._pages, self._held = max(1, limit // self._PAGE), 0
         self._fits = len(self._map) <= limit
 
-    def take(self, steps: NDArray[np.int64]) -> NDArray[Any]:
+    def take(self, steps: NDArray[np.int64]) -> Array:
         """Frames of any steps, (B, n) -> (B, n, numbers per frame)."""
         if self._fits:
             return take(self.array, steps)
@@ -94,7 +95,7 @@ class Mapped:
         return out
 
 
-def take(array: NDArray[Any], steps: NDArray[np.int64], out: NDArray[Any] | None = None) -> NDArray[Any]:
+def take(array: Array, steps: NDArray[np.int64], out: Array | None = None) -> Array:
     """Rows of any steps, into `out` if given. Whole rows are copied, which for a mapped file also reads each page once."""
     if out is None:
         out = np.empty((*steps.shape, array.shape[1]), array.dtype)
@@ -126,7 +127,7 @@ class ImageMemory:
             raise InputError(f"mode '{self.mode}' is not one of {', '.join(MODES)}.{nearest(self.mode, MODES)}")
 
 
-def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, NDArray[Any] | Mapped | OnDisk]:
+def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, Array | Mapped | OnDisk]:
     """Image keys as (n_steps, numbers per frame) arrays in the stored dtype, or what gives their rows.
 
     Args:
@@ -175,7 +176,7 @@ def _free_cache() -> int:
     return usage.free - usage.total // 10
 
 
-def _in_memory(store: Store, key: str) -> NDArray[Any]:
+def _in_memory(store: Store, key: str) -> Array:
     values = store.read(key)
     return np.ascontiguousarray(values).reshape(len(values), -1)
 

@@ -16,6 +16,7 @@ from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.experts import EXPERTS, facts, generate_episodes
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.values import JsonObject
 
 
 def generate(
@@ -102,7 +103,7 @@ def _write_robomimic(directory: Path, target: Path, task: str, overwrite: bool) 
 EXPERTS_VERSION = "2"
 
 
-def _provenance(task: str, seed: int) -> dict[str, Any]:
+def _provenance(task: str, seed: int) -> JsonObject:
     return {
         "source": f"scripted expert of task {task}",
         "command": f"isdt data generate task={task} seed={seed}",
@@ -116,7 +117,7 @@ def _provenance(task: str, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check_same_source(attrs: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+def _check_same_source(attrs: JsonObject, wanted: JsonObject, path: Path) -> None:
     found = attrs.get("provenance", {})
     for key in ("source", "seed", "versions"):
         if found.get(key) != wanted[key]:

@@ -38,9 +38,9 @@ What is promised:
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import zarr
@@ -50,6 +50,7 @@ from isdt_policy.datasets import formats, opening
 from isdt_policy.datasets.writer import DemoWriter, brief, read_info, task_attributes
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 __all__ = ["NOT_OBSERVED", "DemoStore", "DemoWriter", "pack_zip", "resolve_path", "task_attributes"]
 
@@ -90,7 +91,7 @@ class DemoStore:
 
     def __init__(self, path: Path, group: zarr.Group, listing: opening.Listing) -> None:
         self.path, self._listing = path, listing
-        self.attrs: dict[str, Any] = dict(group.attrs)
+        self.attrs: JsonObject = dict(group.attrs)
         _check_attributes(path, self.attrs)
         data, meta = (_member(group, name, path) for name in ("data", "meta"))
         if "episode_ends" not in meta:
@@ -211,7 +212,7 @@ class DemoStore:
         """Named subsets of episodes, {name: sorted episode indices}."""
         return {name: np.asarray(chosen, np.int64) for name, chosen in self.attrs.get("masks", {}).items()}
 
-    def episode_info(self) -> list[dict[str, Any]]:
+    def episode_info(self) -> list[JsonObject]:
         """One object per episode with what is known of it beside its arrays; empty objects if nothing is."""
         span = self.attrs.get("episode_info")
         array = self._meta.get("episode_info")
@@ -231,10 +232,10 @@ class DemoStore:
         """Shape of one step of `key`."""
         return tuple(self._array(key).shape[1:])
 
-    def dtype(self, key: str) -> np.dtype[Any]:
+    def dtype(self, key: str) -> np.dtype[np.generic]:
         return np.dtype(self._array(key).dtype)
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Steps [start, stop) of `key`, (stop - start, *shape), in the stored dtype."""
         array = self._array(key)
         try:
@@ -257,7 +258,7 @@ class DemoStore:
         chunk = int((largest.shards or largest.chunks)[0])
         return max(1, n_bytes // (chunk * step_bytes)) * chunk
 
-    def episode(self, index: int) -> dict[str, NDArray[Any]]:
+    def episode(self, index: int) -> dict[str, Array]:
         """Every key of one episode, {key: (T, *shape)}."""
         if not 0 <= index < self.n_episodes:
             raise InputError(f"'{self.path}' has episodes 0 to {self.n_episodes - 1}, asked for {index}.")
@@ -314,7 +315,7 @@ def _refuse_other_format(path: Path) -> None:
         )
 
 
-def _check_attributes(path: Path, attributes: Mapping[str, Any]) -> None:
+def _check_attributes(path: Path, attributes: Json) -> None:
     """Refuse attributes of our own that are not what they must be."""
     count, span = attributes.get("n_episodes", 0), attributes.get("episode_info", [0, 0, 0])
     masks, keys = attributes.get("masks", {}), attributes.get("keys", {})

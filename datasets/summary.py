@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import LOW_DIM
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.shared.errors import printable
+from isdt_policy.shared.values import Array, JsonObject
 
 
-def blocks(store: DemoStore, key: str, megabytes: int = 64) -> Iterator[tuple[int, NDArray[Any]]]:
+def blocks(store: DemoStore, key: str, megabytes: int = 64) -> Iterator[tuple[int, Array]]:
     """Read a key piece by piece: (first step, array) of at most `megabytes` each."""
     step_bytes = store.dtype(key).itemsize * int(np.prod(store.shape(key)))
     steps = max(1, megabytes * 2**20 // max(step_bytes, 1))
@@ -25,7 +24,7 @@ def is_low_dim(store: DemoStore, key: str) -> bool:
     return int(np.prod(store.shape(key))) <= LOW_DIM
 
 
-def summary(store: DemoStore) -> dict[str, Any]:
+def summary(store: DemoStore) -> JsonObject:
     """Facts about a store, as plain JSON values."""
     lengths = np.diff(store.episode_ends, prepend=0)
     return {
@@ -43,9 +42,9 @@ def summary(store: DemoStore) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _key_facts(store: DemoStore, key: str) -> dict[str, Any]:
+def _key_facts(store: DemoStore, key: str) -> JsonObject:
     shape = store.shape(key)
-    facts: dict[str, Any] = {
+    facts: JsonObject = {
         "shape": list(shape),
         "dtype": str(store.dtype(key)),
         "megabytes_in_memory": round(store.n_steps * int(np.prod(shape)) * store.dtype(key).itemsize / 2**20, 2),
@@ -57,7 +56,7 @@ def _key_facts(store: DemoStore, key: str) -> dict[str, Any]:
     return facts
 
 
-def table(facts: dict[str, Any]) -> str:
+def table(facts: JsonObject) -> str:
     """The facts of `summary` for people."""
     length = facts["episode_length"]
     wide = max(12, *(len(key) + 2 for key in facts["keys"]))
@@ -84,7 +83,7 @@ def table(facts: dict[str, Any]) -> str:
     return printable("\n".join(lines))
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     """A nested value on one line, cut where it gets long."""
     text = ", ".join(f"{k} {_flat(v)}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     return text if len(text) < 400 else text[:400] + " ... (format=json shows all)"

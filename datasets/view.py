@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.doctor import Finding, examine
 from isdt_policy.datasets.formats.images import encode
@@ -17,6 +15,7 @@ from isdt_policy.datasets.summary import is_low_dim
 from isdt_policy.shared import files, page
 from isdt_policy.shared.plotting import SERIES
 from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.values import Array
 
 # The box of the lines in a plot of 460 x 150.
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 452, 8, 120
@@ -109,7 +108,7 @@ def view(
     return target
 
 
-def plot(values: NDArray[Any], title: str, about: str = "", axis: str = "step") -> Plot:
+def plot(values: Array, title: str, about: str = "", axis: str = "step") -> Plot:
     """Lines (T, d) over time."""
     values = np.asarray(values, np.float64).reshape(len(values), -1)
     finite = values[np.isfinite(values)]

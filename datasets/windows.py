@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 import numba
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import ImageMemory, frames, is_image, take
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array
 
 
 class Store(Protocol):
@@ -28,7 +29,7 @@ class Store(Protocol):
     def episode_ends(self) -> NDArray[np.int64]: ...
     @property
     def n_episodes(self) -> int: ...
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> NDArray[Any]: ...
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> Array: ...
 
 
 class Batch(TypedDict):
@@ -41,7 +42,7 @@ class Batch(TypedDict):
         is_pad: (batch, horizon) bool, true where the action is edge padding.
     """
 
-    obs: dict[str, NDArray[Any]]
+    obs: dict[str, Array]
     action: NDArray[np.float32]
     is_pad: NDArray[np.bool_]
 
@@ -52,7 +53,7 @@ class Deriver(Protocol):
     @property
     def stored_keys(self) -> tuple[str, ...]: ...
 
-    def derive(self, stored: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
+    def derive(self, stored: Mapping[str, Array], keys: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
 
 
 @numba.njit(cache=True)
@@ -215,7 +216,7 @@ class WindowDataset:
         obs = {key: low_dim[key] if key in low_dim else self._images(key, indices) for key in self.obs_keys}
         return {"obs": obs, "action": blocks[-1], "is_pad": is_pad}
 
-    def _images(self, key: str, indices: NDArray[np.int64]) -> NDArray[Any]:
+    def _images(self, key: str, indices: NDArray[np.int64]) -> Array:
         rows, source = self._rows[indices], self._frames[key]
         chosen = np.clip(rows[:, :1] + np.arange(self.n_obs_steps), rows[:, 1:2], rows[:, 2:3])
         found = take(source, chosen) if isinstance(source, np.ndarray) else source.take(chosen)

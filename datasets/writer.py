@@ -8,15 +8,14 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from isdt_policy.envs import task_spec
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 SCHEMA = 1
 # At most so many steps a chunk and chunks a shard: low-dimensional arrays, a few hundred kilobytes a file.
@@ -25,7 +24,7 @@ _CHUNK_STEPS, _CHUNKS_PER_SHARD = 1024, 16
 # a fraction of a millisecond beside its bytes; a shard is what an append writes again.
 _CHUNK_BYTES, _SHARD_BYTES = 2**20, 2**23
 
-Episode = Mapping[str, NDArray[Any]]
+Episode = Mapping[str, Array]
 
 
 class DemoWriter:
@@ -53,9 +52,9 @@ class DemoWriter:
         self,
         path: str | Path,
         task: str | None = None,
-        provenance: Mapping[str, Any] | None = None,
+        provenance: Json | None = None,
         overwrite: bool = False,
-        attributes: Mapping[str, Any] | None = None,
+        attributes: Json | None = None,
         durable: bool = True,
     ) -> None:
         self.path, self.durable = Path(path), durable
@@ -84,13 +83,11 @@ class DemoWriter:
         self.n_steps = int(self._meta["episode_ends"][self.n_episodes - 1]) if self.n_episodes else 0  # type: ignore[index]
 
     @property
-    def attrs(self) -> dict[str, Any]:
+    def attrs(self) -> JsonObject:
         """Attributes of the store."""
         return dict(self._content["attributes"])
 
-    def append(
-        self, episode: Episode, attributes: Mapping[str, Any] | None = None, info: Mapping[str, Any] | None = None
-    ) -> int:
+    def append(self, episode: Episode, attributes: Json | None = None, info: Json | None = None) -> int:
         """Add one episode {key: (T, *shape)} and return its number.
 
         Args:
@@ -108,8 +105,8 @@ class DemoWriter:
     def extend(
         self,
         episodes: Sequence[Episode],
-        attributes: Mapping[str, Any] | None = None,
-        info: Sequence[Mapping[str, Any]] | None = None,
+        attributes: Json | None = None,
+        info: Sequence[Json] | None = None,
     ) -> None:
         """Add several episodes in one write, all visible at once: quicker than one by one, as a shard is then written once.
 
@@ -134,7 +131,7 @@ class DemoWriter:
                 f"'{self.path}': {what} could not be written ({brief(error)}); {before}. Free some space and go on appending."
             ) from error
 
-    def set_episode_info(self, info: Sequence[Mapping[str, Any]]) -> None:
+    def set_episode_info(self, info: Sequence[Json]) -> None:
         """Replace what is known of all episodes, one object each, in one instant."""
         if any(info):
             self._commit(self._add_info(info, anew=True))
@@ -151,7 +148,7 @@ class DemoWriter:
     ) -> None:
         self.close()
 
-    def _create(self, attributes: Mapping[str, Any]) -> None:
+    def _create(self, attributes: Json) -> None:
         # Built aside and renamed, so that a kill between two of its files leaves no half store under the real name.
         temporary = self.path.with_name(f".{self.path.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -172,7 +169,7 @@ class DemoWriter:
             raise InputError(refused)
         return group
 
-    def _write(self, arrays: Episode, attributes: Mapping[str, Any], lengths: Sequence[int]) -> None:
+    def _write(self, arrays: Episode, attributes: Json, lengths: Sequence[int]) -> None:
         end, count = self.n_steps + sum(lengths), self.n_episodes + len(lengths)
         for key, value in arrays.items():
             if key not in self._data:
@@ -189,7 +186,7 @@ class DemoWriter:
         self._commit({**attributes, "n_episodes": count})
         self.n_episodes, self.n_steps = count, end
 
-    def _commit(self, attributes: Mapping[str, Any]) -> None:
+    def _commit(self, attributes: Json) -> None:
         """Change attributes in one replacement of one file: all of them, whatever happens, or none."""
         if self.durable:
             files.flush_files(self._unflushed, self.path)
@@ -198,7 +195,7 @@ class DemoWriter:
         files.write_text(self.path / "zarr.json", json.dumps(content, indent=2), durable=self.durable)
         self._content = content
 
-    def _add_info(self, info: Sequence[Mapping[str, Any]], anew: bool = False) -> dict[str, Any]:
+    def _add_info(self, info: Sequence[Json], anew: bool = False) -> JsonObject:
         """Write a line of JSON for each episode after the bytes that are there; the attributes that make them count."""
         lines = [dict(entry) for entry in info]
         span = self.attrs.get("episode_info")
@@ -236,7 +233,7 @@ class DemoWriter:
             if given != (stored := stored or given):
                 raise InputError(f"episodes of a store must be alike: {unlike(stored, given)}.")
 
-    def _create_array(self, key: str, value: NDArray[Any]) -> None:
+    def _create_array(self, key: str, value: Array) -> None:
         steps = int(np.clip(_CHUNK_BYTES // max(1, value[0].nbytes), 1, _CHUNK_STEPS))
         chunks = int(np.clip(_SHARD_BYTES // max(1, steps * value[0].nbytes), 1, _CHUNKS_PER_SHARD))
         self._data.create_array(
@@ -255,7 +252,7 @@ def _group(parent: zarr.Group, name: str) -> zarr.Group:
     return member
 
 
-Look = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+Look = Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]]
 
 
 def unlike(first: Look, other: Look) -> str:
@@ -289,7 +286,7 @@ def check_episode(arrays: Episode) -> None:
             raise InputError(f"the action is not finite at step {step} of the episode.")
 
 
-def task_attributes(task: str) -> dict[str, Any]:
+def task_attributes(task: str) -> JsonObject:
     """What a store says about a registered task: units and meaning of its keys, action space, environment."""
     spec = task_spec(task)
     arrays = {**spec.observations, "action": spec.action}
@@ -300,14 +297,14 @@ def task_attributes(task: str) -> dict[str, Any]:
     }
 
 
-def put_episode_info(meta: zarr.Group, info: Sequence[Mapping[str, Any]]) -> None:
+def put_episode_info(meta: zarr.Group, info: Sequence[Json]) -> None:
     """Write meta/episode_info as one list, as stores of others keep it, if any episode has some."""
     if any(info):
         text = np.frombuffer(json.dumps(list(info)).encode(), np.uint8)
         meta.create_array("episode_info", data=text, overwrite=True)
 
 
-def read_info(meta: zarr.Group, span: Sequence[int] | None) -> list[dict[str, Any]]:
+def read_info(meta: zarr.Group, span: Sequence[int] | None) -> list[JsonObject]:
     """The objects of meta/episode_info: lines within `span` (first byte, last byte, lines), or one list without it."""
     if "episode_info" not in meta:
         return []

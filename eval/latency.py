@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.arm import Arm
-from isdt_policy.shared.files import Json
+from isdt_policy.shared.values import Json
 
 CALLS = 20
 WARM_UP = 2  # the first calls choose algorithms and allocate

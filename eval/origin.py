@@ -14,8 +14,8 @@ from pathlib import Path
 from isdt_policy import __version__
 from isdt_policy.envs import task_spec
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.shared.files import Json
 from isdt_policy.shared.provenance import commit
+from isdt_policy.shared.values import Json
 
 
 @dataclass(frozen=True)

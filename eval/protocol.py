@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import Json
+from isdt_policy.shared.values import Json
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from isdt_policy.eval.seeds import purpose
 from isdt_policy.eval.statistics import Estimate, bootstrap_mean, entropy, wilson
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import Json, write_text
+from isdt_policy.shared.files import write_text
+from isdt_policy.shared.values import Json
 
 SCHEMA, VERSION = "isdt-eval/", 1
 FILE = "eval_info.json"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import Json
+from isdt_policy.shared.values import Json
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import TaskSpec
+from isdt_policy.shared.values import Array
 
 # Keys that say how it went rather than what was seen; they may be constant or jump.
 OUTCOMES = ("reward", "rewards", "done", "dones", "coverage", "success", "n_contacts")
@@ -64,7 +64,7 @@ def runs(still: NDArray[np.bool_], active: NDArray[np.bool_], length: int) -> li
     return [int(a) for a, b in zip(edges[::2], edges[1::2]) if b - a >= length and active[a:b].mean() > 0.5]
 
 
-def few(numbers: NDArray[Any]) -> str:
+def few(numbers: Array) -> str:
     shown = ", ".join(map(str, numbers[:8]))
     return shown + (f", ... ({len(numbers)})" if len(numbers) > 8 else "")
 

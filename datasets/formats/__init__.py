@@ -18,11 +18,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 # format -> module; the first that recognises a path reads it. They are imported when they are needed.
 FORMATS: dict[str, str] = {
@@ -34,7 +32,7 @@ FORMATS: dict[str, str] = {
     "minari": "isdt_policy.datasets.formats.minari",
 }
 
-Episode = dict[str, NDArray[Any]]  # {key: (T, *shape)}
+Episode = dict[str, Array]  # {key: (T, *shape)}
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class Recording:
     numbers: Sequence[int]
     load: Callable[[Sequence[int]], Iterator[Episode]]
     task: str | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    info: list[dict[str, Any]] = field(default_factory=list)
+    attributes: Json = field(default_factory=dict)
+    info: list[JsonObject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -9,15 +9,14 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Episode, Reading, Recording
 from isdt_policy.datasets.store import task_attributes
 from isdt_policy.envs import avoiding
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array
 
 NAMES = ("des_c_pos", "c_pos", "episode_ends")
 LARGEST = 2**28  # bytes that one array may claim
@@ -59,7 +58,7 @@ def read(path: Path, how: Reading) -> Recording:
     return Recording("d3il", path, range(len(spans)), load, "avoiding", attributes, info, [note])
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _arrays(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in NAMES if name not in file]

@@ -14,6 +14,7 @@ from isdt_policy.datasets.formats import Recording
 from isdt_policy.datasets.formats.native import read, recognises
 from isdt_policy.datasets.store import pack_zip
 from isdt_policy.datasets.writer import put_episode_info
+from isdt_policy.shared.values import JsonObject
 
 __all__ = ["ENDINGS", "LOOK", "read", "recognises", "write"]
 
@@ -21,7 +22,7 @@ LOOK = "a Zarr v2 store for the code of Diffusion Policy"
 ENDINGS = ()
 
 
-def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
+def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write Zarr v2 that Diffusion Policy's ReplayBuffer reads; further attributes stand where it does not look."""
     directory = path.with_suffix("") if path.suffix == ".zip" else path
     root = zarr.open_group(directory, mode="w-", zarr_format=2)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.opening import LARGEST_CHUNK
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import Array, JsonObject
 
 if TYPE_CHECKING:
     import h5py
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
-def h5() -> Any:
+def h5() -> ModuleType:
     """The package h5py."""
     return require("h5py", "formats", "HDF5 files")
 
@@ -47,7 +48,7 @@ def opened(path: Path) -> h5py.File:
     return file
 
 
-def array(path: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+def array(path: Path, dataset: h5py.Dataset) -> Array:
     """Read a dataset of numbers whole.
 
     Raises:
@@ -111,7 +112,7 @@ def plain(value: object) -> Any:
     return value if isinstance(value, int | float | bool | None) else str(value)
 
 
-def attributes(item: h5py.Group) -> dict[str, Any]:
+def attributes(item: h5py.Group) -> JsonObject:
     """All attributes of a group as JSON values."""
     return {key: plain(value) for key, value in item.attrs.items()}
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import Array
 
 # A picture of a robot's camera; an image that claims more is not decoded.
 LARGEST_PIXELS = 2**25
@@ -34,7 +35,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
         raise InputError(f"an image of the dataset cannot be decoded ({error}); it is damaged.") from error
 
 
-def encode(image: NDArray[Any]) -> bytes:
+def encode(image: Array) -> bytes:
     """Encode (height, width, 1 or 3) numbers in 0..255 as a PNG file."""
     pixels = np.ascontiguousarray(np.clip(np.nan_to_num(image.astype(np.float64)), 0, 255), np.uint8)
     height, width, channels = pixels.shape
@@ -79,6 +80,6 @@ def size(data: bytes) -> tuple[int, int]:
     raise InputError("an image of the dataset is neither PNG nor JPEG, or it is damaged.")
 
 
-def pyav() -> Any:
+def pyav() -> ModuleType:
     """The package PyAV."""
     return require("av", "formats", "Images and videos")

@@ -20,7 +20,7 @@ episode and other metadata; it is refused with the command that converts it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from isdt_policy.datasets.formats.lerobot_video import Video
 from isdt_policy.datasets.formats.lerobot_write import Writer
 from isdt_policy.datasets.opening import inside
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 LOOK = "folder with meta/info.json, version 3"
 ENDINGS = ()
@@ -87,7 +88,7 @@ def read(path: Path, how: Reading) -> Recording:
     return Recording("lerobot", path, range(len(rows)), load, own.get("task"), attributes, entries, notes)
 
 
-def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
+def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write LeRobot v3. `path` must not exist."""
     writer = Writer(recording, path)
     for number, episode in enumerate(recording.episodes()):
@@ -95,7 +96,7 @@ def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
     writer.finish(provenance)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -105,7 +106,7 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _features(path: Path, info: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], float]:
+def _features(path: Path, info: Json) -> tuple[dict[str, JsonObject], float]:
     """Features that are stored, and the rate."""
     try:
         features = {str(name): dict(f) for name, f in info["features"].items() if name not in IMPLIED}
@@ -129,8 +130,8 @@ def _table(path: Path) -> Any:
         raise InputError(f"'{path}' cannot be read ({str(error).splitlines()[0]}); download it again.") from None
 
 
-def _rows(root: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def _rows(root: Path) -> list[JsonObject]:
+    rows: list[JsonObject] = []
     for file in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
         table = _table(file)
         rows += table.select([n for n in table.column_names if not n.startswith("stats/")]).to_pylist()
@@ -144,7 +145,7 @@ def _rows(root: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["episode_index"]))
 
 
-def _tables(root: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+def _tables(root: Path, rows: Sequence[Json]) -> Iterator[Any]:
     """The rows of every episode, one file in memory at a time."""
     import pyarrow.compute as compute
 
@@ -168,7 +169,7 @@ def _times(table: Any, fps: float) -> NDArray[np.float64]:
     return np.asarray(table[name].to_numpy(), np.float64) / unit
 
 
-def _column(root: Path, name: str, feature: Mapping[str, Any], table: Any, flat: set[str]) -> NDArray[Any]:
+def _column(root: Path, name: str, feature: Json, table: Any, flat: set[str]) -> Array:
     shape = tuple(feature["shape"])
     if name not in table.column_names:
         raise InputError(f"'{root}': feature '{name}' of meta/info.json is not in its data files.")
@@ -188,7 +189,7 @@ def _column(root: Path, name: str, feature: Mapping[str, Any], table: Any, flat:
         ) from error
 
 
-def _image(root: Path, cell: Mapping[str, Any]) -> NDArray[np.uint8]:
+def _image(root: Path, cell: Json) -> NDArray[np.uint8]:
     if cell["bytes"] is not None:
         return images.decode(cell["bytes"])
     file = root / cell["path"]

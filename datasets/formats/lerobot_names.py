@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 from isdt_policy.shared.extras import require
 
@@ -20,6 +20,6 @@ def ours(name: str) -> str:
     return NAMES.get(name) or name.removeprefix("observation.")
 
 
-def pyarrow() -> tuple[Any, Any]:
+def pyarrow() -> tuple[ModuleType, ModuleType]:
     """The package pyarrow and its part for parquet."""
     return require("pyarrow", "formats", "LeRobot datasets"), require("pyarrow.parquet", "formats", "LeRobot datasets")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.formats import images
 from isdt_policy.datasets.opening import inside
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Json
 
 _PATTERN = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 _SEEK_S = 5.0  # a jump ahead that is shorter is decoded
@@ -27,7 +28,7 @@ class Video:
         fps: steps per second of the tables; the video may have more frames.
     """
 
-    def __init__(self, root: Path, name: str, info: Mapping[str, Any], fps: float) -> None:
+    def __init__(self, root: Path, name: str, info: Json, fps: float) -> None:
         self._root, self._name, self._fps = root, name, fps
         self._pattern = str(info.get("video_path") or _PATTERN)
         self._path: Path | None = None
@@ -35,7 +36,7 @@ class Video:
         self._decoded: Iterator[Any] = iter(())
         self._ahead: Any = None  # decoded, and of a later step
 
-    def frames(self, row: Mapping[str, Any], times: NDArray[np.float64]) -> NDArray[np.uint8]:
+    def frames(self, row: Json, times: NDArray[np.float64]) -> NDArray[np.uint8]:
         """The frames of an episode, (T, height, width, 3).
 
         Args:
@@ -65,7 +66,7 @@ class Video:
             )
         return np.stack([found[place].to_ndarray(format="rgb24") for place in near])
 
-    def _file(self, row: Mapping[str, Any]) -> Path:
+    def _file(self, row: Json) -> Path:
         try:
             place = {part: int(row[f"videos/{self._name}/{part}"]) for part in ("chunk_index", "file_index")}
             path = self._root / self._pattern.format(video_key=self._name, **place)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets.formats import Recording, images
 from isdt_policy.datasets.formats.lerobot_names import BACK, CHUNK, IMPLIED, ours, pyarrow
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 _FILE_BYTES = 100 * 2**20
 _FILES_PER_CHUNK = 1000
@@ -27,18 +28,18 @@ class Writer:
         self.fps = known.get("fps") or recording.attributes.get("action_space", {}).get("rate_hz")
         if not self.fps:
             raise InputError(f"'{recording.path}' does not say its rate in Hz, which LeRobot needs; give task=NAME.")
-        self.known: Mapping[str, Any] = known.get("features", {})
+        self.known: Json = known.get("features", {})
         self.robot_type = known.get("robot_type")
         self.names: dict[str, str] = {}
-        self.features: dict[str, dict[str, Any]] = {}
+        self.features: dict[str, JsonObject] = {}
         self.flat: list[str] = []
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[JsonObject] = []
         self.tasks: dict[str, int] = {}
         self.sums: dict[str, list[NDArray[np.float64]]] = {}
         self.index = self.file = self.bytes = 0
         self.table_file: Any = None
 
-    def add(self, number: int, episode: Mapping[str, NDArray[Any]]) -> None:
+    def add(self, number: int, episode: Mapping[str, Array]) -> None:
         """Append one episode."""
         pa, parquet = pyarrow()
         if not self.features:
@@ -75,7 +76,7 @@ class Writer:
         })  # fmt: skip
         self.index += steps
 
-    def _describe(self, episode: Mapping[str, NDArray[Any]]) -> None:
+    def _describe(self, episode: Mapping[str, Array]) -> None:
         theirs = {ours(name): name for name in self.known}
         for key, value in episode.items():
             name = theirs.get(key) or BACK.get(key) or ("action" if key == "action" else f"observation.{key}")
@@ -87,7 +88,7 @@ class Writer:
             self.names[key] = name
             self.features[name] = {"dtype": dtype, "shape": shape, "names": names}
 
-    def _to_column(self, key: str, value: NDArray[Any]) -> Any:
+    def _to_column(self, key: str, value: Array) -> Any:
         pa, _ = pyarrow()
         if _is_image(value):
             cells = [{"bytes": images.encode(picture), "path": None} for picture in value]
@@ -100,7 +101,7 @@ class Writer:
             column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, size, dtype=np.int32), column)
         return column
 
-    def _count(self, name: str, value: NDArray[Any]) -> None:
+    def _count(self, name: str, value: Array) -> None:
         picture = _is_image(value)
         flat = (value.reshape(-1, value.shape[-1]) / 255 if picture else value.reshape(len(value), -1)).astype(
             np.float64
@@ -110,7 +111,7 @@ class Writer:
         joined = [np.minimum(old[0], now[0]), np.maximum(old[1], now[1])] if old else now[:2]
         self.sums[name] = joined + ([a + b for a, b in zip(old[2:], now[2:])] if old else now[2:])
 
-    def finish(self, provenance: dict[str, Any]) -> None:
+    def finish(self, provenance: JsonObject) -> None:
         """Close the tables and write the metadata."""
         pa, parquet = pyarrow()
         self.table_file.close()
@@ -150,7 +151,7 @@ class Writer:
         table = pa.table({"task_index": pa.array(list(self.tasks.values())), index: pa.array(list(self.tasks))})
         return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
-    def _statistics(self) -> dict[str, Any]:
+    def _statistics(self) -> JsonObject:
         result = {}
         for name, (low, high, total, squares, count) in self.sums.items():
             mean = total / count
@@ -161,5 +162,5 @@ class Writer:
         return result
 
 
-def _is_image(value: NDArray[Any]) -> bool:
+def _is_image(value: Array) -> bool:
     return value.ndim == 4 and value.dtype == np.uint8 and value.shape[-1] in (1, 3)

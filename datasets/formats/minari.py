@@ -17,14 +17,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Episode, Reading, Recording, hdf5, images
 from isdt_policy.datasets.store import NOT_OBSERVED
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 if TYPE_CHECKING:
     import h5py
@@ -57,7 +57,7 @@ def read(path: Path, how: Reading) -> Recording:
         info = [_info(where, file[name], how) for name in names]
         notes = _left_out(file, names)
     own = metadata.pop("isdt_attributes", None)
-    attributes: dict[str, Any] = own if isinstance(own, dict) else {}
+    attributes: JsonObject = own if isinstance(own, dict) else {}
     attributes.pop("provenance", None)
     task, filled = attributes.pop("task", None), attributes.pop("filled", [])
     try:
@@ -77,13 +77,13 @@ def read(path: Path, how: Reading) -> Recording:
     return Recording("minari", path, range(len(names)), load, task, attributes, info, notes)
 
 
-def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
+def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write a dataset that `minari.MinariDataset(path / "data")` opens, pixels as they are. `path` must not exist."""
     h5py = hdf5.h5()
     folder = path / "data"
     folder.mkdir(parents=True)
     info = recording.info or [{}] * recording.n_episodes
-    steps, first = 0, dict[str, Any]()
+    steps, first = 0, JsonObject()
     with h5py.File(folder / _FILE, "w", track_order=True) as file:
         for number, episode in enumerate(recording.episodes()):
             first = first or episode
@@ -109,7 +109,7 @@ def _data_folder(path: Path) -> Path:
     raise InputError(f"'{path}' has no data/metadata.json: not a Minari dataset, or one that was cut short.")
 
 
-def _metadata(where: Path) -> dict[str, Any]:
+def _metadata(where: Path) -> JsonObject:
     try:
         metadata = json.loads((where / "metadata.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -158,7 +158,7 @@ def _observations(where: Path, group: h5py.Group, how: Reading) -> Episode:
     return {k: _pixels(where, data) for k, data in arrays.items() if how.wants(k) and not hdf5.is_text(data)}
 
 
-def _pixels(where: Path, dataset: h5py.Dataset) -> NDArray[Any]:
+def _pixels(where: Path, dataset: h5py.Dataset) -> Array:
     # Minari embeds images of its image spaces as JPEG files, one row of bytes each.
     if dataset.dtype == object:
         return np.stack([images.decode(np.asarray(row, np.uint8).tobytes()) for row in dataset])
@@ -187,7 +187,7 @@ def _episode(where: Path, group: h5py.Group, how: Reading) -> Episode:
     return {**arrays, **{key: value[:steps] for key, value in observations.items()}}
 
 
-def _info(where: Path, group: h5py.Group, how: Reading) -> dict[str, Any]:
+def _info(where: Path, group: h5py.Group, how: Reading) -> JsonObject:
     info = {
         key: value for key, value in hdf5.attributes(group).items() if key in ("id", "seed") and np.ndim(value) == 0
     }
@@ -200,9 +200,7 @@ def _info(where: Path, group: h5py.Group, how: Reading) -> dict[str, Any]:
     return {**info, **({"last_observation": last} if last else {})}
 
 
-def _write_episode(
-    group: h5py.Group, number: int, episode: Mapping[str, NDArray[Any]], info: Mapping[str, Any]
-) -> None:
+def _write_episode(group: h5py.Group, number: int, episode: Mapping[str, Array], info: Json) -> None:
     steps = len(episode["action"])
     last = info.get("last_observation", {})
     whole = {}
@@ -226,7 +224,7 @@ def _write_episode(
         group.attrs["seed"] = info["seed"]
 
 
-def _box(value: NDArray[Any]) -> dict[str, Any]:
+def _box(value: Array) -> JsonObject:
     shape = value.shape[1:]
     low, high = -np.inf, np.inf
     if value.dtype.kind in "iu":
@@ -237,11 +235,11 @@ def _box(value: NDArray[Any]) -> dict[str, Any]:
     return {"type": "Box", "dtype": str(value.dtype), "shape": list(shape), **bounds}
 
 
-def _observation_space(episode: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+def _observation_space(episode: Mapping[str, Array]) -> JsonObject:
     observed = {k: v for k, v in episode.items() if k not in (*NOT_OBSERVED, *_NAMES.values())}
     if set(observed) == {_SINGLE}:
         return _box(observed[_SINGLE])
-    space: dict[str, Any] = {"type": "Dict", "subspaces": {}}
+    space: JsonObject = {"type": "Dict", "subspaces": {}}
     for key, value in observed.items():
         inner, *parts = space, *key.split(".")
         for part in parts[:-1]:

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from isdt_policy.datasets.formats import Episode, Reading, Recording
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip
+from isdt_policy.shared.values import JsonObject
 
 # Read and written at once: several shards of frames, and little memory.
 _BLOCK_BYTES = 64 * 2**20
@@ -71,7 +71,7 @@ def _spans(store: DemoStore, keys: Sequence[str], span: int) -> Iterator[Episode
             yield held
 
 
-def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
+def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write our layout: a .zarr directory, or one .zarr.zip file. `path` must not exist."""
     directory = path.with_suffix("") if path.suffix == ".zip" else path
     attributes = {k: v for k, v in recording.attributes.items() if k not in _OWN}

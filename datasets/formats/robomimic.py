@@ -21,7 +21,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_tas
 from isdt_policy.datasets.store import NOT_OBSERVED, task_attributes
 from isdt_policy.envs.robomimic import SPECS, env_args
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import JsonObject
 
 if TYPE_CHECKING:
     import h5py
@@ -98,7 +99,7 @@ def read(path: Path, how: Reading) -> Recording:
     return Recording("robomimic", path, range(len(names)), load, attributes.get("task"), kept, info, notes)
 
 
-def write(recording: Recording, path: Path, provenance: dict[str, Any]) -> None:
+def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write a file that robomimic reads. rewards (0) and dones (1 at the end) are filled in where there are none."""
     h5py = hdf5.h5()
     attributes = recording.attributes
@@ -207,10 +208,10 @@ def _check(path: Path, data: h5py.Group, names: Sequence[str], how: Reading) -> 
             )
 
 
-def _attributes(path: Path, data: h5py.Group, names: Sequence[str], how: Reading) -> tuple[dict[str, Any], list[str]]:
+def _attributes(path: Path, data: h5py.Group, names: Sequence[str], how: Reading) -> tuple[JsonObject, list[str]]:
     """Our attributes from those of the group data/, and notes about what is missing."""
     given = hdf5.attributes(data)
-    own: dict[str, Any] = json.loads(given.pop("isdt_attributes", None) or "{}")
+    own: JsonObject = json.loads(given.pop("isdt_attributes", None) or "{}")
     own.pop("provenance", None)
     sample = [hdf5.array(path, data[name]["actions"]) for name in names[:_SAMPLE]]
     fitting = [a for a in sample if a.ndim == 2 and a.shape[1:] == sample[0].shape[1:]]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.envs import rotations
 from isdt_policy.envs.robomimic import SCENES, SPECS, task_of
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 # Commands to an arm: position (3), rotation (3), gripper. As displacements they lie in [-1, 1].
 _ARM = 7
 
 
-def environment(given: dict[str, Any], actions: NDArray[Any], said: str | None) -> tuple[dict[str, Any], list[str]]:
+def environment(given: JsonObject, actions: Array, said: str | None) -> tuple[JsonObject, list[str]]:
     """Our attributes (env, action_space, task) from those of a file, and notes.
 
     Args:
@@ -53,7 +53,7 @@ def environment(given: dict[str, Any], actions: NDArray[Any], said: str | None) 
             )
         kind = said or numbers
         controller["control_delta"] = kind == "delta"
-    attributes: dict[str, Any] = {}
+    attributes: JsonObject = {}
     if env:
         further = {k: v for k, v in env.items() if k not in ("env_name", "type", "env_kwargs")}
         attributes["env"] = {
@@ -69,14 +69,14 @@ def environment(given: dict[str, Any], actions: NDArray[Any], said: str | None) 
     return attributes, notes
 
 
-def rewritten_rotation(task: str, per_arm: int, width: int) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
+def rewritten_rotation(task: str, per_arm: int, width: int) -> Callable[[Array], Array] | None:
     """Return what rewrites absolute actions of `per_arm` numbers per arm, 7 as 10 or 10 as 7; None where nothing is to do."""
     if task not in SPECS or SPECS[task].action_space["type"] != "absolute":
         return None
     if width != per_arm * SCENES[task.removesuffix("_abs")].n_arms:
         return None
 
-    def rewritten(actions: NDArray[Any]) -> NDArray[Any]:
+    def rewritten(actions: Array) -> Array:
         parts = actions.reshape(len(actions), -1, per_arm)
         if per_arm == 10:
             turned = rotations.matrix_to_axis_angle(rotations.six_to_matrix(parts[..., 3:9]))
@@ -88,7 +88,7 @@ def rewritten_rotation(task: str, per_arm: int, width: int) -> Callable[[NDArray
     return rewritten
 
 
-def _object(text: object) -> dict[str, Any]:
+def _object(text: object) -> JsonObject:
     """A JSON object, or an empty one."""
     try:
         value = json.loads(text) if isinstance(text, str) else text
@@ -97,7 +97,7 @@ def _object(text: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _controller(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _controller(kwargs: Json) -> JsonObject:
     """The settings of the (first) arm's controller, in place; robosuite 1.5 nests them."""
     config: Any = kwargs.get("controller_configs")
     if isinstance(config, list):
@@ -112,7 +112,7 @@ def _controller(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _kind(controller: Mapping[str, Any], env: Mapping[str, Any]) -> str | None:
+def _kind(controller: Json, env: Json) -> str | None:
     if "control_delta" in controller:
         return "delta" if controller["control_delta"] else "absolute"
     if "input_type" in controller:
@@ -120,7 +120,7 @@ def _kind(controller: Mapping[str, Any], env: Mapping[str, Any]) -> str | None:
     return "delta" if controller or (env and env.get("type") == 1) else None  # robosuite's default
 
 
-def _kind_by_numbers(actions: NDArray[Any], said: str | None) -> str | None:
+def _kind_by_numbers(actions: Array, said: str | None) -> str | None:
     """ "absolute" where the rotations cannot be displacements; None where they can.
 
     Raises:
@@ -139,7 +139,7 @@ def _kind_by_numbers(actions: NDArray[Any], said: str | None) -> str | None:
     return "absolute" if share >= 0.5 else None
 
 
-def _task(env: Mapping[str, Any]) -> str | None:
+def _task(env: Json) -> str | None:
     """Our task, where the file was recorded in one of them; else the environment's own name."""
     name = env.get("env_name")
     try:

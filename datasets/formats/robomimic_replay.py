@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +14,10 @@ from isdt_policy.datasets.formats import Episode, Recording
 from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.robomimic import task_of
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json
 
 
-def recorded_task(attributes: Mapping[str, Any], source: str) -> str:
+def recorded_task(attributes: Json, source: str) -> str:
     """Return the task that a raw file's attributes (`env_args`, or robosuite's own `env_info`) describe.
 
     Raises:
@@ -35,7 +36,7 @@ def recorded_task(attributes: Mapping[str, Any], source: str) -> str:
     )
 
 
-def observer(task: str) -> Callable[[NDArray[Any], str | None], dict[str, NDArray[np.float32]]]:
+def observer(task: str) -> Callable[[Array, str | None], dict[str, NDArray[np.float32]]]:
     """Return a function (states, model_file) -> every low-dimensional observation of the task."""
     env: Any = make(task)
     return env.observations_of  # type: ignore[no-any-return]

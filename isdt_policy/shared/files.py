@@ -8,16 +8,13 @@ from __future__ import annotations
 import mmap
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from isdt_policy.shared.errors import InputError
-
-Json = Mapping[str, Any]  # an object of a JSON file; whoever reads a value checks it
 
 # A folder that this program wrote holds one of these files with this text in it.
 _MARKERS = (

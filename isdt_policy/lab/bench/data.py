@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -29,6 +28,7 @@ from isdt_policy.lab.bench.measure import summary
 from isdt_policy.lab.bench.report import Measured
 from isdt_policy.lab.bench.settings import Data
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import Array, Json, JsonObject
 
 HORIZON, N_OBS, N_ACTION = 16, 2, 8
 PARTS = ("windows", "images", "memory", "import")
@@ -55,11 +55,11 @@ class _Found:
 class PerItemSampler:
     """One window at a time in plain NumPy: what is compared against, and the semantics both have."""
 
-    def __init__(self, arrays: Mapping[str, Any], ends: NDArray[np.int64]) -> None:
+    def __init__(self, arrays: Json, ends: NDArray[np.int64]) -> None:
         self.arrays = arrays
         self.indices = window_indices(ends, HORIZON, N_OBS - 1, N_ACTION - 1)
 
-    def item(self, index: int) -> dict[str, NDArray[Any]]:
+    def item(self, index: int) -> dict[str, Array]:
         begin, end, sample_begin, sample_end = self.indices[index].tolist()
         result = {}
         for key, array in self.arrays.items():
@@ -76,7 +76,7 @@ class PerItemSampler:
             result[key] = window
         return result
 
-    def batch(self, indices: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, Array]:
         items = [self.item(int(index)) for index in indices]
         return {key: np.stack([item[key] for item in items]) for key in self.arrays}
 
@@ -173,7 +173,7 @@ class _InStore:
         self.store, self.key = store, key
         self.shape, self.dtype = (store.n_steps, *store.shape(key)), store.dtype(key)
 
-    def __getitem__(self, steps: slice) -> NDArray[Any]:
+    def __getitem__(self, steps: slice) -> Array:
         return self.store.read(self.key, steps.start, steps.stop)
 
 
@@ -256,7 +256,7 @@ def _key_by_key(store: DemoStore, target: Path, as_source: bool) -> None:
     group = zarr.open_group(target, mode="w", zarr_format=2 if as_source else 3)
     for key, array in store.arrays().items():
         values = np.asarray(array[:], np.float32)
-        how: dict[str, Any] = {"chunks": array.chunks, "compressors": array.compressors} if as_source else {}
+        how: JsonObject = {"chunks": array.chunks, "compressors": array.compressors} if as_source else {}
         group.create_array(f"data/{key}", data=values, **how)
     group.create_array("meta/episode_ends", data=store.episode_ends)
 
@@ -295,13 +295,13 @@ def _decoded_in(folder: str) -> Iterator[None]:
             os.environ["ISDT_DATA"] = before
 
 
-def _over(way: Callable[[NDArray[np.int64]], Any], n: int, batch: int) -> Callable[[], Any]:
+def _over(way: Callable[[NDArray[np.int64]], object], n: int, batch: int) -> Callable[[], object]:
     """A function that makes the next batch of a shuffled order whenever it is called."""
     order = epoch_order(n, seed=0, epoch=0)
     batches = [order[i : i + batch] for i in range(0, max(1, n - batch + 1), batch)]
     at = -1
 
-    def call() -> Any:
+    def call() -> object:
         nonlocal at
         at = (at + 1) % len(batches)
         return way(batches[at])
@@ -310,7 +310,10 @@ def _over(way: Callable[[NDArray[np.int64]], Any], n: int, batch: int) -> Callab
 
 
 def turns(
-    ways: Mapping[str, Callable[[], Any]], rounds: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Rounds:
     """Milliseconds per call of every way, one number a turn; a turn is as many calls as fill `seconds`, at least one."""
     for way in ways.values():

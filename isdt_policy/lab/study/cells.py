@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import Json, write_text
+from isdt_policy.shared.files import write_text
 from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.values import Json
 
 SCHEMA = "isdt-study/1"
 

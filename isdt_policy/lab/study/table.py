@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from isdt_policy.lab.study.rows import NFE
 from isdt_policy.shared import tables
-from isdt_policy.shared.files import Json
+from isdt_policy.shared.values import Json
 
 Run = Json  # a cell's content, or a result in it
 Cells = Sequence[Run]
