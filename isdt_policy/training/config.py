@@ -136,13 +136,29 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
     GlobalHydra.instance().clear()
     with initialize_config_module("isdt_policy.configs", version_base="1.3"):
         try:
-            config = compose(config_name, overrides=list(overrides))
+            config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+            chosen = {**config.hydra.runtime.choices}
+            OmegaConf.set_struct(config, False)
+            del config["hydra"]
+            config.name = config.name or run_name(config.task, config.training.seed, chosen)
+            config.run_dir = config.run_dir or f"outputs/{config.name}"
             composed = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(_explain(error, overrides)) from error
     settings = _complete(cast(Section, composed))
     _follow_objective(settings, overrides)
     return settings
+
+
+def run_name(task: str, seed: int, chosen: Mapping[str, str | None]) -> str:
+    """The name of a run that was given none: <experiment or task>-<objective>-s<seed>, such as lift-isd_t-s42.
+
+    Args:
+        task: its id.
+        seed: of the training.
+        chosen: the file that was chosen of each group of configurations.
+    """
+    return f"{chosen.get('experiment') or task}-{chosen.get('objective')}-s{seed}"
 
 
 def load_config(run: str | Path) -> Settings:
@@ -276,8 +292,8 @@ def _register() -> None:
 def _schema() -> Section:
     policy = {f.name: _plain(f.default) for f in dataclasses.fields(PolicyConfig) if f.name not in _DERIVED}
     return {
-        "name": "run",
-        "run_dir": "outputs/${name}",
+        "name": "",  # see `run_name`
+        "run_dir": "",  # outputs/<name>
         "if_exists": "error",
         "task": "pusht",
         "data": _values(DataConfig()),

@@ -1,5 +1,6 @@
 """The command line: --help that imports nothing heavy, one clear line for every mistake, exit code 2, nothing half-written."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,8 @@ def test_bad_settings_are_one_line_and_nothing_is_written(arguments, expected, t
 def test_every_experiment_composes(name):
     """A run is called after its experiment, and after objective and seed where one experiment serves several."""
     config = compose_config([f"experiment={name}"])
-    assert config["name"] in (name, f"{name}_isd_42")
+    assert config["name"] == name or re.fullmatch(rf"{name}-\w+-s42", config["name"])
+    assert config["run_dir"] == f"outputs/{config['name']}"
 
 
 def test_every_folder_of_code_is_in_the_package():
