@@ -22,9 +22,12 @@
 
 Every section of the docstring but "Examples" lists options under its own heading. A verb may inherit fields: sections of base
 classes come first, and what they explain under "Attributes" comes last. Types say how a value is read: str, int,
-float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest: `positional`, names that may be given
-without their key; `rest`, the field that takes what no other field knows (Hydra's overrides); `renamed`, words of earlier
-versions and what they are called now.
+float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest:
+
+    positional  names that may be given without their key
+    rest        the field that takes what no other field knows (Hydra's overrides)
+    renamed     words of earlier versions and what they are called now; "+arms" for a word that added to the default of arms
+    bare        True if the verb does something without any argument
 """
 
 from __future__ import annotations
@@ -34,15 +37,15 @@ import re
 import shutil
 import sys
 import textwrap
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
-
-PathText = Annotated[str, "PATH"]
+from isdt_policy.shared.files import PathText as PathText
 
 Verb = TypeVar("Verb")
 
@@ -60,25 +63,20 @@ def parse(verb: type[Verb], args: Sequence[str]) -> Verb:
     """
     if any(arg in ("-h", "--help") for arg in args):
         raise HelpWanted
-    kinds = _kinds(verb)
-    values: dict[str, Any] = {}
+    syntax = Syntax.of(verb)
+    values: dict[str, object] = {}
+    added: dict[str, object] = {}
     for arg in args:
-        key, text = _key_and_text(verb, arg, kinds, values)
+        key, text = syntax.split(arg, values)
+        found, key = (added, key[1:]) if key.startswith("+") else (values, key)
         # What no field knows is taken as it stands: whoever reads it has a grammar of its own.
-        value = (text,) if key == getattr(verb, "rest", "") else _read(key, text, kinds[key])
-        values[key] = (*values[key], *value) if isinstance(value, tuple) and key in values else value
-    absent = [f.name for f in dataclasses.fields(verb) if f.name not in values and _required(f)]  # type: ignore[arg-type]
-    if absent:
-        raise InputError(f"{', '.join(f'{name}=' for name in absent)} missing. For example: {_first_example(verb)}")
+        value = (text,) if key == syntax.rest else syntax.options[key].read(text)
+        found[key] = _joined(found.get(key, ()), value)
+    for key, value in added.items():
+        values[key] = _joined(values.get(key, syntax.options[key].default), value)
+    if absent := [f"{o.name}=" for o in syntax.options.values() if o.required and o.name not in values]:
+        raise InputError(f"{', '.join(absent)} missing. For example: {syntax.example}")
     return verb(**values)
-
-
-def given(verb: type, args: Sequence[str]) -> set[str]:
-    """Names of the fields that arguments set."""
-    kinds, found = _kinds(verb), dict[str, Any]()
-    for arg in args:
-        found[_key_and_text(verb, arg, kinds, found, quiet=True)[0]] = True
-    return set(found)
 
 
 def help_text(name: str, verb: type, width: int | None = None) -> str:
@@ -89,155 +87,202 @@ def help_text(name: str, verb: type, width: int | None = None) -> str:
         width: columns; None takes the terminal's, 80 at least and 110 at most.
     """
     width = width or min(110, max(80, shutil.get_terminal_size((100, 24)).columns))
+    syntax = Syntax.of(verb)
     summary, sections = _docstring(verb)
     examples = sections.pop("Examples", "")
-    usage = " ".join([f"isdt {name}", *(_usage(verb, f) for f in dataclasses.fields(verb) if _shown_in_usage(verb, f))])
-    lines = textwrap.wrap(f"usage: {usage} [key=value ...]", width, subsequent_indent=" " * 7, break_on_hyphens=False)
+    usage = " ".join([f"usage: isdt {name}", *syntax.usage(), "[key=value ...]"])
+    lines = textwrap.wrap(usage, width, subsequent_indent=" " * 7, break_on_hyphens=False)
     for paragraph in summary:
         lines += ["", *textwrap.wrap(paragraph, width)]
     if examples:
-        lines += ["", "examples", *(f"  {line}" for line in examples.splitlines())]
-    fields = {f.name: f for f in dataclasses.fields(verb)}
-    kinds = _kinds(verb)
+        lines += ["", "examples", *(part for line in examples.splitlines() for part in _example(line, width))]
     for title, body in sections.items():
         lines += ["", title[0].lower() + title[1:]]
-        for option, text in _entries(body):
-            settings = option == getattr(verb, "rest", "") and option not in getattr(verb, "positional", ())
-            shown = "KEY=VALUE" if settings else _shown(fields[option], kinds[option])
-            rest = textwrap.wrap(text + _choices(kinds[option]), width - 26, break_on_hyphens=False) or [""]
-            if len(shown) > 22:
-                lines.append(f"  {shown}")
-            else:
-                lines.append(f"  {shown:<24}{rest.pop(0)}".rstrip())
-            lines += [" " * 26 + line for line in rest]
+        for key, text in _entries(body):
+            option = syntax.options[key]
+            shown = "KEY=VALUE" if key == syntax.rest and key not in syntax.positional else str(option)
+            allowed = f" One of {', '.join(option.choices)}." if len(option.choices) > 1 else ""
+            rest = textwrap.wrap(text + allowed, width - 26, break_on_hyphens=False) or [""]
+            first = rest.pop(0) if len(shown) <= 22 else ""
+            lines += [f"  {shown:<24}{first}".rstrip(), *(" " * 26 + line for line in rest)]
     return "\n".join(lines)
-
-
-def summary_of(docstring: str) -> str:
-    """First sentence of a verb's docstring, without its full stop."""
-    return " ".join(docstring.split("\n\n")[0].split()).rstrip(".")
 
 
 def options_of(verb: type) -> dict[str, str]:
     """Every option of a verb with its explanation."""
     _, sections = _docstring(verb)
-    sections.pop("Examples", None)
-    return {option: text for body in sections.values() for option, text in _entries(body)}
-
-
-def choices_of(verb: type, option: str) -> tuple[str, ...]:
-    """What an option may be, if that is a short list."""
-    return _literals(_kinds(verb)[option])
+    return dict(entry for title, body in sections.items() if title != "Examples" for entry in _entries(body))
 
 
 def values_of(verb: type, option: str) -> tuple[str, ...] | None:
     """What completion offers for an option: a short list of values, () for anything, None for a path."""
-    kind = _kinds(verb)[option]
-    if _metavar(kind).strip("[],.") == "PATH":
+    found = Syntax.of(verb).options[option]
+    if found.word == "PATH":
         return None
-    if _inner(kind)[0] is bool:
-        return ("true", "false")
-    allowed = _literals(kind)
-    return tuple(f"[{value}]" for value in allowed) if _is_tuple(kind) else allowed
+    values = ("true", "false") if found.kind is bool else found.choices
+    return tuple(f"[{value}]" for value in values) if found.many else values
 
 
 # Arguments.
 
 
-def _key_and_text(
-    verb: type, arg: str, kinds: Mapping[str, Any], values: Mapping[str, Any], quiet: bool = False
-) -> tuple[str, str]:
-    """The field that an argument sets, and the text of its value."""
-    key, separator, text = arg.partition("=")
-    if arg.startswith("--"):  # --episodes=10 and --overwrite are understood too
-        key, text = key[2:].replace("-", "_"), text if separator else "true"
-        separator = "="
-    renamed: Mapping[str, str] = getattr(verb, "renamed", {})
-    if separator and key in renamed and key not in kinds:
-        if not quiet:
-            print(f"note: {key}= is now called {renamed[key]}=", file=sys.stderr)
-        key = renamed[key]
-    if separator and key in kinds:
-        return key, text
-    rest: str | None = getattr(verb, "rest", None)
-    named = separator and re.fullmatch(r"[+~]*[\w./@]+", key)
-    if rest and (named or not _free(verb, kinds, values)):
-        return rest, arg
-    if named and re.fullmatch(r"[a-z_]+", key):
-        raise InputError(f"unknown key '{key}'.{nearest(key, kinds)} Allowed: {', '.join(kinds)}.")
-    free = _free(verb, kinds, values)
-    if not free:
-        raise InputError(
-            f"'{arg}' is not key=value. Allowed keys: {', '.join(kinds)}. For example: {_first_example(verb)}"
-        )
-    return free[0], arg
+@dataclass(frozen=True)
+class Option:
+    """A field of a verb.
 
+    Attributes:
+        name: its key.
+        kind: makes the value, or an entry of a list, from text.
+        choices: all that is allowed, if that is a short list.
+        word: stands for a value in the help.
+        many: it is a list.
+        optional: none is a value.
+        required: it has no default.
+        default: its value where it is not given.
+    """
 
-def _free(verb: type, kinds: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
-    return [name for name in getattr(verb, "positional", ()) if name not in values or _is_tuple(kinds[name])]
+    name: str
+    kind: Callable[[str], object]
+    choices: tuple[str, ...]
+    word: str
+    many: bool
+    optional: bool
+    required: bool
+    default: object
 
+    @classmethod
+    def of(cls, field: dataclasses.Field[object], kind: object) -> Option:
+        """Read it from a field and its type."""
+        word, many, optional = "", False, False
+        while (origin := get_origin(kind)) not in (None, Literal):  # X | None, tuple[X, ...], Annotated[X, "WORD"]
+            parts = get_args(kind)
+            word = parts[1] if origin is Annotated else word
+            many, optional = many or origin is tuple, optional or NoneType in parts
+            kind = next(part for part in parts if part is not NoneType)
+        choices = get_args(kind) if origin is Literal else ()
+        assert callable(kind)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        words = {int: "N", float: "X", Arm: "ARM", Path: "PATH", bool: "true|false"}
+        one = "|".join(choices) or words.get(kind, "NAME")  # type: ignore[call-overload]
+        word = word or (f"[{one},...]" if many else one)
+        return cls(field.name, kind, choices, word, many, optional, default is MISSING, default)
 
-def _read(key: str, text: str, kind: Any) -> Any:
-    kind, optional = _inner(kind)
-    if optional and text.lower() in ("none", "null"):
-        return None
-    if _is_tuple(kind):
-        item = get_args(kind)[0]
-        if item is int and not text.startswith(("[", "(")):  # a bare number would read as a count
-            raise InputError(f"{key} is a list: {key}=[{text}].")
+    def __str__(self) -> str:
+        """As the help shows it, with its default."""
+        if self.required or self.default in (None, ()):
+            return f"{self.name}={self.word}"
+        if isinstance(self.default, tuple):
+            return f"{self.name}=[{','.join(map(str, self.default))}]"
+        return f"{self.name}={str(self.default).lower() if isinstance(self.default, bool) else self.default}"
+
+    def read(self, text: str) -> object:
+        """The value that a text stands for."""
+        if self.optional and text.lower() in ("none", "null"):
+            return None
+        if not self.many:
+            return self._read_one(text)
+        if self.kind is int and not text.startswith(("[", "(")):  # a bare number would read as a count
+            raise InputError(f"{self.name} is a list: {self.name}=[{text}].")
         parts = [part.strip().strip("'\"") for part in text.strip("[]()").split(",")]
-        return tuple(_read(key, part, item) for part in parts if part)
-    allowed = _literals(kind)
-    if allowed:
-        if text not in allowed:
-            raise InputError(f"{key}='{text}' is not one of {', '.join(allowed)}.{nearest(text, allowed)}")
-        return text
-    if kind is Arm:
-        return Arm.parse(text)
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise InputError(f"{key} must be true or false, got '{text}'.")
-        return text.lower() == "true"
-    try:
-        return int(text) if kind is int else float(text) if kind is float else kind(text)
-    except ValueError:
-        raise InputError(f"{key} must be {'a whole number' if kind is int else 'a number'}, got '{text}'.") from None
+        return tuple(self._read_one(part) for part in parts if part)
+
+    def _read_one(self, text: str) -> object:
+        if self.choices:
+            if text not in self.choices:
+                allowed = ", ".join(self.choices)
+                raise InputError(f"{self.name}='{text}' is not one of {allowed}.{nearest(text, self.choices)}")
+            return text
+        if self.kind is Arm:
+            return Arm.parse(text)
+        if self.kind is bool:
+            if text.lower() not in ("true", "false"):
+                raise InputError(f"{self.name} must be true or false, got '{text}'.")
+            return text.lower() == "true"
+        try:
+            return self.kind(text)
+        except ValueError:
+            number = "a whole number" if self.kind is int else "a number"
+            raise InputError(f"{self.name} must be {number}, got '{text}'.") from None
 
 
-# Types.
+@dataclass(frozen=True)
+class Syntax:
+    """What may follow a verb; see the docstring of this file."""
+
+    options: Mapping[str, Option]
+    positional: tuple[str, ...]
+    rest: str
+    renamed: Mapping[str, str]
+    example: str
+
+    @classmethod
+    def of(cls, verb: type) -> Syntax:
+        """Read it from a dataclass."""
+        hints = get_type_hints(verb, include_extras=True)
+        options = {f.name: Option.of(f, hints[f.name]) for f in dataclasses.fields(verb)}
+        lines = _sections(verb)[1].get("Examples", "").splitlines() or [f"isdt {verb.__name__.lower()} --help"]
+        example = re.split(r" {2,}", lines[0].strip())[0]
+        return cls(
+            options, getattr(verb, "positional", ()), getattr(verb, "rest", ""), getattr(verb, "renamed", {}), example
+        )
+
+    def split(self, arg: str, values: Mapping[str, object]) -> tuple[str, str]:
+        """The field that an argument sets ("+field" if it adds to the default), and the text of its value.
+
+        Args:
+            values: what earlier arguments have set.
+        """
+        key, separator, text = arg.partition("=")
+        if arg.startswith("--"):  # --episodes=10 and --overwrite are understood too
+            key, text = key[2:].replace("-", "_"), text if separator else "true"
+            separator = "="
+        if separator and key in self.options:
+            return key, text
+        if separator and key in self.renamed:
+            now = self.renamed[key].removeprefix("+")
+            print(
+                f"note: {key}= is now {'a part of' if now != self.renamed[key] else 'called'} {now}=", file=sys.stderr
+            )
+            return self.renamed[key], text
+        free = next((name for name in self.positional if name not in values or self.options[name].many), None)
+        named = separator and re.fullmatch(r"[+~]*[\w./@]+", key)
+        if self.rest and (named or free is None):
+            return self.rest, arg
+        if named and re.fullmatch(r"[a-z_]+", key):
+            raise InputError(f"unknown key '{key}'.{nearest(key, self.options)} Allowed: {', '.join(self.options)}.")
+        if free is None:
+            keys = ", ".join(self.options)
+            raise InputError(f"'{arg}' is not key=value. Allowed keys: {keys}. For example: {self.example}")
+        return free, arg
+
+    def usage(self) -> list[str]:
+        """What must or may follow the verb without its key, and the keys that must be given."""
+        texts = []
+        for name, option in self.options.items():
+            text = f"{name}={option.word}"
+            if name in self.positional:
+                text = name.upper() + (" ..." if option.many else "")
+            if option.required or name in self.positional:
+                texts.append(text if option.required else f"[{text}]")
+        return texts
 
 
-def _kinds(verb: type) -> dict[str, Any]:
-    hints = get_type_hints(verb, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(verb)}
+def _example(line: str, width: int) -> list[str]:
+    """One example within the width: a note that does not fit beside its command stands below it; a long command is continued."""
+    if len(line) + 2 <= width:
+        return [f"  {line}"]
+    command, *note = re.split(r" {2,}", line.strip(), maxsplit=1)
+    parts = textwrap.wrap(command, width - 8, break_long_words=False, break_on_hyphens=False)
+    lines = [f"  {parts[0]}", *(f"      {part}" for part in parts[1:])]
+    return [*(f"{part} \\" for part in lines[:-1]), lines[-1], *(f"      {text}" for text in note)]
 
 
-def _inner(kind: Any) -> tuple[Any, bool]:
-    """The type without Annotated and `| None`, and whether None is allowed."""
-    if get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    if get_origin(kind) in (Union, types.UnionType):
-        parts = [part for part in get_args(kind) if part is not type(None)]
-        return _inner(parts[0])[0], len(parts) < len(get_args(kind))
-    return kind, False
+def _joined(before: object, value: object) -> object:
+    """Lists that are given in parts are one list; of anything else the last counts."""
+    return (*before, *value) if isinstance(before, tuple) and isinstance(value, tuple) else value
 
 
-def _is_tuple(kind: Any) -> bool:
-    return get_origin(_inner(kind)[0]) is tuple
-
-
-def _literals(kind: Any) -> tuple[str, ...]:
-    kind = _inner(kind)[0]
-    if get_origin(kind) is tuple:
-        kind = get_args(kind)[0]
-    return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-# Help.
+# Docstrings.
 
 
 def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
@@ -268,7 +313,7 @@ def _sections(verb: type) -> tuple[list[str], dict[str, str]]:
     head: list[str] = []
     current = head
     for line in lines:
-        if re.fullmatch(r"\S.*:", line) and not line.startswith(" "):
+        if re.fullmatch(r"\S.*:", line):
             current = sections.setdefault(line[:-1], [])
         else:
             current.append(line)
@@ -287,51 +332,3 @@ def _entries(body: str) -> list[tuple[str, str]]:
         elif line.strip():
             found[-len(names) :] = [(name, f"{text} {line.strip()}") for name, text in found[-len(names) :]]
     return found
-
-
-def _shown(field: dataclasses.Field[Any], kind: Any) -> str:
-    default = None if _required(field) else field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if default is dataclasses.MISSING or default in (None, ()):
-        return f"{field.name}={_metavar(kind)}"
-    if isinstance(default, tuple):
-        return f"{field.name}=[{','.join(map(str, default))}]"
-    return f"{field.name}={str(default).lower() if isinstance(default, bool) else default}"
-
-
-def _metavar(kind: Any) -> str:
-    for part in (kind, *get_args(kind)):
-        if get_origin(part) is Annotated:
-            return str(get_args(part)[1])
-    inner = _inner(kind)[0]
-    if get_origin(inner) is tuple:
-        return f"[{_metavar(get_args(inner)[0])},...]"
-    allowed = _literals(inner)
-    if allowed:
-        return "|".join(allowed)
-    return {int: "N", float: "X", Arm: "ARM", Path: "PATH", bool: "true|false"}.get(inner, "NAME")
-
-
-def _choices(kind: Any) -> str:
-    allowed = _literals(kind)
-    return f" One of {', '.join(allowed)}." if len(allowed) > 1 else ""
-
-
-def _shown_in_usage(verb: type, field: dataclasses.Field[Any]) -> bool:
-    return _required(field) or field.name in getattr(verb, "positional", ())
-
-
-def _usage(verb: type, field: dataclasses.Field[Any]) -> str:
-    kind = _kinds(verb)[field.name]
-    if field.name in getattr(verb, "positional", ()):
-        text = field.name.upper() + (" ..." if _is_tuple(kind) else "")
-    else:
-        text = f"{field.name}={_metavar(kind)}"
-    return text if _required(field) else f"[{text}]"
-
-
-def _first_example(verb: type) -> str:
-    _, sections = _docstring(verb)
-    lines = sections.get("Examples", "").splitlines()
-    return re.split(r" {2,}", lines[0].strip())[0] if lines else f"isdt {verb.__name__.lower()} --help"

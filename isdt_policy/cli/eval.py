@@ -12,7 +12,7 @@ from isdt_policy.cli.acting import Acting, Actor, Stepping
 from isdt_policy.deploy.record import Rollouts, record
 from isdt_policy.deploy.starts import initial_states
 from isdt_policy.eval.episode import Start
-from isdt_policy.eval.film import film
+from isdt_policy.eval.film import Video, film
 from isdt_policy.eval.journal import Journal
 from isdt_policy.eval.origin import Origin, describe_policy
 from isdt_policy.eval.progress import EpisodeProgress
@@ -82,7 +82,7 @@ class Eval(Acting, Stepping):
     report: bool = True
     record: Annotated[Path, "STORE.zarr"] | None = None
 
-    renamed: ClassVar = {"steps": "arms", "baselines": "arms"}
+    renamed: ClassVar = {"steps": "arms", "baselines": "+arms"}
 
     def __post_init__(self) -> None:
         self.check_acting()
@@ -113,7 +113,7 @@ class Eval(Acting, Stepping):
             source = {"source": "rollouts", "steps": first.name, "command": command}
             print(record(actor.policy, rollouts, self.record, source, workers=self.workers()))
         if self.report:
-            videos = []
+            videos: list[Video] = []
             try:
                 videos = film(actor.policy, result, self.videos, starts, out) if self.videos else []
             except InputError as error:

@@ -11,10 +11,13 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 from filelock import FileLock, Timeout
 
 from isdt_policy.shared.errors import InputError
+
+PathText = Annotated[str, "PATH"]  # an option that is a path or an address: completion offers files
 
 # A folder that this program wrote holds one of these files with this text in it.
 _MARKERS = (

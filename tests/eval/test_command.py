@@ -13,6 +13,8 @@ from isdt_eval_toys import torch_policy
 from isdt_policy.cli import VERBS, load
 from isdt_policy.cli import main as isdt
 from isdt_policy.cli.acting import check_fits
+from isdt_policy.cli.command import parse
+from isdt_policy.cli.eval import Eval
 from isdt_policy.envs import task_spec
 from isdt_policy.shared.errors import InputError
 
@@ -231,6 +233,18 @@ def test_the_words_of_earlier_versions_still_work_with_a_hint(checkpoint, tmp_pa
     assert isdt(["eval", *arguments, "steps=[2]", "baselines=[euler3]"]) == 0
     assert "steps= is now called arms=" in capsys.readouterr().err
     assert list(json.loads((tmp_path / "eval_info.json").read_text())["arms"]) == ["2", "euler3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "arms"),
+    [
+        (["baselines=[euler10]"], ["1", "euler10"]),
+        (["baselines=[euler10]", "steps=[1,2]"], ["1", "2", "euler10"]),
+        (["arms=[2]", "baselines=[euler10]", "baselines=[euler4]"], ["2", "euler10", "euler4"]),
+    ],
+)
+def test_baselines_are_added_to_the_other_arms_as_in_version_0_1(words, arms):
+    assert [arm.name for arm in parse(Eval, ["checkpoint=run", *words]).arms] == arms
 
 
 def test_a_larger_result_is_not_replaced_by_a_smaller_one_unasked(checkpoint, tmp_path, capsys):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Literal
 
 from isdt_policy.shared.errors import InputError, at_least
+from isdt_policy.shared.files import PathText
 
 Size = Literal["4m", "16m", "63m"]
-PathText = Annotated[str, "PATH"]
 BUNDLED = "bundled:pusht_expert"
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from isdt_policy.shared.errors import at_least
-
-PathText = Annotated[str, "PATH"]
+from isdt_policy.shared.files import PathText
 
 
 @dataclass(frozen=True)
