@@ -7,6 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
+
+# Every signature of these modules is checked in every call: that tensors have the shapes it names (isdt_policy/method/shapes.py),
+# and that all else has its type. Networks are left out: torch.compile reads them, and it cannot read the check.
+install_import_hook(
+    [f"isdt_policy.method.{name}" for name in (
+        "closed_forms", "flow_map", "interpolants", "normalization", "objectives", "policy", "samplers",
+    )],
+    "beartype.beartype",
+)  # fmt: skip
 
 
 def synthetic_episodes(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:

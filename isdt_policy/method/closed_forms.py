@@ -14,6 +14,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import Network
 from isdt_policy.method.interpolants import Interpolant, Trigonometric, data_and_noise, expand
+from isdt_policy.method.shapes import Samples, Times
 
 MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -21,7 +22,7 @@ MapFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 def point_mass(path: Interpolant, location: Tensor) -> Network:
     """All data at `location`. The flow is a straight line in (data, noise), so F is the velocity, whatever s is."""
 
-    def network(x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def network(x_t: Samples, t: Times, s: Times, cond: Tensor) -> Samples:
         time = expand(t, x_t)
         z = (x_t - path.alpha(time) * location) / path.beta(time)
         return path.alpha_rate(time) * location + path.beta_rate(time) * z
@@ -35,7 +36,7 @@ def gaussian_map(path: Interpolant, mean: Tensor, std: Tensor) -> MapFunction:
     def spread(time: Tensor) -> Tensor:
         return (path.alpha(time).square() * std.square() + path.beta(time).square()).sqrt()
 
-    def exact(x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    def exact(x: Samples, t: Times, s: Times) -> Samples:
         t, s = expand(t, x), expand(s, x)
         return path.alpha(s) * mean + spread(s) / spread(t) * (x - path.alpha(t) * mean)
 
@@ -45,7 +46,7 @@ def gaussian_map(path: Interpolant, mean: Tensor, std: Tensor) -> MapFunction:
 def gaussian_velocity(path: Interpolant, mean: Tensor, std: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """v(x, t) = E[v_t | x_t = x] for data N(mean, diag(std^2))."""
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
+    def velocity(x: Samples, t: Times) -> Samples:
         t = expand(t, x)
         a, b, da, db = path.alpha(t), path.beta(t), path.alpha_rate(t), path.beta_rate(t)
         gain = (a * da * std.square() + b * db) / (a.square() * std.square() + b.square())
@@ -58,7 +59,7 @@ def gaussian(path: Interpolant, mean: Tensor, std: Tensor) -> Network:
     """The network of `gaussian_map`; on the diagonal, where X holds no information, the velocity itself."""
     exact, velocity = gaussian_map(path, mean, std), gaussian_velocity(path, mean, std)
 
-    def network(x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def network(x_t: Samples, t: Times, s: Times, cond: Tensor) -> Samples:
         a, b = path.map_coefficients(expand((t - s) * path.phase_rate, x_t))
         diagonal = b == 0
         off = (a * x_t - exact(x_t, t, s)) / torch.where(diagonal, torch.ones_like(b), b)
@@ -73,7 +74,7 @@ def gaussian_posterior(
     """(E[x | x_t], E[z | x_t]) for data N(mean, diag(std^2)): the data and the noise that the velocity stands for."""
     velocity = gaussian_velocity(path, mean, std)
 
-    def posterior(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(x: Samples, t: Times) -> tuple[Samples, Samples]:
         return data_and_noise(path, x, velocity(x, t), t)
 
     return posterior
@@ -84,7 +85,7 @@ def gaussian_denoiser(mean: Tensor, std: Tensor, prediction: str) -> Network:
     path = Trigonometric()
     velocity, posterior = gaussian_velocity(path, mean, std), gaussian_posterior(path, mean, std)
 
-    def network(x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def network(x_t: Samples, t: Times, s: Times, cond: Tensor) -> Samples:
         data, noise = posterior(x_t, t)
         return {"epsilon": noise, "sample": data, "v_prediction": velocity(x_t, t)}[prediction]
 
@@ -94,7 +95,7 @@ def gaussian_denoiser(mean: Tensor, std: Tensor, prediction: str) -> Network:
 def two_point_velocity(path: Interpolant, location: float, weight: float = 0.5) -> Callable[[Tensor, Tensor], Tensor]:
     """v(x, t) for data at +location (probability `weight`) and -location on every axis."""
 
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
+    def velocity(x: Samples, t: Times) -> Samples:
         t = expand(t, x)
         a, b = path.alpha(t), path.beta(t)
         logit = torch.log(torch.tensor(weight / (1 - weight), dtype=x.dtype)) + 2 * a * location * x / b.square()
@@ -105,8 +106,8 @@ def two_point_velocity(path: Interpolant, location: float, weight: float = 0.5) 
 
 
 def integrate(
-    path: Interpolant, velocity: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, s: Tensor, steps: int = 400
-) -> Tensor:
+    path: Interpolant, velocity: Callable[[Tensor, Tensor], Tensor], x: Samples, t: Times, s: Times, steps: int = 400
+) -> Samples:
     """X(x, t -> s) of any velocity by classical Runge-Kutta in the phase."""
     h = (s - t) / steps
     step = expand(h * path.phase_rate, x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from isdt_policy.method.interpolants import Interpolant, eulerian_residual, expand, flow_map_step
+from isdt_policy.method.shapes import Dropped, Embedding, Embeddings, Samples, Times, no_type_check
 
 Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 WithTangent = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -35,15 +36,15 @@ class FlowMap:
     path: Interpolant
     tangent: WithTangent | None = None
 
-    def velocity(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def velocity(self, x_t: Samples, t: Times, cond: Embeddings) -> Samples:
         """The marginal velocity: the network on its diagonal, F(x_t, t, t)."""
         return self.network(x_t, t, t, cond)
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+    def step(self, x_t: Samples, t: Times, s: Times, cond: Embeddings) -> Samples:
         """X(x_t, t -> s), one network evaluation."""
         return flow_map_step(self.path, x_t, self.network(x_t, t, s, cond), t, s)
 
-    def residual(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, eps: float | None = None) -> Tensor:
+    def residual(self, x_t: Samples, t: Times, s: Times, cond: Embeddings, eps: float | None = None) -> Samples:
         """Eulerian residual of the map against its own velocity; zero where the network is consistent.
 
         Args:
@@ -68,8 +69,8 @@ def full_precision(x: Tensor) -> torch.autocast:
 
 
 def central_difference(
-    flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor, eps: float = 0.005
-) -> Tensor:
+    flow_map: FlowMap, x_t: Samples, t: Times, s: Times, cond: Embeddings, velocity: Samples, eps: float = 0.005
+) -> Samples:
     """Total derivative D of F(x_t, t, s) along (velocity, 1, 0) per unit of phase, error O(eps^2).
 
     Two evaluations, stacked into one call of twice the batch, without a graph and in full precision whatever autocast
@@ -90,9 +91,10 @@ def central_difference(
         return (ahead - behind) / (2 * eps * flow_map.path.phase_rate)
 
 
+@no_type_check
 def with_tangent(
-    network: Network, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, dx: Tensor, dt: Tensor
-) -> tuple[Tensor, Tensor]:
+    network: Network, x_t: Samples, t: Times, s: Times, cond: Embeddings, dx: Samples, dt: Times
+) -> tuple[Samples, Samples]:
     """F(x_t, t, s), and without a graph its derivative along (dx, dt, 0), in one forward-mode evaluation."""
     # (output, tangent): without has_aux there is no third.
     value, derivative = torch.func.jvp(lambda x, time: network(x, time, s, cond), (x_t, t), (dx, dt))[:2]
@@ -101,8 +103,8 @@ def with_tangent(
 
 
 def value_and_derivative(
-    flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor
-) -> tuple[Tensor, Tensor]:
+    flow_map: FlowMap, x_t: Samples, t: Times, s: Times, cond: Embeddings, velocity: Samples
+) -> tuple[Samples, Samples]:
     """F(x_t, t, s) with its graph, and its derivative D along (velocity, 1, 0) per unit of phase without one.
 
     D is exact up to rounding, and the tangent rides on the evaluation that the loss needs anyway. Works under autocast:
@@ -117,12 +119,14 @@ def value_and_derivative(
     return with_tangent(flow_map.network, x_t, t, s, cond, dx, dt)
 
 
-def exact_derivative(flow_map: FlowMap, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor, velocity: Tensor) -> Tensor:
+def exact_derivative(
+    flow_map: FlowMap, x_t: Samples, t: Times, s: Times, cond: Embeddings, velocity: Samples
+) -> Samples:
     """The derivative of `value_and_derivative` alone."""
     with torch.no_grad():
         return value_and_derivative(flow_map, x_t.detach(), t, s, cond.detach(), velocity)[1]
 
 
-def null_like(condition: Tensor, null: Tensor, drop: Tensor) -> Tensor:
+def null_like(condition: Embeddings, null: Embedding, drop: Dropped) -> Embeddings:
     """Replace the rows of `condition` (batch, cond_dim) where `drop` (batch,) is true by the null embedding (cond_dim,)."""
     return torch.where(expand(drop, condition), null.to(condition.dtype), condition)

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from isdt_policy.method.shapes import Samples, Times, no_type_check
 
+
+@runtime_checkable
 class Interpolant(Protocol):
     """A path x_t = alpha(t) x + beta(t) z with its flow-map parameterisation X = a(d) x_t - b(d) F, d = phase(t) - phase(s)."""
 
@@ -52,6 +55,7 @@ class Interpolant(Protocol):
         ...
 
 
+@no_type_check
 @dataclass(frozen=True)
 class Linear:
     """x_t = (1 - t) x + t z; v = z - x; X = x_t - (t - s) F. Phase is t."""
@@ -79,6 +83,7 @@ class Linear:
         return torch.zeros_like(d), torch.ones_like(d)
 
 
+@no_type_check
 @dataclass(frozen=True)
 class Trigonometric:
     """x_t = cos(phi) x + sin(phi) z, phi = pi t / 2; v = cos(phi) z - sin(phi) x per radian; X = cos(d) x_t - sin(d) F."""
@@ -109,24 +114,25 @@ class Trigonometric:
 INTERPOLANTS: dict[str, type[Linear] | type[Trigonometric]] = {"linear": Linear, "trigonometric": Trigonometric}
 
 
+@no_type_check
 def expand(t: Tensor, like: Tensor) -> Tensor:
     """View a per-sample scalar (batch,) so that it broadcasts over `like` (batch, ...)."""
     return t.reshape(t.shape[0], *(1,) * (like.ndim - 1))
 
 
-def interpolate(path: Interpolant, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """x_t = alpha(t) x + beta(t) z. x, z (batch, ...); t (batch,)."""
+def interpolate(path: Interpolant, x: Samples, z: Samples, t: Times) -> Samples:
+    """x_t = alpha(t) x + beta(t) z."""
     t = expand(t, x)
     return path.alpha(t) * x + path.beta(t) * z
 
 
-def conditional_velocity(path: Interpolant, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+def conditional_velocity(path: Interpolant, x: Samples, z: Samples, t: Times) -> Samples:
     """v_t = d x_t / d phase along one (data, noise) pair."""
     t = expand(t, x)
     return path.alpha_rate(t) * x + path.beta_rate(t) * z
 
 
-def data_and_noise(path: Interpolant, x_t: Tensor, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def data_and_noise(path: Interpolant, x_t: Samples, v: Samples, t: Times) -> tuple[Samples, Samples]:
     """Recover (x, z) from a point and its velocity: the inverse of `interpolate` and `conditional_velocity` together.
 
     The 2x2 system has determinant alpha beta' - beta alpha' = 1 on both paths.
@@ -137,15 +143,15 @@ def data_and_noise(path: Interpolant, x_t: Tensor, v: Tensor, t: Tensor) -> tupl
     return x, z
 
 
-def flow_map_step(path: Interpolant, x_t: Tensor, prediction: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def flow_map_step(path: Interpolant, x_t: Samples, prediction: Samples, t: Times, s: Times) -> Samples:
     """X(x_t, t -> s) = a(d) x_t - b(d) F. X(x, t -> t) = x whatever F is."""
     a, b = path.map_coefficients(expand((t - s) * path.phase_rate, x_t))
     return a * x_t - b * prediction
 
 
 def eulerian_residual(
-    path: Interpolant, x_t: Tensor, prediction: Tensor, velocity: Tensor, derivative: Tensor, t: Tensor, s: Tensor
-) -> Tensor:
+    path: Interpolant, x_t: Samples, prediction: Samples, velocity: Samples, derivative: Samples, t: Times, s: Times
+) -> Samples:
     """d X(x_t, t -> s) / d phase(t) along the flow: zero exactly where X is the flow map of `velocity`.
 
     With X = a x_t - b F and d x_t = v:   a' x_t + a v - b' F - b D.

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from isdt_policy.method.shapes import Chunks, Frames
 from isdt_policy.shared.errors import InputError, nearest
 
 Statistics = Mapping[str, Any]
@@ -128,11 +129,11 @@ class Normalizer(nn.Module):
         """Per key (batch, n_obs_steps, d), normalised."""
         return {key: affine(obs[key]) for key, affine in self.obs.items()}
 
-    def normalize_action(self, action: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+    def normalize_action(self, action: Chunks, obs: Mapping[str, Tensor]) -> Chunks:
         """Chunk (batch, horizon, action_dim) in the environment's units -> x."""
         return self.action(to_frame(action, self._frame(obs)) if self.reference else action)
 
-    def unnormalize_action(self, x: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+    def unnormalize_action(self, x: Chunks, obs: Mapping[str, Tensor]) -> Chunks:
         """The inverse of `normalize_action`."""
         action = self.action.inverse(x)
         return from_frame(action, self._frame(obs)) if self.reference else action
@@ -160,7 +161,7 @@ def _pooled(std: NDArray[np.float64], sizes: list[int]) -> NDArray[np.float64]:
     return np.concatenate(pooled, axis=-1)
 
 
-def frame_of(obs: Mapping[str, Tensor], reference: str, action_dim: int) -> Tensor:
+def frame_of(obs: Mapping[str, Tensor], reference: str, action_dim: int) -> Frames:
     """What `to_frame` takes, (batch, 1, action_dim or 4), from the newest observation of each key in `reference`.
 
     An arm's key holds the position of its hand, 3 entries, and moves the first three of that arm's share of the action:
@@ -174,7 +175,7 @@ def frame_of(obs: Mapping[str, Tensor], reference: str, action_dim: int) -> Tens
     return torch.cat([torch.nn.functional.pad(frame, (0, size - frame.shape[-1])) for frame in frames], dim=-1)
 
 
-def to_frame(action: Tensor, frame: Tensor) -> Tensor:
+def to_frame(action: Chunks, frame: Frames) -> Chunks:
     """Actions (..., d) seen from a frame (..., d) = an origin, or for d = 2 (..., 4) = origin x, y and cosine, sine of its turn.
 
     What is done around an object looks alike at every pose of it once the axes turn with the object.
@@ -184,7 +185,7 @@ def to_frame(action: Tensor, frame: Tensor) -> Tensor:
     return shifted if frame.shape[-1] == size else _turn(shifted, frame[..., 2:3], -frame[..., 3:4])
 
 
-def from_frame(action: Tensor, frame: Tensor) -> Tensor:
+def from_frame(action: Chunks, frame: Frames) -> Chunks:
     """The inverse of `to_frame`."""
     size = action.shape[-1]
     turned = action if frame.shape[-1] == size else _turn(action, frame[..., 2:3], frame[..., 3:4])

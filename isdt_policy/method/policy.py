@@ -31,6 +31,7 @@ from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.normalization import Normalizer
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import Plan, plan
+from isdt_policy.method.shapes import Chunks, Embeddings, no_type_check
 from isdt_policy.shared.errors import InputError, at_least, nearest
 
 # A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
@@ -135,10 +136,11 @@ class Policy(nn.Module):
     def reset(self) -> None:
         """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
 
-    def encode(self, obs: Mapping[str, Tensor]) -> Tensor:
+    def encode(self, obs: Mapping[str, Tensor]) -> Embeddings:
         """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim)."""
         return self.encoder(self.normalizer.normalize_obs(obs))
 
+    @no_type_check
     @torch.inference_mode()
     def predict_action(
         self,
@@ -184,6 +186,7 @@ class Policy(nn.Module):
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 
+    @no_type_check
     def plan(self, nfe: int | str) -> Plan:
         """What `nfe` means for this policy; `plan(nfe).evaluations` is its cost.
 
@@ -197,19 +200,19 @@ class Policy(nn.Module):
         if scale == 1:
             return chosen
 
-        def run(flow_map: FlowMap, noise: Tensor, cond: Tensor, **later: Any) -> Tensor:
+        def run(flow_map: FlowMap, noise: Chunks, cond: Embeddings, **later: Any) -> Chunks:
             return chosen.run(flow_map, scale * noise, cond, **later)
 
         return dataclasses.replace(chosen, run=run)
 
-    def sample(self, noise: Tensor, cond: Tensor, nfe: int | str = 1) -> Tensor:
+    def sample(self, noise: Chunks, cond: Embeddings, nfe: int | str = 1) -> Chunks:
         """Normalised chunks from standard normal noise (batch, horizon, action_dim) and embeddings (batch, cond_dim).
 
         A stochastic sampler's later draws are a function of the row's number alone.
         """
         return self._run(self.plan(nfe), noise, cond, list(range(noise.shape[0])))
 
-    def _run(self, chosen: Plan, noise: Tensor, cond: Tensor, seeds: list[int]) -> Tensor:
+    def _run(self, chosen: Plan, noise: Chunks, cond: Embeddings, seeds: list[int]) -> Chunks:
         if not chosen.stochastic:
             return chosen.run(self.flow_map, noise, cond)
         # One generator per row: a row's later noise does not depend on the rows beside it.

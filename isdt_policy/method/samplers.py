@@ -18,6 +18,7 @@ from torch import Tensor
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import expand, flow_map_step, interpolate
 from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.method.shapes import Embeddings, Samples, Times, no_type_check
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
 
@@ -29,7 +30,7 @@ def uniform_grid(n: int) -> tuple[float, ...]:
     return tuple(1 - i / n for i in range(n + 1))
 
 
-def _pairs(times: Sequence[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _pairs(times: Sequence[float], like: Samples) -> list[tuple[Times, Times]]:
     full = [torch.full((like.shape[0],), time, dtype=like.dtype, device=like.device) for time in times]
     return list(zip(full, full[1:]))
 
@@ -37,7 +38,7 @@ def _pairs(times: Sequence[float], like: Tensor) -> list[tuple[Tensor, Tensor]]:
 # Of a flow map and of its diagonal: (flow_map, noise, cond, times) -> action.
 
 
-def compose(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+def compose(flow_map: FlowMap, noise: Samples, cond: Embeddings, times: Sequence[float]) -> Samples:
     """x <- X(x, t_i -> t_{i+1}): the flow map composed with itself. One interval is the one-step policy."""
     x = noise
     for t, s in _pairs(times, noise):
@@ -46,8 +47,8 @@ def compose(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[floa
 
 
 def restart(
-    flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float], generators: Generators | None = None
-) -> Tensor:
+    flow_map: FlowMap, noise: Samples, cond: Embeddings, times: Sequence[float], generators: Generators | None = None
+) -> Samples:
     """Multistep consistency sampling (Song et al. 2303.01469, algorithm 1): jump to the data, add noise, jump again.
 
     Args:
@@ -65,7 +66,7 @@ def restart(
     return x
 
 
-def euler(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+def euler(flow_map: FlowMap, noise: Samples, cond: Embeddings, times: Sequence[float]) -> Samples:
     """First-order integration of the velocity on the network's diagonal: the multi-step baseline of the same network.
 
     The step keeps (data, noise) as the velocity predicts them, which is Euler's on the linear path and DDIM's rule on the
@@ -77,7 +78,7 @@ def euler(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]
     return x
 
 
-def heun(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+def heun(flow_map: FlowMap, noise: Samples, cond: Embeddings, times: Sequence[float]) -> Samples:
     """Second-order integration on the diagonal; two evaluations an interval, one in the last."""
     x = noise
     pairs = _pairs(times, noise)
@@ -94,7 +95,7 @@ def heun(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float])
 # Of a network that answers with the action itself.
 
 
-def regress(flow_map: FlowMap, noise: Tensor, cond: Tensor, times: Sequence[float]) -> Tensor:
+def regress(flow_map: FlowMap, noise: Samples, cond: Embeddings, times: Sequence[float]) -> Samples:
     """Start from zero in place of noise, ask for the action, shrink it to the next time, ask again: no draw at all.
 
     Only the shape of `noise` is read. Times (1, 0) are plain regression, (1, t*, 0) the Minimum Iterative Policy.
@@ -120,8 +121,8 @@ def _spacing(schedule: NoiseSchedule, n: int) -> str:
 
 
 def _denoise(
-    flow_map: FlowMap, x: Tensor, cond: Tensor, scheduler: Any, schedule: NoiseSchedule, n: int, **step: Any
-) -> Tensor:
+    flow_map: FlowMap, x: Samples, cond: Embeddings, scheduler: Any, schedule: NoiseSchedule, n: int, **step: Any
+) -> Samples:
     scheduler.set_timesteps(n)
     times = schedule.times(scheduler.alphas_cumprod)
     for k in scheduler.timesteps.tolist():
@@ -131,8 +132,8 @@ def _denoise(
 
 
 def ddim(
-    flow_map: FlowMap, noise: Tensor, cond: Tensor, n: int, schedule: NoiseSchedule, clip: float | None = None
-) -> Tensor:
+    flow_map: FlowMap, noise: Samples, cond: Embeddings, n: int, schedule: NoiseSchedule, clip: float | None = None
+) -> Samples:
     """Deterministic sampling in n evaluations by diffusers' DDIMScheduler (Song et al. 2010.02502, eta = 0).
 
     Args:
@@ -144,13 +145,13 @@ def ddim(
 
 def ddpm(
     flow_map: FlowMap,
-    noise: Tensor,
-    cond: Tensor,
+    noise: Samples,
+    cond: Embeddings,
     n: int,
     schedule: NoiseSchedule,
     clip: float | None = None,
     generators: Generators | None = None,
-) -> Tensor:
+) -> Samples:
     """Ancestral sampling in n evaluations by diffusers' DDPMScheduler (Ho et al. 2006.11239).
 
     Args:
@@ -279,6 +280,7 @@ class Plan:
     stochastic: bool = False
 
 
+@no_type_check
 def plan(nfe: Arm | int | str, sampling: Sampling = FLOW_MAP, clip: float | None = None) -> Plan:
     """What `nfe` means for a policy whose network was taught `sampling`.
 

@@ -325,15 +325,17 @@ def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
         settings["policy"]["sampling"] = {
             k: v for k, v in chosen.items() if k == "kind" or k in schedule or v != default[k]
         }
-    given = any(override.split("=")[0].lstrip("+") == "training.diagonal_steps" for override in overrides)
-    if not hasattr(objective, "off_diagonal_weight") and not given:
+    given = {override.split("=")[0].lstrip("+") for override in overrides}
+    warm_start_given = "training.diagonal_steps" in given
+    if not hasattr(objective, "off_diagonal_weight") and not warm_start_given:
         # An experiment's warm start is for objectives that have a term to leave out.
         settings["training"]["diagonal_steps"] = 0
-    given = any(override.split("=")[0].lstrip("+") == "training.endpoint_steps" for override in overrides)
-    if not getattr(objective, "endpoint_weight", 0.0) and not given:
+    training = build("training", TrainingConfig, settings["training"])
+    if not getattr(objective, "endpoint_weight", 0.0) and "training.endpoint_steps" not in given:
         # An objective without an endpoint to teach has these steps for its finish: as many as the others.
-        training = build("training", TrainingConfig, settings["training"])
         settings["training"].update(finish_steps=training.finish_steps + training.endpoint_steps, endpoint_steps=0)
+        training = build("training", TrainingConfig, settings["training"])
+    training.check_parts(warm_start_given)
 
 
 # What Hydra says.

@@ -111,7 +111,7 @@ def write_run(config: Mapping[str, object], trainer: Trainer, command: str) -> N
     """Begin the run directory of a trainer, or resume from the one that is there with the same settings.
 
     Raises:
-        InputError: the directory holds a run with other settings, or a new run's warm start leaves it no steps.
+        InputError: the directory holds a run with other settings.
     """
     run = trainer.run
     if (run / "config.json").exists():
@@ -119,7 +119,6 @@ def write_run(config: Mapping[str, object], trainer: Trainer, command: str) -> N
         if (run / "checkpoints" / "last").exists():
             trainer.resume()
         return
-    trainer.config.check_warm_start()
     run.mkdir(parents=True, exist_ok=True)
     for name, value in {"config.json": config, "provenance.json": _provenance(command, trainer)}.items():
         files.write_text(run / name, json.dumps(value, indent=2) + "\n", durable=True)
@@ -135,7 +134,6 @@ def _check_free(settings: RunConfig) -> None:
         )
     if not (run / "config.json").exists() or settings.if_exists == "overwrite":
         files.check_replaceable(run)
-        settings.training.check_warm_start()
 
 
 @contextmanager
@@ -155,10 +153,14 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
     millions = sum(parameter.numel() for parameter in policy.parameters()) / 1e6
     c = settings.training
     why = "" if c.device != "auto" or trainer.device.type == "cuda" else " (PyTorch finds no CUDA GPU)"
+    told = (
+        ["          every step is of the warm start: nothing is self-distilled"] if c.diagonal_steps >= c.steps else []
+    )
     return [
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
         f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads, "
         f"amp {trainer.amp}, compile {trainer.compile_note}",
+        *told,
         f"run       {settings.run}",
     ]
 

@@ -148,8 +148,12 @@ class TrainingConfig:
         """The first step that teaches the endpoint after the finish; `steps` if none does."""
         return self.steps - self.endpoint_steps
 
-    def check_warm_start(self) -> None:
+    def check_parts(self, warm_start_given: bool) -> None:
         """Refuse a warm start, a finish or an endpoint that leaves no step for the objective itself.
+
+        Args:
+            warm_start_given: the user asked for this warm start, which may then fill the whole run. That of an experiment may
+                not: a run shortened by training.steps would be nothing else without a word.
 
         Raises:
             InputError: the parts do not fit into the run.
@@ -160,8 +164,8 @@ class TrainingConfig:
                 f"endpoint_steps={self.endpoint_steps} leave none of training.steps={self.steps}, which counts them all. "
                 "Give more steps, or shorten them."
             )
-        if self.diagonal_steps >= self.steps:
+        if self.diagonal_steps >= self.steps and not warm_start_given:
             raise InputError(
-                f"training.diagonal_steps={self.diagonal_steps} leaves none of training.steps={self.steps} for "
-                f"self-distillation. Give training.diagonal_steps={self.steps // 2}, or more steps."
+                f"the warm start of the experiment, training.diagonal_steps={self.diagonal_steps}, leaves none of "
+                f"training.steps={self.steps} for self-distillation. Give training.diagonal_steps={self.steps // 2}, or more steps."
             )

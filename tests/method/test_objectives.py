@@ -196,7 +196,8 @@ class TestFixedPoints:
 
         network, theta = wobbled(exact)
         flow_map = FlowMap(network, path)
-        about_mean = {**batch, "x": torch.cat([batch["x"], 2 * MEAN - batch["x"]]), "cond": batch["cond"].repeat(2, 1)}
+        twice = {key: torch.cat([batch[key], batch[key]]) for key in ("z", "t", "s", "cond")}
+        about_mean = {**batch, **twice, "x": torch.cat([batch["x"], 2 * MEAN - batch["x"]])}
         (gradient,) = torch.autograd.grad(evaluate(Regression(), flow_map, about_mean).total, theta)
         assert gradient.abs().max() < 1e-12
 
@@ -418,12 +419,14 @@ class TestRelations:
     def test_composed_predictions_are_the_two_steps(self, path, batch):
         """X(d1 + d2) with the composed F = the two steps, at any split and for a step of no length."""
         x, first, second = batch["x"], batch["z"], torch.cos(batch["x"])
-        t, s = batch["t"], batch["s"]
+        t, s, cond = batch["t"], batch["s"], batch["cond"]
         for share in (0.0, 0.2, 0.5, 1.0):
             u = t - share * (t - s)
-            whole = FlowMap(lambda *_, u=u: compose_predictions(path, x, first, second, t, u, s), path).step(x, t, s, x)
-            between = FlowMap(lambda *_: first, path).step(x, t, u, x)
-            torch.testing.assert_close(whole, FlowMap(lambda *_: second, path).step(between, u, s, x))
+            whole = FlowMap(lambda *_, u=u: compose_predictions(path, x, first, second, t, u, s), path).step(
+                x, t, s, cond
+            )
+            between = FlowMap(lambda *_: first, path).step(x, t, u, cond)
+            torch.testing.assert_close(whole, FlowMap(lambda *_: second, path).step(between, u, s, cond))
         assert compose_predictions(path, x, first, second, t, t, t).isfinite().all()
 
     def test_dyadic_steps_start_at_multiples_of_their_length(self):

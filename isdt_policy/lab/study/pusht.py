@@ -54,6 +54,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
             f"name={run.name}",
             f"training.seed={seed}",
             f"training.steps={settings.steps}",
+            f"training.diagonal_steps={int(row.warm_start * settings.steps)}",
             f"training.batch_size={settings.batch_size}",
             f"policy.n_action_steps={settings.n_action_steps}",
             f"training.checkpoint_every={min(settings.steps, 500)}",
@@ -72,7 +73,6 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
     config["network"].update(row.network)
     config["policy"].update(interpolant=row.interpolant, precondition=row.precondition)
     config["policy"]["sampling"] = asdict(objective.sampling)
-    config["training"]["diagonal_steps"] = int(row.warm_start * settings.steps)
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as the run's own config.json holds them
 
 

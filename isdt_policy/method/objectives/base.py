@@ -7,21 +7,21 @@ generator that is handed in, and each may be passed explicitly instead, so that 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Dropped, Embedding, Embeddings, Kept, Levels, Rows, Samples, Scalar, Times
 
 
 @dataclass(frozen=True)
 class Loss:
     """A scalar to minimise and the mean of each term, for the log and for the check that each is finite."""
 
-    total: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    total: Scalar
+    terms: dict[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,17 @@ class Draws:
         level: (batch,) int64, noise level of a diffusion objective in place of t.
     """
 
-    noise: Tensor | None = None
-    t: Tensor | None = None
-    s: Tensor | None = None
-    drop: Tensor | None = None
-    level: Tensor | None = None
+    noise: Chunks | None = None
+    t: Times | None = None
+    s: Times | None = None
+    drop: Dropped | None = None
+    level: Levels | None = None
 
 
 DRAWN = Draws()  # everything is drawn
 
 
+@runtime_checkable
 class Objective(Protocol):
     """One training objective."""
 
@@ -56,12 +57,12 @@ class Objective(Protocol):
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch.
@@ -79,7 +80,7 @@ class Objective(Protocol):
         ...
 
 
-def mean_square(error: Tensor, keep: Tensor | None = None) -> Tensor:
+def mean_square(error: Samples, keep: Kept | None = None) -> Rows:
     """Mean over everything but the batch: (batch, horizon, d) -> (batch,), over the kept steps (batch, horizon) alone.
 
     Half precision is summed in float32. A sample of which nothing is kept counts 0.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual
@@ -14,6 +13,7 @@ from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import DERIVATIVES, check_choice, draw_points, prediction_and_rate, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Consistency:
     sampling: ClassVar[Sampling] = Sampling("consistency")
 
     cond_drop: float = 0.0
-    derivative: Literal["jvp", "central"] = "jvp"
+    derivative: str = "jvp"
     eps: float = 0.005
     times: str = "beta"
     weight_power: float = 0.5
@@ -42,12 +42,12 @@ class Consistency:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`. The end time s is 0, whatever is drawn."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap, full_precision
 from isdt_policy.method.interpolants import flow_map_step
@@ -14,6 +13,7 @@ from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import Points, at_times, check_choice, draw_points, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Samples
 from isdt_policy.shared.errors import InputError
 
 
@@ -45,12 +45,12 @@ class DiscreteConsistency:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`. The end time s is 0, whatever is drawn."""
@@ -62,7 +62,7 @@ class DiscreteConsistency:
         here = at_times(path, action, points, level / self.intervals, zero)
         below = at_times(path, action, points, (level - 1) / self.intervals, zero)
 
-        def jump(p: Points) -> Tensor:
+        def jump(p: Points) -> Samples:
             return flow_map_step(path, p.x_t, flow_map.network(p.x_t, p.t, p.s, p.cond).to(action.dtype), p.t, p.s)
 
         # The difference of two jumps that are nearly the same: under bfloat16 its gradient was off by 61 %.

@@ -8,10 +8,9 @@ they cost.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual, expand
@@ -19,6 +18,7 @@ from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import DERIVATIVES, Points, check_choice, derivative_along, distil, draw_points
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Samples
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Eulerian:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.0
-    derivative: Literal["central", "jvp"] = "central"
+    derivative: str = "central"
     eps: float = 0.005
     through_derivative: bool = True
     divide_by_step: bool = False
@@ -50,18 +50,18 @@ class Eulerian:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""
         points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
 
-        def residual(v_hat: Tensor, prediction: Tensor) -> Tensor:
+        def residual(v_hat: Samples, prediction: Samples) -> Samples:
             if self.through_derivative:
                 rate = _derivative_with_graph(flow_map, points, v_hat, self.derivative, self.eps)
             else:
@@ -75,7 +75,9 @@ class Eulerian:
         return distil(self, flow_map, points, null, keep, residual)
 
 
-def _derivative_with_graph(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:
+def _derivative_with_graph(
+    flow_map: FlowMap, points: Points, velocity: Samples, derivative: str, eps: float
+) -> Samples:
     """D with its gradient, in full precision: the same two routes as flow_map.py, which cut the graph on purpose."""
     x_t, t, s, cond, rate = points.x_t, points.t, points.s, points.cond, flow_map.path.phase_rate
     with torch.autocast(x_t.device.type, enabled=False):

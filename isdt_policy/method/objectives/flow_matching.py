@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import check_choice, draw_points, guided_velocity, weighted
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class FlowMatching:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from isdt_policy.method.objectives.parts import (
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive, bounded, by_times
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Rows, Times
 from isdt_policy.shared.errors import InputError
 
 
@@ -65,12 +66,12 @@ class ISD:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.0
-    derivative: Literal["jvp", "central"] = "jvp"
+    derivative: str = "jvp"
     eps: float = 0.005
-    velocity: Literal["self", "sample"] = "self"
+    velocity: str = "self"
     times: str = "beta"
     weight_power: float = 1.0
-    weight_by: Literal["sample", "times"] = "sample"
+    weight_by: str = "sample"
     bound: float = 0.0
     off_diagonal_weight: float = 1.0
     off_diagonal_fraction: float = 1.0
@@ -105,12 +106,12 @@ class ISD:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
         averaged: Averaged | None = None,
     ) -> Loss:
@@ -164,7 +165,7 @@ class ISD:
         """Weight of each sample (batch,); see `by_times`."""
         return by_times(per_sample, t, s, self.weight_power)
 
-    def _weighted(self, per_sample: Tensor, t: Tensor, s: Tensor, **terms: Tensor) -> Loss:
+    def _weighted(self, per_sample: Rows, t: Times, s: Times, **terms: Rows) -> Loss:
         if self.weight_by == "sample":
             return weighted(per_sample, self.weight_power, **terms)
         weight = self.weight_by_times(per_sample, t, s)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import expand, flow_map_step
@@ -14,6 +13,7 @@ from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import DERIVATIVES, Points, check_choice, derivative_along, distil, draw_points
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Samples
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Lagrangian:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.0
-    derivative: Literal["central", "jvp"] = "central"
+    derivative: str = "central"
     eps: float = 0.005
     times: str = "beta"
     weight_power: float = 0.0
@@ -43,18 +43,18 @@ class Lagrangian:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""
         points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
 
-        def error(_: Tensor, prediction: Tensor) -> Tensor:
+        def error(_: Samples, prediction: Samples) -> Samples:
             frozen = prediction.detach()
             residual = lagrangian_residual(flow_map, points, frozen, self.derivative, self.eps)
             return prediction - (frozen + residual)
@@ -62,7 +62,7 @@ class Lagrangian:
         return distil(self, flow_map, points, null, keep, error)
 
 
-def lagrangian_residual(flow_map: FlowMap, points: Points, prediction: Tensor, derivative: str, eps: float) -> Tensor:
+def lagrangian_residual(flow_map: FlowMap, points: Points, prediction: Samples, derivative: str, eps: float) -> Samples:
     """v(X, s) - dX(x_t, t -> s) / dphi(s), zero exactly where X is the flow map of v; without a graph.
 
     With X = a x_t - b F and d = phi(t) - phi(s):  dX / dphi(s) = -a' x_t + b' F - b dF/dphi(s).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from isdt_policy.method.objectives.parts import (
 )
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class MeanFlow:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.0
-    derivative: Literal["jvp", "central"] = "jvp"
+    derivative: str = "jvp"
     eps: float = 0.005
     off_diagonal_fraction: float = 0.25
     times: str = "logit_normal"
@@ -56,12 +57,12 @@ class MeanFlow:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from isdt_policy.method.interpolants import Interpolant, conditional_velocity, i
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, FirstChunks, FirstKept, Kept, Rows, Term, Times
 from isdt_policy.shared.errors import InputError, nearest
 
 
@@ -28,19 +29,19 @@ class Points:
         x_t, v_t: alpha x + beta z and its velocity per unit of phase.
     """
 
-    noise: Tensor
-    t: Tensor
-    s: Tensor
-    cond: Tensor
-    x_t: Tensor
-    v_t: Tensor
+    noise: Chunks
+    t: Times
+    s: Times
+    cond: Embeddings
+    x_t: Chunks
+    v_t: Chunks
 
 
 def draw_points(
     path: Interpolant,
-    action: Tensor,
-    cond: Tensor,
-    null: Tensor,
+    action: Chunks,
+    cond: Embeddings,
+    null: Embedding,
     generator: torch.Generator,
     times: str,
     cond_drop: float,
@@ -66,7 +67,9 @@ def draw_points(
     )  # fmt: skip
 
 
-def first_rows(n: int, points: Points, velocity: Tensor, keep: Tensor | None) -> tuple[Points, Tensor, Tensor | None]:
+def first_rows(
+    n: int, points: Points, velocity: Chunks, keep: Kept | None
+) -> tuple[Points, FirstChunks, FirstKept | None]:
     """The first n rows; batches are shuffled, so this is a random subset."""
     if n == len(velocity):
         return points, velocity, keep
@@ -75,13 +78,13 @@ def first_rows(n: int, points: Points, velocity: Tensor, keep: Tensor | None) ->
     return some, velocity[:n].clone(), None if keep is None else keep[:n]
 
 
-def at_times(path: Interpolant, action: Tensor, points: Points, t: Tensor, s: Tensor) -> Points:
+def at_times(path: Interpolant, action: Chunks, points: Points, t: Times, s: Times) -> Points:
     """The same data, noise and conditions at other times."""
     x_t = interpolate(path, action, points.noise, t)
     return Points(points.noise, t, s, points.cond, x_t, conditional_velocity(path, action, points.noise, t))
 
 
-def guided_velocity(flow_map: FlowMap, points: Points, null: Tensor, scale: float) -> Tensor:
+def guided_velocity(flow_map: FlowMap, points: Points, null: Embedding, scale: float) -> Chunks:
     """v_g = u + w (v_t - u), u = sg F(x_t, t, t, null): the target of the diagonal under training guidance of scale w.
 
     w = 1 is v_t itself, without the evaluation.
@@ -95,7 +98,7 @@ def guided_velocity(flow_map: FlowMap, points: Points, null: Tensor, scale: floa
 
 def diagonal_and_off_diagonal(
     flow_map: FlowMap, points: Points, off_points: Points | None = None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Chunks, Chunks]:
     """F(x_t, t, t) and F(x_t, t, s), the second at `off_points` if given, as one evaluation of twice the batch."""
     p, q = points, off_points or points
     both = flow_map.network(
@@ -106,8 +109,8 @@ def diagonal_and_off_diagonal(
 
 
 def prediction_and_rate(
-    flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float
-) -> tuple[Tensor, Tensor]:
+    flow_map: FlowMap, points: Points, velocity: Chunks, derivative: str, eps: float
+) -> tuple[Chunks, Chunks]:
     """F(x_t, t, s), and without a graph D, its total derivative along (velocity, 1, 0).
 
     Args:
@@ -122,7 +125,7 @@ def prediction_and_rate(
     return prediction.to(x_t.dtype), rate.to(x_t.dtype)
 
 
-def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, derivative: str, eps: float) -> Tensor:
+def derivative_along(flow_map: FlowMap, points: Points, velocity: Chunks, derivative: str, eps: float) -> Chunks:
     """D alone, by the same two routes."""
     x_t, t, s, cond = points.x_t, points.t, points.s, points.cond
     if derivative == "jvp":
@@ -130,6 +133,7 @@ def derivative_along(flow_map: FlowMap, points: Points, velocity: Tensor, deriva
     return central_difference(flow_map, x_t, t, s, cond, velocity, eps).to(x_t.dtype)
 
 
+@runtime_checkable
 class Distilling(Protocol):
     """An objective with a flow-matching and a self-distillation term."""
 
@@ -145,8 +149,8 @@ def distil(
     objective: Distilling,
     flow_map: FlowMap,
     points: Points,
-    null: Tensor,
-    keep: Tensor | None,
+    null: Embedding,
+    keep: Kept | None,
     error: Callable[[Tensor, Tensor], Tensor],
     off_points: Points | None = None,
 ) -> Loss:
@@ -170,7 +174,7 @@ def distil(
     return weighted(per_sample, objective.weight_power, diagonal=diagonal_loss, off_diagonal=off_diagonal_loss)
 
 
-def weighted(per_sample: Tensor, power: float, **terms: Tensor) -> Loss:
+def weighted(per_sample: Rows, power: float, **terms: Term) -> Loss:
     """Mean of the per-sample loss (batch,) under adaptive weights, with the mean of each of its terms for the log."""
     total = (adaptive(per_sample, power) * per_sample).mean()
     return Loss(total, {name: term.mean().detach() for name, term in terms.items()})

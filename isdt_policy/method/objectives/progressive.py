@@ -7,10 +7,9 @@ taught by two of half its length, the shortest by two steps of the velocity.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Interpolant, expand, flow_map_step
@@ -18,6 +17,7 @@ from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import Points, at_times, check_choice, distil, draw_points
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Samples, Times
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Progressive:
 
     guidance_scale: float = 1.0
     cond_drop: float = 0.0
-    split: Literal["middle", "uniform"] = "middle"
+    split: str = "middle"
     levels: int = 0
     times: str = "beta"
     weight_power: float = 0.0
@@ -47,12 +47,12 @@ class Progressive:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""
@@ -66,20 +66,20 @@ class Progressive:
         if self.split == "uniform":
             share = torch.rand(action.shape[0], generator=generator).to(action)
 
-        def error(_: Tensor, prediction: Tensor) -> Tensor:
+        def error(_: Samples, prediction: Samples) -> Samples:
             return prediction - two_step_target(flow_map, off, share, self.levels)
 
         return distil(self, flow_map, points, null, keep, error, off_points=off)
 
 
-def dyadic_times(batch: int, levels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def dyadic_times(batch: int, levels: int, generator: torch.Generator) -> tuple[Times, Times]:
     """Ends (t, s) of steps of length 2^-k, k uniform in 0 ... levels - 1, that start at a uniform multiple of it."""
     length = 0.5 ** torch.randint(levels, (batch,), generator=generator)
     index = (torch.rand(batch, generator=generator) / length).floor()
     return (index + 1) * length, index * length
 
 
-def two_step_target(flow_map: FlowMap, points: Points, share: Tensor, levels: int = 0) -> Tensor:
+def two_step_target(flow_map: FlowMap, points: Points, share: Times, levels: int = 0) -> Samples:
     """F of the composed steps t -> u -> s, u = t - share (t - s), without a graph.
 
     Args:
@@ -97,8 +97,8 @@ def two_step_target(flow_map: FlowMap, points: Points, share: Tensor, levels: in
 
 
 def compose_predictions(
-    path: Interpolant, x_t: Tensor, first: Tensor, second: Tensor, t: Tensor, u: Tensor, s: Tensor
-) -> Tensor:
+    path: Interpolant, x_t: Samples, first: Samples, second: Samples, t: Times, u: Times, s: Times
+) -> Samples:
     """F such that a(d) x_t - b(d) F is the step t -> u with `first` followed by the step u -> s with `second`.
 
     With d = d1 + d2:  F = b(d1) / b(d) a(d2) first + b(d2) / b(d) (second + a'(d1) x_t).

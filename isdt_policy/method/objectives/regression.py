@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
 from isdt_policy.method.objectives.parts import weighted
 from isdt_policy.method.samplers import Sampling
+from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Regression:
     def __call__(
         self,
         flow_map: FlowMap,
-        action: Tensor,
-        cond: Tensor,
-        null: Tensor,
+        action: Chunks,
+        cond: Embeddings,
+        null: Embedding,
         generator: torch.Generator,
         *,
-        keep: Tensor | None = None,
+        keep: Kept | None = None,
         draws: Draws = DRAWN,
     ) -> Loss:
         """Loss on one batch; see `Objective`."""
@@ -42,7 +42,7 @@ class Regression:
         return weighted(loss, self.weight_power, regression=loss)
 
 
-def regressed(flow_map: FlowMap, action: Tensor, cond: Tensor) -> Tensor:
+def regressed(flow_map: FlowMap, action: Chunks, cond: Embeddings) -> Chunks:
     """F(0, 1, 0, c), the answer from zero; only the shape and type of `action` are read."""
     ones = torch.ones(action.shape[0], dtype=action.dtype, device=action.device)
     return flow_map.network(torch.zeros_like(action), ones, torch.zeros_like(ones), cond).to(action.dtype)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from isdt_policy.method.shapes import Grouped, Rows
+
 WIDTH = 0.1  # in t and s, of the neighbourhood in `by_times`
 
 
-def adaptive(per_sample: Tensor, power: float = 1.0, floor: float = 0.01) -> Tensor:
+def adaptive(per_sample: Rows, power: float = 1.0, floor: float = 0.01) -> Rows:
     """1 / (l + floor)^power of the detached loss l. power = 0 is plain least squares.
 
     power = 1 turns least squares into something like least logarithms: the minimiser of the diagonal term is then no
@@ -18,7 +20,13 @@ def adaptive(per_sample: Tensor, power: float = 1.0, floor: float = 0.01) -> Ten
     return (per_sample.detach() + floor).pow(-power)
 
 
-def by_times(per_sample: Tensor, t: Tensor, s: Tensor, power: float = 1.0, floor: float = 0.01) -> Tensor:
+def by_times(
+    per_sample: Grouped,
+    t: Grouped,
+    s: Grouped,
+    power: float = 1.0,
+    floor: float = 0.01,
+) -> Grouped:
     """1 / (m + floor)^power with m the mean loss of the *other* samples of the batch at nearby times (t, s), (..., batch).
 
     Evens out what the loss demands at different times, as `adaptive` does, without its bias: given its times, a sample's
@@ -41,7 +49,7 @@ def _differences(x: Tensor) -> Tensor:
     return x[..., :, None] - x[..., None, :]
 
 
-def bounded(per_sample: Tensor, bound: float) -> Tensor:
+def bounded(per_sample: Rows, bound: float) -> Rows:
     """min(1, bound / sqrt(l)) of the detached squared residual l: the residual r is shortened to r min(1, bound / |r|).
 
     The gradient of w |F - sg(F + r)|^2 is -2 w r, so a weight is a factor on r. Along the network's own velocity r is a
