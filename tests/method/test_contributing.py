@@ -93,4 +93,4 @@ def test_the_sampler_in_the_worked_example_is_of_second_order(monkeypatch):
         plans = [samplers.plan(f"midpoint{n}") for n in (20, 40)]
         assert [plan.evaluations for plan in plans] == [40, 80]
         coarse, fine = ((plan.run(flow_map, noise, cond) - exact).abs().mean() for plan in plans)
-        assert 3.5 < coarse / fine < 4.5
+        assert coarse / fine > 3.5  # Euler: 2

@@ -268,6 +268,6 @@ def test_what_is_being_compiled_is_said_before_it_takes_minutes(tiny_store, tmp_
     trainer.fit()
     said = [line for line in capsys.readouterr().err.splitlines() if "compiles" in line]
     assert [line.split("first step ")[1].split(" compiles")[0] for line in said] == [
-        "of the warm start",
-        "of the objective",
+        "of part 'diagonal'",
+        "of part 'complete'",
     ]
