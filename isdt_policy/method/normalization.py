@@ -6,7 +6,7 @@ A normaliser is an affine map per feature, stored as buffers, so it is saved and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,21 @@ class Normalizer(nn.Module):
         self.obs = nn.ModuleDict({key: Affine(size) for key, size in obs_dims.items()})
         self.action = Affine(horizon, action_dim)
 
-    def fit(self, statistics: Mapping[str, Statistics], obs_mode: str = "limits", action_mode: str = "limits") -> None:
+    def fit(
+        self,
+        statistics: Mapping[str, Statistics],
+        obs_mode: str = "limits",
+        action_mode: str = "limits",
+        action_parts: Sequence[int] | None = None,
+    ) -> None:
         """Fit every map; `statistics` has one entry per observation key and one named "action" (see `action_statistics`).
 
         "gaussian_vectors", for actions, is "gaussian_per_step" with one scale for the entries of a position and one for those of
         a rotation: an entry that hardly changes, such as a hand's tilt, is not blown up to the weight of those that do.
+
+        Args:
+            action_parts: sizes of the positions, rotations, ... that an action consists of, in order, as the task says;
+                None takes the action as one.
         """
         missing = [key for key in [*self.obs, "action"] if key not in statistics]
         if missing:
@@ -104,7 +114,9 @@ class Normalizer(nn.Module):
             affine.fit(statistics[key], obs_mode)  # type: ignore[operator]
         action = dict(statistics["action"])
         if action_mode == "gaussian_vectors":
-            action["std"] = _pooled(np.asarray(action["std"], np.float64), vectors(self.action.offset.shape[-1]))
+            action["std"] = _pooled(
+                np.asarray(action["std"], np.float64), action_parts or [self.action.offset.shape[-1]]
+            )
             action_mode = "gaussian_per_step"
         elif action_mode not in MODES:
             raise InputError(
@@ -142,19 +154,7 @@ class Normalizer(nn.Module):
         return frame_of(obs, self.reference, self.action.offset.shape[-1])
 
 
-def vectors(action_dim: int) -> list[int]:
-    """Sizes of the vectors that an action consists of.
-
-    >>> vectors(2), vectors(10), vectors(14)
-    ([2], [3, 6, 1], [3, 3, 1, 3, 3, 1])
-    """
-    for size, parts in ((10, [3, 6, 1]), (7, [3, 3, 1])):  # position, rotation (6D or axis-angle), gripper of an arm
-        if action_dim % size == 0:
-            return parts * (action_dim // size)
-    return [action_dim]
-
-
-def _pooled(std: NDArray[np.float64], sizes: list[int]) -> NDArray[np.float64]:
+def _pooled(std: NDArray[np.float64], sizes: Sequence[int]) -> NDArray[np.float64]:
     """(..., d) with the entries of each vector replaced by their root mean square."""
     parts = np.split(std, np.cumsum(sizes)[:-1], axis=-1)
     pooled = [np.broadcast_to(np.sqrt(np.square(p).mean(axis=-1, keepdims=True)), p.shape) for p in parts]

@@ -155,7 +155,8 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     torch.manual_seed(seed)
     sizes = {key: spec.size for key, spec in observations.items()}
     normalizer = Normalizer(sizes, config.horizon, action_dim, config.action_reference)
-    normalizer.fit(statistics, config.obs_normalization, config.action_normalization)
+    parts = [part.size for part in data.spec.action_parts]
+    normalizer.fit(statistics, config.obs_normalization, config.action_normalization, parts)
     complete = dataclasses.replace(
         config,
         task=data.spec.id,
