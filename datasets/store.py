@@ -215,8 +215,8 @@ class DemoStore:
     def episode_info(self) -> list[JsonObject]:
         """One object per episode with what is known of it beside its arrays; empty objects if nothing is."""
         span = self.attrs.get("episode_info")
-        array = self._meta.get("episode_info")
         try:
+            array = self._meta.get("episode_info")
             if isinstance(array, zarr.Array):
                 opening.check_chunk(array, "meta/episode_info", self.path)
                 if opening.gap(array, "meta/episode_info", span[1] if span else array.shape[0], self._listing):

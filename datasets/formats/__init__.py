@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -132,7 +133,16 @@ def read(path: str | Path, how: Reading = EVERYTHING) -> Recording:
         InputError: nothing is there, no format that is known, or it cannot be read. Keys that are not there are noticed with
             the first episode.
     """
-    recording: Recording = module(detect(path)).read(Path(path), how)
+    with _door(path):
+        recording: Recording = module(detect(path)).read(Path(path), how)
+        task, masks = recording.task, recording.attributes.get("masks", {})
+        known = [type(entry) is dict for entry in recording.info]
+        if not isinstance(task, str | None) or len(known) not in (0, recording.n_episodes) or not all(known):
+            raise ValueError("its task or the information of its episodes is of another kind")
+        if any(not 0 <= number < recording.n_episodes for mask in masks.values() for number in mask):
+            raise ValueError("a mask names episodes that are not there")
+    load = recording.load
+    recording = replace(recording, load=lambda numbers: _through_door(path, load(numbers)))
 
     def named(episode: Episode) -> Episode:
         absent = sorted({*how.rename} - {*episode})
@@ -145,6 +155,29 @@ def read(path: str | Path, how: Reading = EVERYTHING) -> Recording:
         return chosen
 
     return recording.changed(named) if how != EVERYTHING else recording
+
+
+@contextmanager
+def _door(path: str | Path) -> Iterator[None]:
+    """What a file of unknown origin may raise, in one line. Whatever is wrong with it, it was not asked for."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"'{path}' is damaged, or not made as its format says ({type(error).__name__}: {reason})."
+        ) from error
+
+
+def _through_door(path: str | Path, episodes: Iterator[Episode]) -> Iterator[Episode]:
+    while True:
+        with _door(path):
+            episode = next(episodes, None)
+        if episode is None:
+            return
+        yield episode
 
 
 def module(format: str) -> ModuleType:
