@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,7 +25,7 @@ from isdt_policy.eval.result import EpisodeRecord, Kept
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
-Env = gymnasium.Env[Any, Any]
+Env = gymnasium.Env
 Observation = Mapping[str, NDArray[np.generic]]
 # Builds an environment with Dict observations; workers call it in their own process, so it must be picklable.
 EnvFactory = Callable[[], Env]

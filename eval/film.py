@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def write_mp4(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int) -> None
     Raises:
         InputError: PyAV is not installed.
     """
-    av: Any = require("av", "report", "Videos")
+    av = require("av", "report", "Videos")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any
+from types import ModuleType
 
-from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe, Reply
-from isdt_policy.eval.workers import Command, obey
+from isdt_policy.eval.episode import Recipe, Reply
+from isdt_policy.eval.workers import Command, Host
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 
 class RaySlots:
@@ -36,10 +37,7 @@ class RaySlots:
         address: str | None = None,
         timeout_s: float = 120.0,
     ) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError("backend=ray needs Ray: pip install 'isdt-policy[ray]'.") from error
+        ray = require("ray", "ray", "backend=ray")
         self._ray, self._recipe, self._timeout_s = ray, recipe, timeout_s
         self._started = not ray.is_initialized()
         if self._started:
@@ -49,7 +47,7 @@ class RaySlots:
                 raise InputError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from error
         cpus = int(ray.cluster_resources().get("CPU", 1))
         self._workers = [_Worker(ray, recipe, cpus=1) for _ in range(min(n_workers or cpus, cpus, n_slots))]
-        self._owner: dict[Any, tuple[int, _Worker]] = {}  # what is under way: reference -> slot, worker
+        self._owner: dict[object, tuple[int, _Worker]] = {}  # what is under way: reference -> slot, worker
 
     def submit(self, slot: int, command: Command) -> None:
         """Send a command to the slot's actor."""
@@ -120,7 +118,7 @@ class RaySlots:
 class _Worker:
     """One actor and the slots whose commands it has not answered yet."""
 
-    def __init__(self, ray: Any, recipe: Recipe, cpus: int) -> None:
+    def __init__(self, ray: ModuleType, recipe: Recipe, cpus: int) -> None:
         self._ray = ray
         actor = ray.remote(num_cpus=cpus, max_restarts=0, scheduling_strategy="SPREAD")(_Host)
         self._actor = actor.remote(recipe)
@@ -132,7 +130,7 @@ class _Worker:
         """Raises RayError if the actor dies or does not answer in time."""
         self._ray.get(self._actor.ready.remote(), timeout=timeout_s)
 
-    def send(self, slot: int, command: Command) -> Any:
+    def send(self, slot: int, command: Command) -> object:
         if not self.outstanding:
             self.since = time.monotonic()
         self.outstanding.append(slot)
@@ -147,18 +145,8 @@ class _Worker:
         self._ray.kill(self._actor, no_restart=True)
 
 
-class _Host:
-    """Body of an actor: obeys commands for any slot."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-        self._runners: dict[int, EpisodeRunner] = {}
+class _Host(Host):
+    """Body of an actor."""
 
     def ready(self) -> None:
         """Answered as soon as the actor runs."""
-
-    def obey(self, slot: int, command: Command) -> Reply:
-        runner = self._runners.setdefault(slot, EpisodeRunner(self._recipe))
-        if not isinstance(command, Episode) and runner.env is None:
-            return Reply(error="lost")  # this actor replaced one that died while the slot waited for the policy
-        return obey(runner, command)

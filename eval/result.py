@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.eval.latency import Latency
+from isdt_policy.eval.inference import Latency
 from isdt_policy.eval.origin import Origin, PolicyInfo
 from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.seeds import purpose

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
-from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ from isdt_policy.eval.seeds import check_seeds
 from isdt_policy.eval.workers import LocalSlots, ProcessSlots, Slots
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.progress import Progress
 
 MAX_ATTEMPTS = 2
 MAX_LOST = 20  # restarts forgiven to an episode because a neighbour took its worker down
@@ -65,7 +65,7 @@ class Workers:
             return self.backend(recipe, n_slots)
         if self.n_workers:
             return ProcessSlots(recipe, n_slots, self.n_workers, self.timeout_s)
-        return LocalSlots(recipe, n_slots)
+        return LocalSlots(recipe)
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,25 @@ class Scene:
         return self.init_states[seed]
 
 
-class Listener(Interface):
-    """Told of every finished episode."""
+Listener = Callable[[EpisodeRecord, int, int], None]  # (record, how many are finished, of how many)
+
+
+class EpisodeProgress:
+    """A listener: a progress line with the successes of every arm so far."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Arm, tuple[int, int]] = {}
+        self._line: Progress | None = None
 
     def __call__(self, record: EpisodeRecord, done: int, total: int) -> None:
-        """Take one record; `done` of `total` are finished."""
-        ...
+        if self._line is None:
+            self._line = Progress(total, "evaluate", "episode", initial=done - 1)
+        won, n = self._counts.get(record.arm, (0, 0))
+        self._counts[record.arm] = won + bool(record.success), n + 1
+        shown: dict[str, float | str] = {f"arm {arm}": f"{k}/{n}" for arm, (k, n) in self._counts.items()}
+        self._line.update(1, **(shown if record.success is not None else {}))  # type: ignore[arg-type]
+        if done == total:
+            self._line.close()
 
 
 def evaluate(

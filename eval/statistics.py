@@ -40,18 +40,8 @@ class Estimate:
 
     @classmethod
     def from_dict(cls, data: Json) -> Estimate:
-        """Read what `as_dict` wrote."""
+        """Read the fields of a JSON object."""
         return cls(float(data["value"]), float(data["low"]), float(data["high"]), data["confidence"], int(data["n"]))
-
-    def as_dict(self) -> dict[str, float | int]:
-        """Return the fields as a JSON object."""
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "confidence": self.confidence,
-            "n": self.n,
-        }
 
 
 @dataclass(frozen=True)

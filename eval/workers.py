@@ -10,7 +10,8 @@ import multiprocessing
 import time
 from collections import deque
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from multiprocessing.context import SpawnContext
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +43,27 @@ class Slots(Protocol):
         ...
 
 
-def obey(runner: EpisodeRunner, command: Command) -> Reply:
-    """Carry out one command."""
-    return runner.start(command) if isinstance(command, Episode) else runner.advance(command)
+class Host:
+    """Environments of one process, one per slot, each built when its slot first needs it."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._runners: dict[int, EpisodeRunner] = {}
+
+    def obey(self, slot: int, command: Command) -> Reply:
+        """Carry out one command."""
+        runner = self._runners.setdefault(slot, EpisodeRunner(self._recipe))
+        if isinstance(command, Episode):
+            return runner.start(command)
+        if runner.env is None:
+            # This process replaced one that died while the slot waited for the policy: its episode must start again.
+            return Reply(error="lost")
+        return runner.advance(command)
+
+    def close(self) -> None:
+        """Release the environments."""
+        for runner in self._runners.values():
+            runner.close()
 
 
 class LocalSlots:
@@ -52,8 +71,8 @@ class LocalSlots:
 
     concurrent = False
 
-    def __init__(self, recipe: Recipe, n_slots: int) -> None:
-        self._runners = [EpisodeRunner(recipe) for _ in range(n_slots)]
+    def __init__(self, recipe: Recipe) -> None:
+        self._host = Host(recipe)
         self._pending: deque[tuple[int, Command]] = deque()
 
     def submit(self, slot: int, command: Command) -> None:
@@ -62,14 +81,13 @@ class LocalSlots:
 
     def collect(self) -> list[tuple[int, Reply]]:
         """Carry out everything queued."""
-        answers = [(slot, obey(self._runners[slot], command)) for slot, command in self._pending]
+        answers = [(slot, self._host.obey(slot, command)) for slot, command in self._pending]
         self._pending.clear()
         return answers
 
     def close(self) -> None:
         """Close the environments."""
-        for runner in self._runners:
-            runner.close()
+        self._host.close()
 
 
 class ProcessSlots:
@@ -89,7 +107,7 @@ class ProcessSlots:
     concurrent = True
 
     def __init__(self, recipe: Recipe, n_slots: int, n_workers: int, timeout_s: float = 120.0) -> None:
-        self._recipe, self._n_slots, self._timeout_s = recipe, n_slots, timeout_s
+        self._recipe, self._timeout_s = recipe, timeout_s
         # spawn, not fork: a forked child inherits threads and GL contexts of torch and the simulators, half alive.
         self._context = multiprocessing.get_context("spawn")
         self._workers = [_Worker(self._context, recipe) for _ in range(min(n_workers, n_slots))]
@@ -134,16 +152,13 @@ class ProcessSlots:
         self._workers[self._workers.index(worker)] = _Worker(self._context, self._recipe)
         # Commands are carried out in the order sent, so the first unanswered one is the culprit. All other slots of the
         # process lost their environment too, whether they were waiting for the worker or for the policy.
-        culprit, others = slots[0], slots[1:]
-        answers.append((culprit, Reply(error=reason)))
-        answers += [(slot, Reply(error="lost")) for slot in others]
-        return answers
+        return answers + [(slot, Reply(error="lost" if i else reason)) for i, slot in enumerate(slots)]
 
 
 class _Worker:
     """One spawned process and the commands it has not answered yet."""
 
-    def __init__(self, context: Any, recipe: Recipe) -> None:
+    def __init__(self, context: SpawnContext, recipe: Recipe) -> None:
         self.connection: Connection
         self.connection, remote = context.Pipe()
         self.process = context.Process(target=_work, args=(remote, recipe), daemon=True)
@@ -193,7 +208,7 @@ class _Worker:
 
 def _work(connection: Connection, recipe: Recipe) -> None:
     """Body of a worker process: obey commands for any slot until told to stop."""
-    runners: dict[int, EpisodeRunner] = {}
+    host = Host(recipe)
     while True:
         try:
             message = connection.recv()
@@ -202,11 +217,5 @@ def _work(connection: Connection, recipe: Recipe) -> None:
         if message is None:
             break
         slot, command = message
-        runner = runners.setdefault(slot, EpisodeRunner(recipe))
-        if not isinstance(command, Episode) and runner.env is None:
-            # This process replaced one that died while the slot waited for the policy: its episode must start again.
-            connection.send((slot, Reply(error="lost")))
-            continue
-        connection.send((slot, obey(runner, command)))
-    for runner in runners.values():
-        runner.close()
+        connection.send((slot, host.obey(slot, command)))
+    host.close()

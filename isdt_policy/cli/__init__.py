@@ -21,8 +21,8 @@ from isdt_policy.shared.errors import InputError, nearest
 VERBS: dict[str, str] = {
     "train": "isdt_policy.cli.train:Train",
     "eval": "isdt_policy.cli.eval:Eval",
-    "eval repeat": "isdt_policy.cli.eval_repeat:EvalRepeat",
-    "eval curve": "isdt_policy.cli.eval_curve:EvalCurve",
+    "eval repeat": "isdt_policy.cli.eval:EvalRepeat",
+    "eval curve": "isdt_policy.cli.eval:EvalCurve",
     "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study toys": "isdt_policy.cli.study:Toys",

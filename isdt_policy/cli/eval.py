@@ -1,4 +1,4 @@
-"""`isdt eval`."""
+"""`isdt eval`: a policy on listed seeds; the same again; every checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from isdt_policy.cli.acting import Acting, Actor, Stepping
-from isdt_policy.deploy.record import Rollouts, record
-from isdt_policy.deploy.starts import initial_states
+from isdt_policy.cli.acting import Acting, Actor, Scripted, Stepping
+from isdt_policy.deploy.record import Rollouts, initial_states, record
+from isdt_policy.eval.comparison import Group
+from isdt_policy.eval.curves import draw_curves
 from isdt_policy.eval.episode import Start
 from isdt_policy.eval.film import Video, film
 from isdt_policy.eval.journal import Journal
-from isdt_policy.eval.origin import Origin, describe_policy
-from isdt_policy.eval.progress import EpisodeProgress
+from isdt_policy.eval.origin import Origin, describe_policy, versions
 from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.report import write_report
 from isdt_policy.eval.result import FILE, Result
-from isdt_policy.eval.rollout import Scene, evaluate
-from isdt_policy.eval.seeds import FINAL_START, check_seeds
+from isdt_policy.eval.rollout import EpisodeProgress, Scene, evaluate
+from isdt_policy.eval.seeds import FINAL_START, SELECTION_START, check_seeds
 from isdt_policy.eval.tables import summary
 from isdt_policy.shared.arm import Arm
-from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.errors import InputError, at_least
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.files import check_writable
 from isdt_policy.training.cost import training_of
@@ -193,3 +193,131 @@ def _check_larger(before: Result, wanted: set[tuple[int, Arm]], out: Path) -> No
             f"evaluation lacks {len(lost)} of its {len(before.episodes)} episodes and would replace it. Give another out=, or "
             "overwrite=true."
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRepeat(Stepping):
+    """Run a result again and compare it episode by episode.
+
+    Returns 0 if every action and reward is the same, 1 if an episode differs.
+
+    Examples:
+        isdt eval repeat results/pusht_demo                              all of it
+        isdt eval repeat outputs/a/eval checkpoint=PATH episodes=20      its first 20 seeds, with weights found elsewhere
+
+    What is repeated:
+        result: a file called eval_info.json, or the folder that holds it.
+        checkpoint: where the weights lie now; default: where they lay.
+        episodes: how many of its seeds, from the first; default: all.
+    """
+
+    result: Annotated[str, "RESULT"]
+    checkpoint: str | None = None
+    episodes: int | None = None
+
+    positional: ClassVar = ("result",)
+
+    def __post_init__(self) -> None:
+        if self.episodes is not None:
+            at_least(1, episodes=self.episodes)
+
+    def run(self, command: str) -> int:
+        before = Result.load(self.result)
+        protocol, policy = before.protocol, before.origin.policy
+        name: Scripted | None = None if policy.checkpoint or self.checkpoint else "expert"
+        acting = Acting(
+            self.checkpoint or policy.checkpoint, name, protocol.task, protocol.n_action_steps, protocol.noise_scale
+        )
+        acting.check_acting()
+        actor = acting.actor()
+        if actor.fingerprint != policy.fingerprint:
+            raise InputError(
+                f"the weights at '{actor.checkpoint}' are not the ones of {self.result} (sha256 {actor.fingerprint[:12]}, expected "
+                f"{str(policy.fingerprint)[:12]}). Give the right ones: isdt eval repeat {self.result} checkpoint=PATH"
+            )
+        here = versions(protocol.task)
+        for package, was in before.origin.versions.items():
+            if here.get(package) != was:
+                print(f"note: {package} was {was}, is {here.get(package)} here", file=sys.stderr)
+        seeds = before.seeds[: self.episodes]
+        starts = None
+        if protocol.init != "seed":
+            starts = initial_states(protocol.init.removeprefix("train:"), len(seeds), seeds)
+        again = evaluate(
+            actor.policy, protocol, seeds, list(before.arms), workers=self.workers(), scene=Scene(init_states=starts),
+            listener=EpisodeProgress(),
+        )  # fmt: skip
+        return 0 if report_differences(before, again) == 0 else 1
+
+
+def report_differences(before: Result, again: Result) -> int:
+    """Print how a repeated evaluation compares with the stored one; returns how many episodes differ."""
+    stored = {record.key: record for record in before.episodes}
+    same = outcome = 0
+    for new in again.episodes:
+        was = stored[new.key]
+        same += was.digest == new.digest
+        outcome += was.success == new.success
+        if was.digest != new.digest:
+            print(
+                f"differs: seed {new.seed}, arm {new.arm}: success {was.success} -> {new.success}, "
+                f"max reward {was.max_reward:.4f} -> {new.max_reward:.4f}"
+            )
+    n = len(again.episodes)
+    print(f"{same} of {n} episodes identical in every action and reward; {outcome} of {n} with the same outcome.")
+    return n - same
+
+
+@dataclass(frozen=True)
+class EvalCurve(Eval):
+    """Evaluate every checkpoint that a run has kept, and draw success against its training.
+
+    The figure shows windows seen, and minutes. `training.keep_checkpoints=N` keeps checkpoints. The seeds are selection
+    seeds, because a curve is looked at to choose. Interrupted, it goes on where it stopped.
+
+    Examples:
+        isdt train experiment=pusht_demo training.keep_checkpoints=12 name=curve
+        isdt eval curve checkpoint=outputs/curve 'arms=[1,2,euler10]'
+        isdt compare curves=learning.png outputs/a/curve/*/ outputs/b/curve/*/          several runs in one figure
+
+    What is drawn:
+        checkpoint: a run.
+        out: default: RUN/curve; it holds a folder per checkpoint, and curve.png.
+    """
+
+    episodes: int = 50
+    seed_start: int = SELECTION_START
+    videos: int = 0
+    report: bool = False
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None:
+            raise InputError("which run? For example: isdt eval curve checkpoint=outputs/pusht_demo")
+        super().__post_init__()
+
+    def run(self, command: str) -> int:
+        run = Path(str(self.checkpoint))
+        folders, out = checkpoints(run), self.out or run / "curve"
+        groups = []
+        for number, folder in enumerate(folders, start=1):
+            print(f"checkpoint {number} of {len(folders)}: {folder}")
+            result = replace(self, checkpoint=str(folder)).evaluated(out / folder.name, command)
+            groups.append(Group(folder.name, (result,)))
+        draw_curves(groups, None, out / "curve.png")
+        print(f"curve: {out / 'curve.png'}")
+        return 0
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints that a run has kept, oldest first.
+
+    Raises:
+        InputError: no run there, or none kept.
+    """
+    found = sorted(p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and (p / "policy").is_dir())
+    if not found:
+        raise InputError(
+            f"'{run}' holds no checkpoints/STEP; give the directory of a run, such as outputs/pusht_demo, trained with "
+            "training.keep_checkpoints=N."
+        )
+    return found

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.limits import Limits
-from isdt_policy.deploy.loading import find_limits, load_trained
+from isdt_policy.deploy.loading import find_limits
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
@@ -63,16 +63,16 @@ class Export:
             raise InputError(f"check={self.check} must be 0 or more.")
 
     def run(self, command: str) -> int:
-        """Return 0."""
         return self._to_hub() if self.format == "hub" else self._to_file()
 
     def _to_file(self) -> int:
         from isdt_policy.deploy.export import FileFormat, export, parity
+        from isdt_policy.method.policy import Policy as Trained
 
         graph = FileFormat(self.format, self.nfe.name, self.prefix, self.weights)
         out = Path(self.out or f"policy.{self.format}")
         check_writable(out)
-        policy = load_trained(self.checkpoint)
+        policy = Trained.from_pretrained(self.checkpoint)
         limits = self._limits(policy)
         path = export(policy, out, graph, limits=limits, source=self.checkpoint)
         print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB, nfe={self.nfe})")

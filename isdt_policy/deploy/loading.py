@@ -22,7 +22,6 @@ from isdt_policy.shared.errors import InputError
 
 if TYPE_CHECKING:
     from isdt_policy.envs.registry import TaskSpec
-    from isdt_policy.method.policy import Policy as Trained
 
 ADDRESS = ("ws://", "wss://")
 
@@ -42,25 +41,10 @@ def load_policy(checkpoint: str, mode: str = "sync") -> Policy:
         return PolicyClient(checkpoint, api_key=os.environ.get("ISDT_API_KEY"))
     if checkpoint.endswith(".onnx"):
         return OnnxPolicy(checkpoint)
-    policy = load_trained(checkpoint)
-    if mode != "rtc":
-        return policy
-    from isdt_policy.deploy.freezing import PrefixPolicy
+    from isdt_policy.deploy import freezing  # with torch, which an exported file or a server does not need
 
-    return PrefixPolicy(policy)
-
-
-def load_trained(checkpoint: str) -> Trained:
-    """Load a trained policy from a run, a checkpoint or a folder of save_pretrained.
-
-    Raises:
-        InputError: nothing there that can be loaded.
-    """
-    from isdt_policy.method.policy import (
-        Policy as Trained,
-    )  # with torch, which an exported file or a server does not need
-
-    return Trained.from_pretrained(checkpoint)
+    policy = freezing.Policy.from_pretrained(checkpoint)
+    return freezing.PrefixPolicy(policy) if mode == "rtc" else policy
 
 
 def nfe_of(policy: Policy, asked: str | None) -> int | str:

@@ -24,7 +24,6 @@ from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.registry import TaskSpec
 from isdt_policy.eval.origin import versions
 from isdt_policy.eval.statistics import Estimate, wilson
-from isdt_policy.method.policy import weights_sha256
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import check_writable, write_text
 from isdt_policy.shared.plotting import SERIES, plots
@@ -66,12 +65,12 @@ class Grid:
     """What a table compares.
 
     Attributes:
-        latencies: constant delays such as "100ms"; empty takes 0, 1, 2, 3, 4 and 6 control steps.
-        modes: see `Runtime`.
+        latencies: constant delays; default: 0, 1, 2, 3, 4 and 6 control steps of the task.
+        modes: what happens while the policy computes; isdt deploy --help explains them.
         episodes: per cell, all cells on the same seeds.
         seed: of the first episode.
-        nfe: network evaluations per chunk, in every mode.
-        rate_hz: control rate; None is the task's.
+        nfe: network evaluations per chunk, the same in all modes (rtc takes at least two).
+        rate: control steps per second; default: the task's.
     """
 
     latencies: tuple[str, ...] = ()
@@ -79,19 +78,19 @@ class Grid:
     episodes: int = 50
     seed: int = 100_000
     nfe: int = 2
-    rate_hz: float | None = None
+    rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.nfe < 1 or (self.rate_hz is not None and not self.rate_hz > 0):
+        if self.episodes < 1 or self.nfe < 1 or (self.rate is not None and not self.rate > 0):
             raise InputError("episodes, nfe and rate must be above 0.")
         for text in self.latencies:
             _delay(text)
 
     def at(self, spec: TaskSpec) -> Grid:
         """The same grid with the task's rate, and delays in its control steps, where none were given."""
-        rate = self.rate_hz or float(spec.rate_hz)
+        rate = self.rate or float(spec.rate_hz)
         delays = self.latencies or tuple(f"{1e3 * k / rate:g}ms" for k in STEPS_OF_DELAY)
-        return replace(self, rate_hz=rate, latencies=delays)
+        return replace(self, rate=rate, latencies=delays)
 
 
 def _delay(text: str) -> Draw:
@@ -113,6 +112,8 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     """
     if checkpoint.endswith(".onnx") or "://" in checkpoint:
         raise InputError("the table needs a checkpoint: give a run directory or a folder of save_pretrained.")
+    from isdt_policy.method.policy import weights_sha256  # with torch
+
     check_writable(file)
     policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
     spec = task_of(next(iter(policies.values())), task)
@@ -123,7 +124,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
         "episodes": grid.episodes,
         "seed": grid.seed,
         "nfe": grid.nfe,
-        "rate_hz": float(grid.rate_hz or spec.rate_hz),
+        "rate_hz": float(grid.rate or spec.rate_hz),
         "command": command,
         "versions": versions(spec.id),
         "cells": {},
@@ -158,7 +159,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mode, latency: str) -> Cell:
-    rate_hz = float(grid.rate_hz or spec.rate_hz)
+    rate_hz = float(grid.rate or spec.rate_hz)
     limits = find_limits(checkpoint, policy, spec)
     env = make(spec.id, tuple(dict.fromkeys([*policy.obs_keys, *filter(None, [limits.position])])))
     settings = Control(
@@ -195,7 +196,7 @@ def page(result: Table, grid: Grid) -> str:
             f"held {100 * cell['held'] / cell['periods']:.0f} %"
         )
 
-    delays = grid.latencies or tuple(dict.fromkeys(cell["latency"] for cell in result["cells"].values()))
+    delays = _delays(result, grid)
     rows = [[delay, *(text(result["cells"][f"{mode} {delay}"]) for mode in grid.modes)] for delay in delays]
     commits = sorted({str(cell["commit"]) for cell in result["cells"].values()})
     first, n = result["seed"], result["episodes"]
@@ -220,6 +221,10 @@ def page(result: Table, grid: Grid) -> str:
     return "\n".join(lines)
 
 
+def _delays(result: Table, grid: Grid) -> tuple[str, ...]:
+    return grid.latencies or tuple(dict.fromkeys(cell["latency"] for cell in result["cells"].values()))
+
+
 def _success(cell: Cell) -> Estimate:
     return wilson(sum(e["success"] for e in cell["records"]), len(cell["records"]), 0.95)
 
@@ -230,7 +235,7 @@ def figure(result: Table, grid: Grid, path: Path) -> None:
     Raises:
         InputError: Matplotlib is missing.
     """
-    delays = grid.latencies or tuple(dict.fromkeys(cell["latency"] for cell in result["cells"].values()))
+    delays = _delays(result, grid)
     with plots("The figure") as pyplot:
         drawing, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
         x = np.arange(len(delays), dtype=float)
@@ -242,8 +247,8 @@ def figure(result: Table, grid: Grid, path: Path) -> None:
             axes.errorbar(
                 moved, y, np.maximum(spread, 0), marker="o", capsize=2, label=mode, color=SERIES[i % len(SERIES)]
             )
-        axes.set(xlabel="inference latency", ylabel="success, %", ylim=(-3, 103))
-        axes.set_title(f"{result['task']}, {result['episodes']} seeds")
+        title = f"{result['task']}, {result['episodes']} seeds"
+        axes.set(xlabel="inference latency", ylabel="success, %", ylim=(-3, 103), title=title)
         axes.set_xticks(x, delays)
         axes.legend()
         drawing.savefig(path, dpi=150)

@@ -10,7 +10,7 @@ import pytest
 from isdt_policy.datasets.convert import convert
 from isdt_policy.datasets.generate import generate
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.deploy.starts import initial_states
+from isdt_policy.deploy.record import initial_states
 from isdt_policy.envs import make, robosuite_compat, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from isdt_eval_toys import Chaos, Clock, NoisyPolicy, evaluate, torch_policy
 
-from isdt_policy.eval import latency
+from isdt_policy.eval import inference
 from isdt_policy.eval.episode import Start
 from isdt_policy.eval.function_policy import FunctionPolicy
 from isdt_policy.eval.protocol import Protocol
@@ -165,7 +165,7 @@ def test_the_latency_of_one_row_is_that_of_the_policy_alone():
 
     result = evaluate(Many(), CHAOS, SEEDS, make_env=partial(Chaos, 12))
     assert result[1].latency.single_row_ms.p50 > 3 > result[1].latency.batch_ms.p50
-    assert latency.CALLS > 10
+    assert inference.CALLS > 10
 
 
 def test_interrupted_evaluation_resumes_with_what_was_done(tmp_path):

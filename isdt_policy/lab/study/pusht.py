@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy.eval.journal import Journal
-from isdt_policy.eval.progress import EpisodeProgress
 from isdt_policy.eval.protocol import Protocol
-from isdt_policy.eval.rollout import evaluate
+from isdt_policy.eval.rollout import EpisodeProgress, evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.study.metrics import gradient_norms, gradient_trace
 from isdt_policy.lab.study.rows import BASE, NFE, ROWS, Row, build_objective

@@ -16,10 +16,9 @@ from typing import Any
 from isdt_policy.envs import task_spec
 from isdt_policy.eval.journal import Journal
 from isdt_policy.eval.origin import Origin, describe_policy
-from isdt_policy.eval.progress import EpisodeProgress
 from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.result import Result
-from isdt_policy.eval.rollout import Workers, evaluate
+from isdt_policy.eval.rollout import EpisodeProgress, Workers, evaluate
 from isdt_policy.eval.seeds import final_seeds
 from isdt_policy.eval.tables import summary
 from isdt_policy.lab.study import tasks_report

@@ -17,9 +17,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from isdt_policy.eval.journal import Journal
-from isdt_policy.eval.progress import EpisodeProgress
 from isdt_policy.eval.protocol import Protocol
-from isdt_policy.eval.rollout import Workers, evaluate
+from isdt_policy.eval.rollout import EpisodeProgress, Workers, evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.tune import report
 from isdt_policy.lab.tune.settings import Tuning
