@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import time
@@ -118,10 +119,10 @@ def _write(
             except _NotBytes:
                 continue  # some image holds other values than whole 0..255: again, as they are
         files.replace(aside / target.name, target)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, InputError) as error:
         # HDF5 notices a full disk again when it closes the file, as a RuntimeError that hides the first.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
+        if not isinstance(cause, OSError) or (isinstance(error, InputError) and cause.errno not in _NO_ROOM):
             raise
         raise InputError(f"'{target}' cannot be written ({str(cause).splitlines()[0]}).") from error
     finally:
@@ -159,6 +160,10 @@ def _checked(recording: Recording) -> Recording:
             yield episode
 
     return replace(recording, load=load)
+
+
+# The disk is full, a quota or a limit of size is reached, or the disk can only be read.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _NotBytes(Exception):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -46,6 +48,49 @@ def opened(path: Path) -> h5py.File:
         file.close()
         raise
     return file
+
+
+class _Disk(io.FileIO):
+    """A file that remembers the first error instead of raising it: HDF5 crashes the process when a write fails."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            rest = memoryview(data).cast("B")
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextmanager
+def written(path: Path, **how: Any) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A new file, and a function to be called now and then, which raises if the disk is full.
+
+    Raises:
+        OSError: something could not be written.
+    """
+    disk = _Disk(path, "w+b")
+
+    def check() -> None:
+        if disk.error is not None:
+            raise disk.error
+
+    try:
+        with h5().File(disk, "w", **how) as file:
+            yield file, check
+        check()
+    finally:
+        disk.close()
 
 
 def array(path: Path, dataset: h5py.Dataset) -> Array:

@@ -79,13 +79,13 @@ def read(path: Path, how: Reading) -> Recording:
 
 def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write a dataset that `minari.MinariDataset(path / "data")` opens, pixels as they are. `path` must not exist."""
-    h5py = hdf5.h5()
     folder = path / "data"
     folder.mkdir(parents=True)
     info = recording.info or [{}] * recording.n_episodes
     steps, first = 0, JsonObject()
-    with h5py.File(folder / _FILE, "w", track_order=True) as file:
+    with hdf5.written(folder / _FILE, track_order=True) as (file, check):
         for number, episode in enumerate(recording.episodes()):
+            check()
             first = first or episode
             steps += len(episode["action"])
             _write_episode(file.create_group(f"episode_{number}"), number, episode, info[number])

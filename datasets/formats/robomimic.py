@@ -101,41 +101,38 @@ def read(path: Path, how: Reading) -> Recording:
 
 def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
     """Write a file that robomimic reads. rewards (0) and dones (1 at the end) are filled in where there are none."""
-    h5py = hdf5.h5()
     attributes = recording.attributes
     names = [str(info.get("name")) for info in recording.info]
     if len(set(names)) < recording.n_episodes or any(_number(name) is None for name in names):
         names = [f"demo_{i}" for i in range(recording.n_episodes)]  # merged files may both have a demo_0
     total, filled = 0, set[str]()
-    try:
-        with h5py.File(path, "w") as file:
-            data = file.create_group("data")
-            for index, episode in enumerate(recording.episodes()):
-                convert = rewritten_rotation(str(recording.task), 10, episode["action"].shape[-1])
-                if convert is not None:
-                    episode = {**episode, "action": convert(episode["action"])}
-                total += _write_demo(data.create_group(names[index]), episode, filled)
-                if index < len(recording.info):
-                    for key, value in recording.info[index].items():
-                        if key not in ("name", "num_samples"):
-                            data[names[index]].attrs[key] = _attribute(value)
-            data.attrs["total"] = total
-            env = attributes.get("env", {})
-            if recording.task in SPECS and "type" not in env:  # recorded here: as robomimic's scripts want to read it
-                data.attrs["env_args"] = json.dumps(env_args(str(recording.task)), indent=4)
-            elif env:
-                type_ = env.get("type", 2)  # 1: robosuite, 2: gym, in robomimic's numbering
-                arguments = {"env_name": env["id"], "type": type_, "env_kwargs": env.get("kwargs", {})}
-                data.attrs["env_args"] = json.dumps({**arguments, **env.get("further", {})}, indent=4)
-            for key, value in attributes.get("source_attributes", {}).items():
-                data.attrs[key] = _attribute(value)
-            data.attrs["isdt_filled"] = json.dumps(sorted(filled))
-            kept = {k: v for k, v in attributes.items() if k not in ("env", "masks", "source_attributes")}
-            data.attrs["isdt_attributes"] = json.dumps({**kept, "task": recording.task, "provenance": provenance})
-            for name, chosen in attributes.get("masks", {}).items():
-                file.create_dataset(f"mask/{name}", data=np.array([names[i] for i in chosen], "S"))
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written ({error}).") from error
+    with hdf5.written(path) as (file, check):
+        data = file.create_group("data")
+        for index, episode in enumerate(recording.episodes()):
+            check()
+            convert = rewritten_rotation(str(recording.task), 10, episode["action"].shape[-1])
+            if convert is not None:
+                episode = {**episode, "action": convert(episode["action"])}
+            total += _write_demo(data.create_group(names[index]), episode, filled)
+            if index < len(recording.info):
+                for key, value in recording.info[index].items():
+                    if key not in ("name", "num_samples"):
+                        data[names[index]].attrs[key] = _attribute(value)
+        data.attrs["total"] = total
+        env = attributes.get("env", {})
+        if recording.task in SPECS and "type" not in env:  # recorded here: as robomimic's scripts want to read it
+            data.attrs["env_args"] = json.dumps(env_args(str(recording.task)), indent=4)
+        elif env:
+            type_ = env.get("type", 2)  # 1: robosuite, 2: gym, in robomimic's numbering
+            arguments = {"env_name": env["id"], "type": type_, "env_kwargs": env.get("kwargs", {})}
+            data.attrs["env_args"] = json.dumps({**arguments, **env.get("further", {})}, indent=4)
+        for key, value in attributes.get("source_attributes", {}).items():
+            data.attrs[key] = _attribute(value)
+        data.attrs["isdt_filled"] = json.dumps(sorted(filled))
+        kept = {k: v for k, v in attributes.items() if k not in ("env", "masks", "source_attributes")}
+        data.attrs["isdt_attributes"] = json.dumps({**kept, "task": recording.task, "provenance": provenance})
+        for name, chosen in attributes.get("masks", {}).items():
+            file.create_dataset(f"mask/{name}", data=np.array([names[i] for i in chosen], "S"))
 
 
 def _attribute(value: object) -> object:

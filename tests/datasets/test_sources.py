@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import h5py
@@ -376,3 +378,36 @@ def test_a_place_that_cannot_be_written_is_one_line(line, tiny_store, tmp_path, 
     error = [text for text in capsys.readouterr().err.splitlines() if text.startswith("isdt")]
     assert len(error) == 1
     assert "cannot be written" in error[0]
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+from isdt_policy.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("to", ["robomimic", "minari"])
+def test_a_full_disk_does_not_crash_the_process_that_writes_hdf5(to, tmp_path):
+    """HDF5 itself ends in a segmentation fault when it cannot write what it holds of compressed images."""
+    rng = np.random.default_rng(0)
+    with DemoWriter(tmp_path / "a.zarr") as writer:
+        for _ in range(20):
+            image = rng.integers(0, 255, (40, 48, 48, 3), np.uint8)
+            writer.append({"state": rng.random((40, 40)), "img": image, "action": rng.random((40, 7))})
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        "data",
+        "convert",
+        str(tmp_path / "a.zarr"),
+        str(tmp_path / "b"),
+        f"to={to}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done
+    (line,) = [line for line in done.stderr.splitlines() if "elapsed" not in line]
+    assert "b' cannot be written ([Errno 27] File too large)." in line
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
