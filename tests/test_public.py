@@ -1,4 +1,4 @@
-"""What `import isdt_policy` promises: five public names, and nothing heavy before they are used."""
+"""What `import isdt_policy` promises: its public names, and nothing heavy before they are used."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["DemoStore", "Policy", "evaluate", "make_env", "train"])
+@pytest.mark.parametrize("name", ["DemoStore", "Policy", "Protocol", "compose_config", "evaluate", "make_env", "train"])
 def test_every_public_name_is_there(name):
     assert callable(getattr(isdt_policy, name))
     assert name in isdt_policy.__all__

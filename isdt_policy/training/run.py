@@ -35,7 +35,7 @@ from isdt_policy.training.trainer import Trainer
 _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device", "training.loggers"}
 
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
-_LATER = {
+LATER = {
     "data.nudges": "off", "training.finish_steps": 0, "training.endpoint_steps": 0,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
@@ -168,7 +168,7 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
 def _check_same(old: Mapping[str, object], new: Mapping[str, object], run: Path) -> None:
     """Refuse to go on with a run under other settings."""
     objective = completed(cast(Section, old["objective"]), cast(Section, new["objective"]))
-    a, b = ({**_LATER, **_flat(c)} for c in ({**old, "objective": objective}, new))
+    a, b = ({**LATER, **_flat(c)} for c in ({**old, "objective": objective}, new))
     for key in sorted({*a, *b} - _MAY_DIFFER):
         if a.get(key) != b.get(key):
             raise InputError(

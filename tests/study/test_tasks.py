@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from isdt_policy import cli
 from isdt_policy.lab.study.settings import Tasks
 from isdt_policy.lab.study.tasks import arms_of, cell_config, finished
-from isdt_policy.lab.study.tasks_report import draw, results, rows_of, summary, words, write
+from isdt_policy.lab.study.tasks_report import draw, headline, results, rows_of, summary, told, words, write
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
@@ -79,17 +80,54 @@ def test_the_table_says_what_the_episodes_say(study):
     assert text == (folder / "out/tables.md").read_text()
 
 
-def test_the_readme_shows_what_the_committed_episodes_say():
-    shown = (ROOT / "README.md").read_text()
-    rows = [line for line in summary(results(ROOT / "results/tasks")).splitlines() if line.startswith("|")]
-    assert len(rows) > 2
-    assert "\n".join(rows) in shown
-
-
-def test_the_figure_has_one_scale_and_hides_no_number():
+@pytest.fixture(scope="module")
+def committed():
+    """The results of the repository, and their rows."""
     found = results(ROOT / "results/tasks")
+    return found, {experiment: rows_of(by) for experiment, by in found.items()}
+
+
+def lines_of(markdown):
+    return "\n".join(line for line in markdown.splitlines() if line.startswith("|"))
+
+
+def test_the_committed_tables_are_what_the_committed_episodes_say(committed):
+    assert (ROOT / "results/tasks/tables.md").read_text() == told(*committed)
+
+
+@pytest.mark.parametrize(("page", "table"), [("README.md", headline), ("docs/results.md", summary)])
+def test_the_pages_show_what_the_committed_episodes_say(committed, page, table):
+    rows = lines_of(table(committed[1]))
+    assert len(rows.splitlines()) > 4
+    assert rows in (ROOT / page).read_text()
+
+
+def test_every_number_of_the_page_about_results_stands_in_the_tables(committed):
+    """A row of docs/results.md that begins with an experiment holds numbers of that experiment's own tables."""
+    sections = dict(re.findall(r"### (\w+)\n(.*?)(?=\n### |\Z)", told(*committed), flags=re.DOTALL))
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs/results.md").read_text(), flags=re.MULTILINE)
+    assert {experiment for experiment, _ in rows} == set(sections)
+    for experiment, line in rows:
+        lines, cells = sections[experiment].splitlines(), [f"| {cell.strip()} |" for cell in line.split("|")]
+        assert all(any(cell in other for other in lines) for cell in cells), (experiment, line)
+        compared = cells[-3:]  # a rate, its difference and p belong to one policy
+        assert any(all(cell in other for cell in compared) for other in lines), (experiment, line)
+
+
+def test_the_best_baseline_is_the_one_that_succeeds_most_often(committed):
+    for experiment, rows in committed[1].items():
+        (line,) = [line for line in headline({experiment: rows}).splitlines() if line.startswith(f"| `{experiment}` |")]
+        ours, once, more = [float(cell.strip(" *").split(" ")[0]) for cell in line.split("|")[2:5]]
+        rate = {(row.name, row.arm.name): round(100 * row.success.value, 1) for row in rows}
+        assert ours == rate["recipe", "1"]
+        baselines = {key: value for key, value in rate.items() if key[0] != "recipe"}
+        assert once == max(value for (_, arm), value in baselines.items() if arm in ("1", "euler1"))
+        assert max(once, more) == max(baselines.values())
+
+
+def test_the_figure_has_one_scale_and_hides_no_number(committed):
     below = 0
-    for axes, rows in zip(draw(found).axes, map(rows_of, found.values()), strict=True):
+    for axes, rows in zip(draw(committed[1]).axes, committed[1].values(), strict=True):
         assert axes.get_ylim() == (60.0, 101.0)  # 15 and more below the recipe's lowest interval
         missing = [100 * row.success.value for row in rows if 100 * row.success.value < 60]
         assert [text.get_text() for text in axes.texts] == [f"{value:.1f}" for value in missing]

@@ -31,7 +31,7 @@ from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.cost import training_of
-from isdt_policy.training.run import train
+from isdt_policy.training.run import LATER, train
 
 Config = dict[str, Any]  # of a run, as its config.json holds it
 
@@ -111,7 +111,8 @@ def finished(folder: Path, config: Config, arms: Sequence[str]) -> bool:
     for section in ("data", "network", "objective", "policy", "training"):
         before, now = was[section], config[section]
         for key in sorted({*before, *now} - OF_THE_MACHINE):
-            if before.get(key) != now.get(key):
+            later = LATER.get(f"{section}.{key}")
+            if before.get(key, later) != now.get(key, later):
                 raise InputError(
                     f"{folder} was made with {section}.{key}={before.get(key)}, now {now.get(key)}. Ask for the same settings, "
                     "delete the folder, or choose another out=."

@@ -31,6 +31,9 @@ TITLES = {
 # Results of one experiment: {objective: {training seed: result}}.
 ByObjective = Mapping[str, Mapping[int, Result]]
 
+# Rows of every experiment, see `rows_of`.
+Rows = Mapping[str, Sequence[Row]]
+
 
 def results(out: Path) -> dict[str, ByObjective]:
     """Results by experiment, objective and training seed; objectives in the order of `OBJECTIVES`, others last."""
@@ -59,23 +62,50 @@ SUMMARY: dict[str, tuple[str, str]] = {
 }
 
 
-def summary(found: Mapping[str, ByObjective]) -> str:
+def headline(rows: Rows) -> str:
+    """The recipe at one evaluation beside the best baselines of each experiment, a line each, in Markdown.
+
+    The baseline is the one that succeeded most often on the same episodes: a choice in favour of the baselines.
+    """
+    lines = []
+    for experiment, own in rows.items():
+        others = [row for row in own if row.name != RECIPE and row.success]
+        recipe = next((row for row in own if (row.name, row.arm.name) == (RECIPE, "1")), None)
+        once = [row for row in others if row.arm.intervals == 1]
+        more = [row for row in others if row.arm.intervals > 1]
+        ours = f"**{_percent(recipe)}**" if recipe else ""
+        lines.append([f"`{experiment}`", ours, _best(once), _best(more)])
+    header = ("success, % [95 %]", "iSD-T, 1 evaluation", "best baseline, 1 evaluation", "best baseline, 2 to 100")
+    return tables.markdown(header, lines)
+
+
+def _best(rows: Sequence[Row]) -> str:
+    """The highest rate of success and all that have it; "" if there is none."""
+    best = max((row.success.value for row in rows if row.success), default=None)
+    first = [row for row in rows if row.success and row.success.value == best]
+    once = all(row.arm.intervals == 1 for row in rows)
+    names = ", ".join(TITLES.get(row.name, row.name) + ("" if once else f" with {words(row.arm)}") for row in first)
+    return f"{_percent(first[0])} ({names})" if first else ""
+
+
+def summary(rows: Rows) -> str:
     """Success at the evaluations that matter most, a line each, in every experiment, a column each, in Markdown."""
-    rows = [{(row.name, row.arm.name): row for row in rows_of(by)} for by in found.values()]
+    columns = [{(row.name, row.arm.name): row for row in own} for own in rows.values()]
     lines = []
     for title, key in SUMMARY.items():
-        cells = [_percent(by[key]) if key in by else "" for by in rows]
+        cells = [_percent(by[key]) if key in by else "" for by in columns]
         if title.startswith("**"):
             cells = [f"**{cell}**" if cell else "" for cell in cells]
         lines.append([title, *cells])
-    counts = {f"{row.runs} x {row.n // row.runs}" for by in rows for key, row in by.items() if key in SUMMARY.values()}
+    counts = {
+        f"{row.runs} x {row.n // row.runs}" for by in columns for key, row in by.items() if key in SUMMARY.values()
+    }
     note = f"Training seeds x episodes: {', '.join(sorted(counts, reverse=True))}; each in the tables below."
-    return tables.markdown(["success, % [95 %]", *found], lines) + f"\n\n{note}"
+    return tables.markdown(["success, % [95 %]", *rows], lines) + f"\n\n{note}"
 
 
-def table(by_objective: ByObjective) -> str:
-    """The results of one experiment in Markdown; differences are from its first row."""
-    rows = rows_of(by_objective)
+def table(by_objective: ByObjective, rows: Sequence[Row]) -> str:
+    """The results of one experiment, and their rows, in Markdown; differences are from its first row."""
     header = (
         "policy", "evaluations", "success, % [95 %]", "by training seed", "score [95 %]", "difference in success", "p", "minutes",
     )  # fmt: skip
@@ -175,12 +205,19 @@ def write(out: Path) -> str:
     found = results(out)
     if not found:
         raise InputError(f"no results below '{out}'. Run some: isdt study tasks experiments=[lift] out={out}")
-    parts = [summary(found)]
-    parts += [part for name, by in found.items() for part in (f"### {name}", table(by), failures(by)) if part]
-    text = "\n\n".join(parts) + "\n"
+    rows = {experiment: rows_of(by) for experiment, by in found.items()}
+    text = told(found, rows)
     write_text(out / "tables.md", text)
-    draw(found).savefig(out / "success.png", dpi=120)
+    draw(rows).savefig(out / "success.png", dpi=120)
     return text
+
+
+def told(found: Mapping[str, ByObjective], rows: Rows) -> str:
+    """All tables in Markdown: what README shows, the summary, and a section per experiment."""
+    parts = [headline(rows), summary(rows)]
+    for name, by in found.items():
+        parts += [part for part in (f"### {name}", table(by, rows[name]), failures(by)) if part]
+    return "\n\n".join(parts) + "\n"
 
 
 COLOURS = dict(
@@ -191,22 +228,22 @@ COLOURS = dict(
 )
 
 
-def draw(found: Mapping[str, ByObjective]) -> Figure:
+def draw(rows: Rows) -> Figure:
     """Success against network evaluations, a line per objective with intervals; a panel per experiment.
 
     The scale begins below the recipe's lowest; points under it are arrows with their value.
     """
     # One scale for all panels, so that a small difference looks like one; a policy that does not work would flatten the others.
-    all_rows = {experiment: [row for row in rows_of(by) if row.success] for experiment, by in found.items()}
-    recipe = [100 * r.success.low for rows in all_rows.values() for r in rows if r.name == RECIPE and r.success]
+    shown = {experiment: [row for row in own if row.success] for experiment, own in rows.items()}
+    recipe = [100 * r.success.low for own in shown.values() for r in own if r.name == RECIPE and r.success]
     floor = max(0, 10 * int((min(recipe, default=0) - 15) // 10))
     with plots("The figure of isdt study tasks") as plt:
-        figure = plt.figure(figsize=(3.4 * len(found) + 1.6, 3.4), layout="constrained")
-        panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+        figure = plt.figure(figsize=(3.4 * len(shown) + 1.6, 3.4), layout="constrained")
+        panels = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
         handles: dict[str, ErrorbarContainer] = {}
-        for axes, (experiment, rows) in zip(panels, all_rows.items()):
+        for axes, (experiment, own) in zip(panels, shown.items()):
             axes.set_title(experiment)
-            handles |= _panel(axes, rows, floor)
+            handles |= _panel(axes, own, floor)
         panels[0].set_ylabel("success, % (95 %)")
         figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8)
         plt.close(figure)
