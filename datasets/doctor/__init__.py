@@ -10,7 +10,7 @@ import numpy as np
 from isdt_policy.datasets.doctor.demos import Demos, Finding
 from isdt_policy.datasets.doctor.episodes import ends_in_failure, episode_lengths, jumps, repeated_episodes
 from isdt_policy.datasets.doctor.images import image_frames
-from isdt_policy.datasets.doctor.motion import alignment, frozen
+from isdt_policy.datasets.doctor.motion import alignment, frozen, leak
 from isdt_policy.datasets.doctor.values import constant, not_finite, outliers, quaternions, saturated, units
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import blocks, is_low_dim
@@ -20,7 +20,7 @@ from isdt_policy.shared.errors import InputError, printable
 __all__ = ["CHECKS", "Finding", "examine", "table"]
 
 CHECKS = (
-    episode_lengths, ends_in_failure, jumps, constant, saturated, outliers, frozen, repeated_episodes, quaternions,
+    episode_lengths, ends_in_failure, jumps, constant, saturated, outliers, frozen, leak, repeated_episodes, quaternions,
     alignment, units,
 )  # fmt: skip
 

@@ -31,6 +31,24 @@ def frozen(demos: Demos) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def copies_of_the_action(demos: Demos) -> list[str]:
+    """Observations that hold the action of the same step."""
+    action = demos.low_dim.get("action", np.zeros((0, 0)))
+    same = (key for key, value in demos.observations.items() if value.shape == action.shape)
+    return [
+        key for key in same if np.ptp(action, axis=0).any() and (demos.low_dim[key] == action).all(axis=1).mean() > 0.99
+    ]
+
+
+def leak(demos: Demos) -> Iterator[Finding]:
+    """Observations that give the action away: a policy learns to copy them, and has nothing to copy when it acts."""
+    for key in copies_of_the_action(demos):
+        yield Finding(
+            "error", "leak", key, "is a copy of the action of the same step",
+            "leave it out: isdt data convert SOURCE TARGET keys=..., or data.obs_keys=...",
+        )  # fmt: skip
+
+
 def alignment(demos: Demos) -> Iterator[Finding]:
     """Actions shifted against the observations: the motion from step t to t + 1 must answer the action of step t."""
     lag, strength, key = best_lag(demos)
@@ -59,8 +77,9 @@ def best_lag(demos: Demos, reach: int = 3) -> tuple[int, float, str]:
     best: tuple[int, float, str] = (0, 0.0, "")
     if len(rows) < 50:
         return best
+    copies = copies_of_the_action(demos)
     for key, value in demos.observations.items():
-        if value.shape[1] > 40:
+        if value.shape[1] > 40 or key in copies:
             continue
         motion = value[rows + 1] - value[rows]
         for relative in (False, True):

@@ -16,7 +16,8 @@ class Doctor:
 
     It looks for values that are not finite, constant or saturated dimensions, outlier actions, frozen or repeated frames,
     repeated episodes, sign flips of quaternions, episode boundaries in the wrong place, episodes that do not end in a success,
-    actions shifted against observations, and units that look wrong. Every finding says where it is and what to do.
+    actions shifted against observations, observations that give the action away, and units that look wrong. Every finding says
+    where it is and what to do.
 
     An error means that a policy trained on this is wrong; the exit code is then 1. A warning is probably a mistake. A note is
     worth knowing.

@@ -102,6 +102,10 @@ def shift(steps):
 
 
 # name -> (fault, check, level, key, episode and step if the fault has a place)
+def copied(episodes):
+    return [{**episode, "actions": episode["action"]} for episode in episodes]
+
+
 PLANTED = {
     "NaN in the state": (at_fault("state", put(np.nan, FAULT_STEP, 1)), "finite", "error", "state", True),
     "a constant action": (everywhere("action", put(7, slice(None), 1)), "constant", "warning", "action", False),
@@ -121,6 +125,7 @@ PLANTED = {
         lambda e: [*e, {k: v[:1] for k, v in e[0].items()}], "episode_ends", "warning", "", False),
     "actions one step late": (shift(1), "alignment", "error", "state", False),
     "actions two steps early": (shift(-2), "alignment", "warning", "state", False),
+    "the action as an observation": (copied, "leak", "error", "actions", False),
     "degrees": (everywhere("state", lambda s: s * [1, 1, 1, 1, 180 / np.pi]), "units", "error", "state", False),
     "normalised actions": (everywhere("action", lambda a: a / 256 - 1), "units", "error", "action", False),
     "normalised state": (everywhere("state", lambda s: s / 512), "units", "error", "state", False),
@@ -146,6 +151,10 @@ def test_a_body_that_settles_is_no_leap(tmp_path):
         body[0, 2] += 5e-5 * (episode is episodes[3])
         episode["object"] = np.concatenate([body, body - episode["state"][:, :3] / 500], axis=1)
     assert examine(store(tmp_path, episodes)) == []
+
+
+def test_a_copy_of_the_action_does_not_make_the_action_rows_look_shifted(tmp_path):
+    assert {f.check for f in examine(store(tmp_path, copied(clean())))} == {"leak"}
 
 
 @pytest.mark.parametrize("name", PLANTED)
