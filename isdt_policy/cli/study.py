@@ -28,7 +28,7 @@ class Toys(_Verb, settings.Toys):
     stopped, and rows can be added later with the same command. Gradient norms and diverged runs are counted too.
 
     Examples:
-        isdt study toys rows=[isd_t,meanflow] densities=[two_moons] seeds=[0] steps=2000 out=/tmp/study
+        isdt study toys 'rows=[isd_t,meanflow]' 'densities=[two_moons]' 'seeds=[0]' steps=2000 out=/tmp/study
         isdt study toys                                          every row, three densities, three seeds
     """
 
@@ -41,8 +41,8 @@ class Pusht(_Verb, settings.Pusht):
     the same command.
 
     Examples:
-        isdt study pusht rows=[isd_t,weight_none,weight_one]
-        isdt study pusht rows=[meanflow] seeds=[0] episodes=10 out=/tmp/study
+        isdt study pusht 'rows=[isd_t,weight_none,weight_one]'
+        isdt study pusht 'rows=[meanflow]' 'seeds=[0]' episodes=10 out=/tmp/study
     """
 
 
@@ -64,9 +64,9 @@ class Tasks(_Verb, settings.Tasks):
     them. The same command in a second terminal takes the cells that are left.
 
     Examples:
-        isdt study tasks experiments=[can] seeds=[42]                       Can, iSD-T and four baselines, one training seed
-        isdt study tasks experiments=[pusht_human] objectives=[recipe,meanflow] data.path=pusht_cchi_v7_replay.zarr
-        isdt study tasks experiments=[lift] training.steps=1000 out=/tmp/t  any setting of isdt train, for all cells
+        isdt study tasks 'experiments=[can]' 'seeds=[42]'   Can, iSD-T and four baselines, one training seed
+        isdt study tasks 'experiments=[pusht_human]' 'objectives=[recipe,meanflow]' data.path=pusht_cchi_v7_replay.zarr
+        isdt study tasks 'experiments=[lift]' training.steps=2000 out=/tmp/t   any setting of isdt train, for all cells
         isdt study tasks report=only                                        tables and figures from the cells that are there
     """
 

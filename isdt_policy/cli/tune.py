@@ -17,7 +17,7 @@ class Tune(Tuning):
     written to out=: trials/ (runs), journal.log (Optuna's record), tune.json, tune.md, and the page tune.html.
 
     Examples:
-        isdt tune experiment=pusht_demo training.steps=1500 'objective.bound=choice(0,0.3,1)'
+        isdt tune experiment=pusht_demo training.steps=4000 'objective.bound=choice(0,0.3,1)'
         isdt tune experiment=can 'training.lr=tag(log,interval(5e-4,5e-3))' 'policy.encoder_octaves=range(0,7)' trials=20
         isdt tune experiment=pusht_demo 'objective.weight_power=choice(0,1)' prune=false   how well the early looks rank
 

@@ -242,6 +242,8 @@ def build(section: str, cls: type[T], values: Mapping[str, object]) -> T:
         if isinstance(default, (bool, int, float, str, tuple)) and not _fits(value, default):
             kind = "list" if isinstance(default, tuple) else type(default).__name__
             raise InputError(f"{section}.{name}={value!r} is not of type {kind} (default: {_plain(default)!r}).")
+        if isinstance(default, float) and isinstance(value, int):  # weight_power=0
+            value = float(value)
         converted[name] = tuple(value) if isinstance(value, list) else value
     return cls(**converted)
 

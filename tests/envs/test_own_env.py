@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from isdt_policy.envs import make, register, registry, task_spec
+from isdt_policy.eval import Workers
 from isdt_policy.shared.errors import InputError
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_env.md").read_text()
@@ -28,12 +29,18 @@ def workshop(tmp_path, monkeypatch):
     sys.modules.pop("reach", None)
 
 
-def test_the_page_from_environment_to_evaluation(workshop):
-    code = "\n".join(BLOCKS[1:])
-    code = code.replace("training.steps=2000", "training.steps=2").replace("[32,64]", "[8,16]")
-    code = code.replace("settings = [", f"settings = [{SMALL}, ").replace("100_050", "100_002")
-    namespace: dict = {}
-    exec(compile(code, "own_env.md", "exec"), namespace)
+def test_the_page_from_environment_to_evaluation(workshop, monkeypatch):
+    known = dict(registry.TASKS)
+    for blocks in (
+        BLOCKS[1:3],
+        BLOCKS[3:],
+    ):  # a script that makes demonstrations, and a new one that trains and evaluates
+        monkeypatch.setattr(registry, "TASKS", dict(known))
+        monkeypatch.setenv("ISDT_TASKS", "")
+        code = "\n".join(blocks).replace("training.steps=2000", "training.steps=2").replace("[32,64]", "[8,16]")
+        code = code.replace("settings = [", f"settings = [{SMALL}, ").replace("100_050", "100_002")
+        namespace: dict = {}
+        exec(compile(code, "own_env.md", "exec"), namespace)
     assert [arm.name for arm in namespace["result"].arms] == ["1", "2"]
     # Spawned processes know the task too, and the numbers do not depend on them.
     again = namespace["evaluate"](
@@ -41,7 +48,7 @@ def test_the_page_from_environment_to_evaluation(workshop):
         namespace["Protocol"](task="reach"),
         range(100_000, 100_002),
         [1],
-        workers=namespace["Workers"](n_workers=1),
+        workers=Workers(n_workers=1),
     )
     assert [r.digest for r in again.of(1)] == [r.digest for r in namespace["result"].of(1)]
 
