@@ -19,14 +19,14 @@ Spec sheet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array
+from isdt_policy.envs.protocol import Arrays, Info, Observation
+from isdt_policy.envs.registry import ActionPart, ArraySpec, Env, TaskSpec, checked_array, observation_space
 from isdt_policy.shared.errors import InputError
 
 START = np.array([0.524928, -0.279737])
@@ -97,7 +97,7 @@ def mode_of(path: NDArray[np.float64]) -> int | None:
     return mode
 
 
-def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+def derive(stored: Arrays, key: str) -> NDArray[np.float32]:
     """Compute an observation key from `stored["state"]` (..., 6)."""
     state = np.asarray(stored["state"], np.float32)
     columns = {"state": slice(0, 6), "desired_pos": slice(0, 2), "measured_pos": slice(2, 4)}
@@ -134,7 +134,7 @@ SPEC = TaskSpec(
 SPECS = {SPEC.id: SPEC}
 
 
-class AvoidingEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+class AvoidingEnv(Env):
     """Avoiding as described at the top of this file.
 
     `reset(options={"reset_to_state": state})` starts from that state (6,).
@@ -159,14 +159,12 @@ class AvoidingEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             raise InputError(f"render_size must be at least 16 px, got {render_size}.")
         self.obs_keys = tuple(SPEC.observations) if obs_keys is None else obs_keys
         self.seed_protocol, self.render_mode, self.render_size = seed_protocol, render_mode, render_size
-        self.observation_space = gymnasium.spaces.Dict({k: SPEC.observations[k].space() for k in self.obs_keys})
-        self.action_space: gymnasium.spaces.Space[NDArray[np.float32]] = SPEC.action.space()  # type: ignore[assignment]
+        self.observation_space = observation_space(SPEC, self.obs_keys)
+        self.action_space = SPEC.action.space()
         self._path: list[NDArray[np.float64]] = []
         self._running = False
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Start an episode at the one place where every episode starts."""
         super().reset(seed=seed)
         state = None if options is None else options.get("reset_to_state")
@@ -175,7 +173,7 @@ class AvoidingEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._path, self._running, self._steps = [self._measured], True, 0
         return self._observation(), {"is_success": False}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
         """Move the commanded position by `action` (2,), m, clipped to 12.5 mm along each axis, and wait 35 ms.
 
         Raises:
@@ -193,7 +191,7 @@ class AvoidingEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         success = not touched and moved[1] > FINISH
         truncated = not (touched or success) and self._steps >= SPEC.max_episode_steps
         self._running = not (touched or success or truncated)
-        info: dict[str, Any] = {"is_success": success, "touched": touched}
+        info: Info = {"is_success": success, "touched": touched}
         if success:
             info["mode"] = mode_of(np.array(self._path))
         share = (moved[1] - START[1]) / (FINISH - START[1])
@@ -213,7 +211,7 @@ class AvoidingEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Return the scene from above as an image (render_size, render_size, 3), uint8 RGB; None without a render mode."""
         return None if self.render_mode is None else draw(np.array(self._path), self._desired, self.render_size)
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Observation:
         state = {"state": self.state()}
         return {key: derive(state, key) for key in self.obs_keys}
 

@@ -19,7 +19,16 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array, installed_version
+from isdt_policy.envs.protocol import Info, Observation
+from isdt_policy.envs.registry import (
+    ActionPart,
+    ArraySpec,
+    Env,
+    TaskSpec,
+    checked_array,
+    installed_version,
+    observation_space,
+)
 from isdt_policy.shared.errors import InputError
 
 TESTED = "1.4.2"
@@ -58,7 +67,7 @@ SPECS = {
 }  # fmt: skip
 
 
-class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+class RoboticsEnv(Env):
     """A task of gymnasium-robotics as described at the top of this file.
 
     Args:
@@ -88,16 +97,12 @@ class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.task, self.spec_sheet = task, SPECS[task]
         self.obs_keys = obs_keys or ("observation",)
         self.seed_protocol, self.render_mode, self.end_on_success = seed_protocol, render_mode, end_on_success
-        self.observation_space = gymnasium.spaces.Dict(
-            {"observation": self.spec_sheet.observations["observation"].space()}
-        )
-        self.action_space: gymnasium.Space[Any] = self.spec_sheet.action.space()
+        self.observation_space = observation_space(self.spec_sheet, self.obs_keys)
+        self.action_space = self.spec_sheet.action.space()
         self.sim = _build(_NAMES[task], render_mode)
         self._steps: int | None = None  # None: not running
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Start an episode; without a seed, from the running generator's next draw."""
         super().reset(seed=seed)
         if options and options.get("reset_to_state") is not None:
@@ -107,7 +112,7 @@ class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._steps = 0
         return self._observation(observation), {"is_success": False}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
         """Carry out an action; numbers outside -1 .. 1 are clipped.
 
         Raises:
@@ -131,7 +136,7 @@ class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             self._steps = None
         return self._observation(observation), reward, terminated, truncated, {"is_success": success}
 
-    def render(self) -> Any:
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """Return an image (height, width, 3), uint8 RGB; None without a render mode."""
         return None if self.render_mode is None else self.sim.render()
 
@@ -139,7 +144,7 @@ class RoboticsEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Release the simulator."""
         self.sim.close()
 
-    def _observation(self, given: Any) -> dict[str, Any]:
+    def _observation(self, given: Observation | NDArray[np.float64]) -> Observation:
         array = given["observation"] if isinstance(given, dict) else given
         return {"observation": np.clip(np.asarray(array, np.float32), -200.0, 200.0)}
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]  # per key, of any number type
+Observation: TypeAlias = dict[str, NDArray[Any]]
+Info: TypeAlias = dict[str, Any]  # as Gymnasium has it: values of any type
 
 
 @dataclass(frozen=True)

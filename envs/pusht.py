@@ -14,15 +14,24 @@ Spec sheet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import ActionPart, ArraySpec, TaskSpec, checked_array, installed_version
+from isdt_policy.envs.protocol import Arrays, Info, Observation
+from isdt_policy.envs.registry import (
+    ActionPart,
+    ArraySpec,
+    Env,
+    TaskSpec,
+    checked_array,
+    installed_version,
+    observation_space,
+)
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import require
 
 GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
 SUCCESS_COVERAGE = 0.95
@@ -50,7 +59,7 @@ KEYPOINTS = np.array(
 _LOW, _HIGH = -512.0, 1024.0
 
 
-def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+def derive(stored: Arrays, key: str) -> NDArray[np.float32]:
     """Compute one observation key from `stored["state"]` (..., 5): agent x, y, block x, y (px), block angle (rad)."""
     state = np.asarray(stored["state"], np.float64)
     if state.shape[-1:] != (5,):
@@ -81,7 +90,7 @@ def derive(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
     return result.astype(np.float32)
 
 
-def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+def mirror(episode: Arrays) -> dict[str, NDArray[np.float32]]:
     """Reflect {"state": (..., 5), "action": (..., 2)} about the goal block's axis of symmetry.
 
     (x, y) -> (512 - y, 512 - x) and angle -> pi/2 - angle map the goal onto itself and the walls onto themselves up to one
@@ -97,17 +106,26 @@ def mirror(episode: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]
 OUTLINE = np.array([[-60, 0], [60, 0], [60, 30], [15, 30], [15, 120], [-15, 120], [-15, 30], [-60, 30]], float)
 
 
-def success(stored: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
-    """Whether the block covers enough of the goal in each row of {"state": (n, 5)}, as the environment judges it."""
-    from shapely import Polygon
+def outline(x: float, y: float, angle: float, scale: float = 1.0) -> NDArray[np.float64]:
+    """Corners (8, 2), px, of the block at x, y (px), turned by `angle` (rad); `scale` draws it smaller about x, y.
 
-    def placed(x: float, y: float, angle: float) -> Polygon:
-        cos, sin = np.cos(angle), np.sin(angle)
-        return Polygon(OUTLINE @ np.array([[cos, sin], [-sin, cos]]) + (x, y))
+    >>> outline(256.0, 256.0, 0.0)[0].tolist()
+    [196.0, 256.0]
+    """
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.asarray(scale * OUTLINE @ np.array([[cos, sin], [-sin, cos]]) + (x, y))
 
-    goal = placed(*GOAL_POSE)
-    covered = [goal.intersection(placed(*pose)).area / goal.area for pose in np.asarray(stored["state"], float)[:, 2:5]]
-    return np.array(covered) > SUCCESS_COVERAGE
+
+def success(stored: Arrays) -> NDArray[np.bool_]:
+    """Whether the block covers enough of the goal in each row of {"state": (n, 5)}, as the environment judges it.
+
+    Raises:
+        InputError: shapely is not installed.
+    """
+    shapely: Any = require("shapely", "pusht", "Judging PushT's states")
+    goal = shapely.Polygon(outline(*GOAL_POSE))
+    blocks = [shapely.Polygon(outline(*pose)) for pose in np.asarray(stored["state"], float)[:, 2:5]]
+    return np.array([goal.intersection(block).area / goal.area for block in blocks]) > SUCCESS_COVERAGE
 
 
 # A push: the block moves by more than MOVING px a step, then rests for two, and was carried SHORTEST px or more: jitter at a
@@ -118,7 +136,7 @@ AGENT_RADIUS = 15.0
 NUDGES = (1.0, 5.0)
 
 
-def hindsight(episode: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[np.float32]]]:
+def hindsight(episode: Arrays) -> list[dict[str, NDArray[np.float32]]]:
     """What {"state": (T, 5), "action": (T, 2)} demonstrates once its goals are named in hindsight (Andrychowicz et al. 1707.01495).
 
     The first is the whole episode, the others end each push after which the block came to rest: its last `CLIP` steps. Each
@@ -271,7 +289,7 @@ def legacy_state(seed: int) -> NDArray[np.float64]:
     )
 
 
-class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+class PushTEnv(Env):
     """PushT as described at the top of this file.
 
     `reset(seed=..., options={"reset_to_state": state})` starts from exactly that state (5,), at rest: the first
@@ -303,13 +321,11 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self.render_mode = render_mode
         self.render_size = render_size
         self.end_on_success = end_on_success
-        self.observation_space = gymnasium.spaces.Dict({k: SPEC.observations[k].space() for k in self.obs_keys})
-        self.action_space: gymnasium.spaces.Space[NDArray[np.float32]] = SPEC.action.space()  # type: ignore[assignment]
+        self.observation_space = observation_space(SPEC, self.obs_keys)
+        self.action_space = SPEC.action.space()
         self._steps: int | None = None  # None: not running
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
         """Start an episode; without a seed, from the running generator's next state."""
         super().reset(seed=seed)
         state = None if options is None else options.get("reset_to_state")
@@ -327,7 +343,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         coverage = float(self._sim._get_coverage())
         return self._observation(), {"is_success": coverage > SUCCESS_COVERAGE, "coverage": coverage}
 
-    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, Info]:
         """Track the target `action` (2,), px, for 0.1 s. Targets outside [0, 512] are clipped to it.
 
         Raises:
@@ -356,7 +372,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Return agent x, y, block x, y (px) and block angle in [0, 2 pi), in full precision."""
         return np.asarray(self._sim.get_obs(), np.float64)
 
-    def _observation(self) -> dict[str, Any]:
+    def _observation(self) -> Observation:
         state = {"state": self.state()}
         # Rounding 2 pi - tiny to float32 gives float32(2 pi): inside the space's bound.
         low_dim = {key: derive(state, key) for key in self.obs_keys if key != "pixels"}
@@ -376,10 +392,7 @@ class PushTEnv(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         sim.agent.velocity = (0.0, 0.0)
         sim.block.velocity = (0.0, 0.0)
         sim.block.angular_velocity = 0.0
-        for body in (
-            sim.agent,
-            sim.block,
-        ):  # pymunk draws its shapes, which otherwise follow in the next physics step only
+        for body in (sim.agent, sim.block):  # otherwise pymunk moves the shapes that are drawn in the next physics step
             sim.space.reindex_shapes_for_body(body)
 
 
@@ -400,10 +413,10 @@ def _simulator() -> Any:
             f"pymunk {versions['pymunk']} is installed, but gym-pusht {TESTED_GYM_PUSHT} needs 6.x "
             "(7 removed the collision interface it uses). Install it with: pip install 'pymunk>=6.6,<7'"
         )
-    from gym_pusht.envs.pusht import PushTEnv as Simulator
-    from gym_pusht.envs.pusht import pymunk_to_shapely
+    gym_pusht: Any = require("gym_pusht.envs.pusht", SPEC.extra, "PushT")
+    pymunk_to_shapely = gym_pusht.pymunk_to_shapely
 
-    class RepeatableSimulator(Simulator):  # type: ignore[misc]
+    class RepeatableSimulator(gym_pusht.PushTEnv):  # type: ignore[misc]
         """The simulator with a coverage that repeats to the last bit.
 
         The original iterates over `body.shapes`, a set whose order depends on memory addresses, so the same pose gave

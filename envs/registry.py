@@ -11,13 +11,16 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.envs.protocol import Arrays, Observation
 from isdt_policy.shared.errors import InputError, nearest
+
+Env: TypeAlias = gymnasium.Env[Observation, NDArray[np.float32]]
 
 # task id -> module with `SPECS[id]` and `make_env(id, ...)`. A module must import no simulator at its top level.
 _ROBOMIMIC = ("lift", "can", "square", "tool_hang", "transport")
@@ -50,12 +53,14 @@ class ArraySpec:
     high: float | tuple[float, ...]
     description: str
 
-    def space(self) -> gymnasium.spaces.Box:
+    def bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the lower and upper bounds, one per entry, of the array's own type."""
+        low, high = (np.broadcast_to(np.asarray(bound, self.dtype), self.shape) for bound in (self.low, self.high))
+        return low, high
+
+    def space(self) -> gymnasium.Space[Any]:
         """Return the Gymnasium space of this array."""
-        dtype = np.dtype(self.dtype).type
-        low = np.broadcast_to(np.asarray(self.low, dtype), self.shape)
-        high = np.broadcast_to(np.asarray(self.high, dtype), self.shape)
-        return gymnasium.spaces.Box(low, high, self.shape, dtype)
+        return gymnasium.spaces.Box(*self.bounds(), self.shape, np.dtype(self.dtype).type)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class ActionPart:
     size: int
 
 
-def _nothing_derived(stored: Mapping[str, NDArray[Any]], key: str) -> NDArray[np.float32]:
+def _nothing_derived(stored: Arrays, key: str) -> NDArray[np.float32]:
     raise InputError(
         f"observation '{key}' has to be recorded; it does not follow from {', '.join(stored) or 'nothing'}."
     )
@@ -123,15 +128,15 @@ class TaskSpec:
     packages: tuple[str, ...] = ()
     extra: str = ""
     stored_keys: tuple[str, ...] = ()
-    derive_fn: Callable[[Mapping[str, NDArray[Any]], str], NDArray[np.float32]] = _nothing_derived
-    mirror_fn: Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[np.float32]]] | None = None
-    hindsight_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
-    nudges_fn: Callable[[Mapping[str, NDArray[Any]]], list[dict[str, NDArray[np.float32]]]] | None = None
-    success_fn: Callable[[Mapping[str, NDArray[Any]]], NDArray[np.bool_]] | None = None
+    derive_fn: Callable[[Arrays, str], NDArray[np.float32]] = _nothing_derived
+    mirror_fn: Callable[[Arrays], dict[str, NDArray[np.float32]]] | None = None
+    hindsight_fn: Callable[[Arrays], list[dict[str, NDArray[np.float32]]]] | None = None
+    nudges_fn: Callable[[Arrays], list[dict[str, NDArray[np.float32]]]] | None = None
+    success_fn: Callable[[Arrays], NDArray[np.bool_]] | None = None
     modes: int = 0
     neutral: tuple[float | None, ...] | None = None
     action_parts: tuple[ActionPart, ...] = ()
-    action_space: Mapping[str, Any] = field(default_factory=dict)
+    action_space: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises InputError where the description of an action does not fit its size."""
@@ -147,7 +152,7 @@ class TaskSpec:
         """Return the installed version of every package that decides the physics ("not installed" if absent)."""
         return {name: installed_version(name) or "not installed" for name in self.packages}
 
-    def derive(self, stored: Mapping[str, NDArray[Any]], keys: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+    def derive(self, stored: Arrays, keys: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Compute observation keys from stored arrays, over any leading axes.
 
         Args:
@@ -182,6 +187,30 @@ class TaskSpec:
                 )
             result[key] = self.derive_fn(stored, key)
         return result
+
+
+class TaskModule(Protocol):
+    """What a module of tasks holds."""
+
+    SPECS: Mapping[str, TaskSpec]
+
+    def make_env(
+        self,
+        task: str,
+        *,
+        obs_keys: tuple[str, ...] | None,
+        seed_protocol: str,
+        render_mode: str | None,
+        **options: object,
+    ) -> Env:
+        """Build the environment of a task; `make` has checked the arguments."""
+        ...
+
+
+def observation_space(spec: TaskSpec, keys: Iterable[str]) -> gymnasium.Space[Observation]:
+    """Return the Gymnasium space of a task's observation of these keys."""
+    spaces = {key: spec.observations[key].space() for key in keys}
+    return cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
 
 
 def installed_version(distribution: str) -> str | None:
@@ -242,7 +271,7 @@ def task_spec(task: str) -> TaskSpec:
     Raises:
         InputError: if no task has this name.
     """
-    return _module(task).SPECS[task]  # type: ignore[no-any-return]
+    return _module(task).SPECS[task]
 
 
 def make(
@@ -251,7 +280,7 @@ def make(
     seed_protocol: str | None = None,
     render_mode: str | None = None,
     **options: Any,
-) -> gymnasium.Env[dict[str, Any], NDArray[np.float32]]:
+) -> Env:
     """Build a Gymnasium environment with a Dict observation.
 
     Args:
@@ -266,7 +295,7 @@ def make(
         InputError: for an unknown task, key, protocol or render mode, or a simulator that is missing or untested.
     """
     module = _module(task)
-    spec: TaskSpec = module.SPECS[task]
+    spec = module.SPECS[task]
     if isinstance(obs_keys, str):
         raise InputError(f"obs_keys must be a list of keys, for example ['{obs_keys}'], got a string.")
     keys = None if obs_keys is None else tuple(obs_keys)
@@ -286,14 +315,12 @@ def make(
                 f"task '{task}' needs the package '{package}', which is not installed. "
                 f"Install it with: pip install 'isdt-policy[{spec.extra}]'"
             )
-    env: gymnasium.Env[dict[str, Any], NDArray[np.float32]] = module.make_env(
-        task, obs_keys=keys, seed_protocol=protocol, render_mode=render_mode, **options
-    )
+    env = module.make_env(task, obs_keys=keys, seed_protocol=protocol, render_mode=render_mode, **options)
     env.spec = gymnasium.spec(gymnasium_id(task))
     return env
 
 
-def check_recorded(spec: TaskSpec, attributes: Mapping[str, Any], source: str) -> None:
+def check_recorded(spec: TaskSpec, attributes: Mapping[str, object], source: str) -> None:
     """Refuse demonstrations whose recorded action space, controller or rate is not the task's.
 
     Args:
@@ -304,7 +331,7 @@ def check_recorded(spec: TaskSpec, attributes: Mapping[str, Any], source: str) -
     Raises:
         InputError: they differ; the message names both.
     """
-    recorded = attributes.get("action_space") or {}
+    recorded = cast("Mapping[str, object]", attributes.get("action_space") or {})
     for key, ours in {**spec.action_space, "rate_hz": spec.rate_hz}.items():
         theirs = recorded.get(key)
         if theirs is not None and theirs != ours:
@@ -345,23 +372,23 @@ def check_keys(spec: TaskSpec, keys: Iterable[str], also: Iterable[str] = ()) ->
             )
 
 
-def _module(task: str) -> Any:
+def _module(task: str) -> TaskModule:
     if task not in TASKS:
         for module in filter(None, os.environ.get(_TASKS_VARIABLE, "").split(",")):
             register(module)
     if task not in TASKS:
         raise InputError(f"unknown task '{task}'.{nearest(task, TASKS)} Tasks: {', '.join(TASKS)}.")
-    return importlib.import_module(TASKS[task])
+    return cast("TaskModule", importlib.import_module(TASKS[task]))
 
 
-def checked_array(value: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+def checked_array(value: object, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
     """Return an action or a state as finite float64.
 
     Raises:
         InputError: it is not numbers of that shape, or not finite.
     """
     try:
-        array = np.asarray(value, np.float64)
+        array = np.asarray(value, np.float64)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         raise InputError(f"{name} must be numbers of shape {shape}, got {value!r}.") from None
     if array.shape != shape:

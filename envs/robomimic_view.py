@@ -8,14 +8,19 @@ robomimic's `RolloutPolicy`: `start_episode()` and `policy(ob)` -> one action. T
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.protocol import Policy
-from isdt_policy.envs.robomimic import SCENES, RobosuiteEnv, env_args
+from isdt_policy.envs import robosuite_compat
+from isdt_policy.envs.protocol import Arrays, Info, Observation, Policy
+from isdt_policy.envs.registry import make, task_spec
+from isdt_policy.envs.robomimic import RobosuiteEnv
+from isdt_policy.envs.robomimic_args import env_args, task_of
+from isdt_policy.envs.robomimic_specs import IMAGE_SIZE, SCENES
 from isdt_policy.shared.errors import InputError
 
 try:
@@ -33,19 +38,19 @@ class EnvView(EnvBase):  # type: ignore[misc]
 
     def __init__(self, env: RobosuiteEnv) -> None:
         self.env = env
-        self._last: dict[str, Any] | None = None
+        self._last: Observation | None = None
 
-    def step(self, action: NDArray[np.floating]) -> tuple[dict[str, Any], float, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.floating]) -> tuple[Observation, float, bool, Info]:
         """Return observation, reward, done (False: robomimic stops by its horizon) and info."""
         self._last, reward, _, _, info = self.env.step(np.asarray(action))
         return self._last, float(reward), self.is_done(), info
 
-    def reset(self) -> dict[str, Any]:
+    def reset(self) -> Observation:
         """Start an episode from the next draw."""
         self._last = self.env.reset()[0]
         return self._last
 
-    def reset_to(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    def reset_to(self, state: Mapping[str, Any]) -> Observation | None:
         """Go to {"states": flat state, "model": xml}; "model" alone is prepared for and answered with None, as there."""
         if "states" not in state:
             self.env.reset(seed=0, options={"model_file": state.get("model")})
@@ -65,15 +70,13 @@ class EnvView(EnvBase):  # type: ignore[misc]
             raise InputError(f"render mode '{mode}' is not supported; allowed: rgb_array.")
         if height != width:
             raise InputError(f"images are square, got height={height}, width={width}.")
-        from isdt_policy.envs import robosuite_compat
-
         return robosuite_compat.image(self.env.sim, camera_name, height or self.env.render_size)
 
-    def get_observation(self) -> dict[str, Any]:
+    def get_observation(self) -> Observation:
         """Return the observation of the present state."""
         return self.env.observe()
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> Info:
         """Return {"model": xml, "states": flat state}, which `reset_to` takes."""
         return {"model": self.env.model_xml(), "states": self.env.state()}
 
@@ -85,7 +88,7 @@ class EnvView(EnvBase):  # type: ignore[misc]
         """There are no goals."""
         raise NotImplementedError("these tasks have no goals")
 
-    def set_goal(self, **kwargs: Any) -> None:
+    def set_goal(self, **kwargs: object) -> None:
         """There are no goals."""
         raise NotImplementedError("these tasks have no goals")
 
@@ -95,8 +98,6 @@ class EnvView(EnvBase):  # type: ignore[misc]
 
     def is_success(self) -> dict[str, bool]:
         """Return {"task": whether the task is done}."""
-        from isdt_policy.envs import robosuite_compat
-
         return {"task": robosuite_compat.success(self.env.sim)}
 
     @property
@@ -114,7 +115,7 @@ class EnvView(EnvBase):  # type: ignore[misc]
         """robomimic's number for robosuite environments."""
         return int(EnvType.ROBOSUITE_TYPE)
 
-    def serialize(self) -> dict[str, Any]:
+    def serialize(self) -> Info:
         """Return `env_args`."""
         return env_args(self.env.task)
 
@@ -126,25 +127,20 @@ class EnvView(EnvBase):  # type: ignore[misc]
         camera_height: int,
         camera_width: int,
         reward_shaping: bool,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> EnvView:
         """Build the environment for computing observations of recorded states."""
-        from isdt_policy.envs import make
-        from isdt_policy.envs.robomimic import IMAGE_SIZE, task_of
-
         if reward_shaping:
             raise InputError("the reward is sparse; reward_shaping=True is not supported.")
         if camera_names and (camera_height, camera_width) != (IMAGE_SIZE, IMAGE_SIZE):
             raise InputError(f"images are {IMAGE_SIZE} x {IMAGE_SIZE}, asked for {camera_height} x {camera_width}.")
         task = task_of({"env_name": env_name, "env_kwargs": kwargs})
-        from isdt_policy.envs import task_spec
-
         low_dim = [key for key in task_spec(task).observations if not key.endswith("_image")]
         keys = [*low_dim, *(f"{camera}_image" for camera in camera_names)]
         return cls(make(task, keys, end_on_success=False))  # type: ignore[arg-type]
 
     @property
-    def rollout_exceptions(self) -> tuple[Any, ...]:
+    def rollout_exceptions(self) -> tuple[builtins.type[Exception], ...]:
         """Exceptions that end a rollout without ending a training run: none, since the simulator does not raise."""
         return ()
 
@@ -177,11 +173,11 @@ class RolloutPolicyView:
         """Forget the last episode."""
         self._episode += 1
         self._decision = 0
-        self._history: list[dict[str, NDArray[Any]]] = []
+        self._history: list[Observation] = []
         self._queue: list[NDArray[np.float32]] = []
         self.policy.reset()
 
-    def __call__(self, ob: Mapping[str, NDArray[Any]], goal: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
+    def __call__(self, ob: Arrays, goal: Mapping[str, object] | None = None) -> NDArray[np.float32]:
         """Return the action (action_dim,) for the newest observation of an episode."""
         if goal is not None:
             raise InputError("this policy takes no goal.")

@@ -18,13 +18,13 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.registry import installed_version
+from isdt_policy.envs.robosuite_substeps import SimObject, Substeps, forward_leaves_no_trace
 from isdt_policy.shared.errors import InputError
 
 ROBOSUITE = "1.4.1"  # the version that the package installs
@@ -34,7 +34,7 @@ ARM = "right"  # robosuite 1.5 calls the only arm of a robot so
 MUJOCO_FROM, MUJOCO_BELOW = (3, 1, 6), (3, 9)
 
 # robosuite's own default for OSC_POSE (controllers/config/osc_pose.json), and robomimic's.
-OSC_POSE: Mapping[str, Any] = {
+OSC_POSE: Mapping[str, object] = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1, "output_max": [0.05, 0.05, 0.05, 0.5, 0.5, 0.5],
     "output_min": [-0.05, -0.05, -0.05, -0.5, -0.5, -0.5], "kp": 150, "damping_ratio": 1, "impedance_mode": "fixed",
     "kp_limits": [0, 300], "damping_ratio_limits": [0, 10], "position_limits": None, "orientation_limits": None,
@@ -74,7 +74,7 @@ def is_composite() -> bool:
     return version().startswith("1.5")
 
 
-def controller_configs(delta: bool) -> dict[str, Any]:
+def controller_configs(delta: bool) -> dict[str, object]:
     """Return the controller, as the installed robosuite wants it described."""
     if not is_composite():
         return {**OSC_POSE, "control_delta": delta}
@@ -83,7 +83,7 @@ def controller_configs(delta: bool) -> dict[str, Any]:
     return {"type": "BASIC", "body_parts": {ARM: {**arm, **frame}}}
 
 
-def load(rendering: bool) -> Any:
+def load(rendering: bool) -> SimObject:
     """Import robosuite without its advice about macro files, on a machine with or without OpenGL.
 
     Raises:
@@ -112,7 +112,7 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-def build(name: str, arguments: Mapping[str, Any], delta: bool, rendering: bool) -> Any:
+def build(name: str, arguments: Mapping[str, object], delta: bool, rendering: bool) -> SimObject:
     """Build a robosuite environment as robomimic does: OSC_POSE, 20 Hz, sparse reward, no time limit of its own."""
     robosuite = load(rendering)
     if is_composite() and name not in TESTED_15:
@@ -152,7 +152,7 @@ def global_seed(seed: int) -> Iterator[None]:
         random.setstate(python_state)
 
 
-def reseed(env: Any, seed: int) -> None:
+def reseed(env: SimObject, seed: int) -> None:
     """Give an environment of robosuite 1.5 a fresh generator; 1.4 has none of its own."""
     if not hasattr(env, "rng"):
         return
@@ -164,7 +164,7 @@ def reseed(env: Any, seed: int) -> None:
             holder.rng = env.rng
 
 
-def release(env: Any) -> None:
+def release(env: SimObject) -> None:
     """Let go of the simulation ahead of a hard reset.
 
     robosuite's own way of doing so collects the garbage of the whole process: 0.3 s of a reset of 0.5 s beside PyTorch.
@@ -174,7 +174,7 @@ def release(env: Any) -> None:
         env.sim = None
 
 
-def step(env: Any, action: NDArray[np.float64]) -> None:
+def step(env: SimObject, action: NDArray[np.float64]) -> None:
     """Advance by one control step, leaving the derived quantities in agreement with the new state.
 
     robosuite samples its observables in every physics step and returns values from before the last one; here they are read
@@ -188,7 +188,7 @@ def step(env: Any, action: NDArray[np.float64]) -> None:
     env.sim.forward()
 
 
-def step_as_robosuite(env: Any, action: NDArray[np.float64]) -> None:
+def step_as_robosuite(env: SimObject, action: NDArray[np.float64]) -> None:
     """Advance by one control step with robosuite's own code, observables left out."""
     env._update_observables = env._get_observations = _nothing
     try:
@@ -197,12 +197,10 @@ def step_as_robosuite(env: Any, action: NDArray[np.float64]) -> None:
         del env._update_observables, env._get_observations
 
 
-def _substeps(env: Any) -> Any:
+def _substeps(env: SimObject) -> SimObject:
     """What carries out control steps until the next reset; None where robosuite's own code has to."""
     if is_composite():
         return None
-    from isdt_policy.envs.robosuite_substeps import Substeps, forward_leaves_no_trace
-
     if not hasattr(env, "substeps") or (env.substeps is not None and not env.substeps.fits()):
         env.substeps = Substeps(env) if forward_leaves_no_trace(env.sim.model._model) else None
     return env.substeps
@@ -212,7 +210,7 @@ def _nothing(force: bool = False) -> None:
     """Stands in for the update and the reading of observables."""
 
 
-def observations(env: Any) -> dict[str, NDArray[np.float64]]:
+def observations(env: SimObject) -> dict[str, NDArray[np.float64]]:
     """Return every active observable of the present state; "object-state" is robomimic's "object"."""
     values: dict[str, NDArray[np.float64]] = env._get_observations(force_update=True)
     if is_composite():  # robosuite 1.5 observes no velocity of the hand; as 1.4 does it:
@@ -227,12 +225,12 @@ def observations(env: Any) -> dict[str, NDArray[np.float64]]:
     return values
 
 
-def get_state(env: Any) -> NDArray[np.float64]:
+def get_state(env: SimObject) -> NDArray[np.float64]:
     """Return time (s), qpos and qvel in one array, as robomimic stores them."""
     return np.array(env.sim.get_state().flatten())
 
 
-def set_state(env: Any, state: NDArray[np.float64], restart: bool) -> None:
+def set_state(env: SimObject, state: NDArray[np.float64], restart: bool) -> None:
     """Put the simulator in a state; `restart` also makes controllers and grippers start from there.
 
     What a state does not hold: the controller's goal (becomes the present pose), its resting posture (the present one) and
@@ -253,16 +251,18 @@ def set_state(env: Any, state: NDArray[np.float64], restart: bool) -> None:
             gripper.current_action = np.clip((np.abs(fingers) - 0.02) / 0.02, -1, 1) * np.array([1.0, -1.0])
 
 
-def _of_arm(value: Any) -> Any:
+def _of_arm(value: SimObject) -> SimObject:
     """robosuite 1.5 keeps what belongs to an arm in a dict over arms."""
     return value[ARM] if isinstance(value, dict) else value
 
 
-def _controller(robot: Any) -> Any:
+def _controller(robot: SimObject) -> SimObject:
     return robot.part_controllers[ARM] if is_composite() else robot.controller
 
 
-def arms(env: Any) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
+def arms(
+    env: SimObject,
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
     """Per arm: position and orientation of the controlled frame, position and orientation of the controller's goal."""
     result = []
     for robot in env.robots:
@@ -274,7 +274,9 @@ def arms(env: Any) -> list[tuple[NDArray[np.float64], NDArray[np.float64], NDArr
     return result
 
 
-def goals_of(env: Any, action: NDArray[np.float64]) -> list[tuple[NDArray[np.float64], NDArray[np.float64], float]]:
+def goals_of(
+    env: SimObject, action: NDArray[np.float64]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], float]]:
     """Return what a delta action means in the present state: per arm goal position, goal orientation, gripper command.
 
     Changes the controllers' goals, as executing the action would.
@@ -288,7 +290,7 @@ def goals_of(env: Any, action: NDArray[np.float64]) -> list[tuple[NDArray[np.flo
     return result
 
 
-def image(env: Any, camera: str, size: int) -> NDArray[np.uint8]:
+def image(env: SimObject, camera: str, size: int) -> NDArray[np.uint8]:
     """Draw what a camera sees, (size, size, 3) uint8, row 0 at the top."""
     # OpenGL draws with whatever was made current last: that of another environment, if there are several.
     env.sim._render_context_offscreen.gl_ctx.make_current()
@@ -296,7 +298,7 @@ def image(env: Any, camera: str, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(drawn[::-1], np.uint8)
 
 
-def success(env: Any) -> bool:
+def success(env: SimObject) -> bool:
     """Say whether the task is done in the present state."""
     return bool(env._check_success())
 
@@ -307,7 +309,7 @@ def success(env: Any) -> bool:
 _GEOMETRY = ("size", "pos", "quat", "density")
 
 
-def geometry_of(env: Any, model_file: str) -> dict[str, dict[str, str]]:
+def geometry_of(env: SimObject, model_file: str) -> dict[str, dict[str, str]]:
     """Read the geometry of the movable objects from a recorded model (XML), for `reset_with_geometry`.
 
     Only numbers are taken. The recorded model itself is never loaded: it comes from an untrusted file, may name any other
@@ -331,7 +333,7 @@ def geometry_of(env: Any, model_file: str) -> dict[str, dict[str, str]]:
     return found
 
 
-def reset_with_geometry(env: Any, geometry: Mapping[str, Mapping[str, str]]) -> None:
+def reset_with_geometry(env: SimObject, geometry: Mapping[str, Mapping[str, str]]) -> None:
     """Reset, with the objects' parts as in `geometry` instead of drawn."""
 
     def edit(xml: str) -> str:
@@ -354,5 +356,5 @@ def reset_with_geometry(env: Any, geometry: Mapping[str, Mapping[str, str]]) -> 
         env.hard_reset = before
 
 
-def _movable(env: Any) -> set[str]:
+def _movable(env: SimObject) -> set[str]:
     return {name for item in env.model.mujoco_objects for name in (*item.contact_geoms, *item.visual_geoms)}

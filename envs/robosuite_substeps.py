@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+SimObject: TypeAlias = Any  # an object of robosuite or MuJoCo, which are not typed
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Arm:
         grip_index, grip_centre, grip_half_width: actuators of the gripper and their range.
     """
 
-    controller: Any
-    gripper: Any
+    controller: SimObject
+    gripper: SimObject
     span: slice
     site: int
     jacobian: NDArray[np.float64]
@@ -47,7 +48,10 @@ class Substeps:
         env: a robosuite 1.4.1 environment whose arms have OSC controllers.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: SimObject) -> None:
+        import mujoco
+
+        self.mujoco = mujoco
         self.env, self.sim = env, env.sim
         self.model, self.data = env.sim.model._model, env.sim.data._data
         self.count = int(env.control_timestep / env.model_timestep)
@@ -77,19 +81,21 @@ class Substeps:
         try:
             for number in range(self.count):
                 if number == 0:
-                    mujoco.mj_forward(self.model, self.data)  # with the forces that the next line records
+                    self.mujoco.mj_forward(self.model, self.data)  # with the forces that the next line records
                     env._pre_action(action, True)
                 else:
-                    mujoco.mj_step1(self.model, self.data)  # positions and velocities: all that the controller reads
+                    self.mujoco.mj_step1(
+                        self.model, self.data
+                    )  # positions and velocities: all that the controller reads
                     self._control(action)
-                mujoco.mj_step2(self.model, self.data)
+                self.mujoco.mj_step2(self.model, self.data)
         finally:
             for arm in arms:
                 del arm.controller.update
         env.cur_time += env.control_timestep
         env._post_action(action)
 
-    def _arm(self, controller: Any, gripper: Any, span: slice) -> Arm:
+    def _arm(self, controller: SimObject, gripper: SimObject, span: slice) -> Arm:
         model, nv = self.sim.model, self.model.nv
         index = [model.actuator_name2id(name) for name in gripper.actuators]
         limits = model.actuator_ctrlrange[index]
@@ -106,12 +112,12 @@ class Substeps:
         c.ee_pos = np.array(data.site_xpos[arm.site])
         c.ee_ori_mat = np.array(data.site_xmat[arm.site].reshape([3, 3]))
         linear, angular = arm.jacobian
-        mujoco.mj_jacSite(self.model, data, linear, angular, arm.site)
+        self.mujoco.mj_jacSite(self.model, data, linear, angular, arm.site)
         c.ee_pos_vel, c.ee_ori_vel = np.dot(linear, data.qvel), np.dot(angular, data.qvel)
         c.joint_pos, c.joint_vel = np.array(data.qpos[c.qpos_index]), np.array(data.qvel[c.qvel_index])
         c.J_pos, c.J_ori = np.array(linear[:, c.qvel_index]), np.array(angular[:, c.qvel_index])
         c.J_full = np.array(np.vstack([c.J_pos, c.J_ori]))
-        mujoco.mj_fullM(self.model, arm.mass, data.qM)
+        self.mujoco.mj_fullM(self.model, arm.mass, data.qM)
         c.mass_matrix = arm.mass[c.qvel_index, :][:, c.qvel_index]
         c.new_update = False
 
@@ -127,14 +133,16 @@ class Substeps:
             ctrl[robot._ref_joint_actuator_indexes] = robot.torques
 
 
-def forward_leaves_no_trace(model: Any) -> bool:
+def forward_leaves_no_trace(model: SimObject) -> bool:
     """Whether `mj_forward` may be left out of a physics step: not where its solver starts from what the last call found."""
+    import mujoco
+
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     return not data.qacc_warmstart.any()
 
 
-def _pairs(robot: Any) -> list[tuple[Any, Any]]:
+def _pairs(robot: SimObject) -> list[tuple[SimObject, SimObject]]:
     """(controller, gripper) of every arm, in the order of their entries in an action."""
     if isinstance(robot.controller, dict):
         return [(robot.controller[arm], robot.gripper[arm]) for arm in robot.arms]

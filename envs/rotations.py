@@ -7,8 +7,6 @@ rotation: the rows are made orthonormal, the first keeping its direction.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -97,7 +95,7 @@ def six_to_matrix(six: ArrayLike) -> Array:
     return np.stack([x, y, np.cross(x, y)], axis=-2)
 
 
-def _checked(value: ArrayLike, size: int, name: str) -> NDArray[Any]:
+def _checked(value: ArrayLike, size: int, name: str) -> Array:
     array = np.asarray(value, np.float64)
     if array.shape[-1:] != (size,):
         raise InputError(f"{name} has {size} numbers on its last axis, got shape {array.shape}.")

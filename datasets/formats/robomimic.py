@@ -29,7 +29,8 @@ from isdt_policy.datasets.formats import Episode, Reading, Recording, hdf5
 from isdt_policy.datasets.formats.robomimic_env import environment, rewritten_rotation
 from isdt_policy.datasets.formats.robomimic_replay import observer, recorded_task
 from isdt_policy.datasets.store import NOT_OBSERVED, task_attributes
-from isdt_policy.envs.robomimic import SPECS, env_args
+from isdt_policy.envs.robomimic_args import env_args
+from isdt_policy.envs.robomimic_specs import SPECS
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import JsonObject
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from isdt_policy.envs import rotations
-from isdt_policy.envs.robomimic import SCENES, SPECS, task_of
+from isdt_policy.envs.robomimic_args import task_of
+from isdt_policy.envs.robomimic_specs import SCENES, SPECS
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Array, Json, JsonObject
 

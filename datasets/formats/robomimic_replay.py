@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Episode, Recording
 from isdt_policy.envs import make, task_spec
-from isdt_policy.envs.robomimic import task_of
+from isdt_policy.envs.robomimic_args import task_of
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Array, Json
 

@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import multiprocessing
+from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Protocol, cast
 
-from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.protocol import Info, Observation, Policy
 from isdt_policy.shared.errors import InputError, nearest
 
 # task id -> module with `expert(seed, task)`, `episode(seed, index, task)` and `facts(seed, index)`
@@ -24,18 +28,34 @@ EXPERTS: dict[str, str] = {
 }
 
 
+class ExpertModule(Protocol):
+    """What the module of an expert holds."""
+
+    def expert(self, seed: int, task: str) -> Policy:
+        """The expert as a policy."""
+        ...
+
+    def episode(self, seed: int, index: int, *, task: str) -> tuple[Observation, Info]:
+        """Demonstration `index` of the set `seed`: arrays with time first, and facts about it."""
+        ...
+
+    def facts(self, seed: int, index: int) -> Info:
+        """What is decided about a demonstration before it begins."""
+        ...
+
+
 def expert(task: str, seed: int = 0) -> Policy:
     """Return the scripted expert of a task; the seed chooses its style.
 
     Raises:
         InputError: if the task has no expert.
     """
-    return _module(task).expert(seed, task=task)  # type: ignore[no-any-return]
+    return _module(task).expert(seed, task=task)
 
 
 def generate_episodes(
     task: str, episodes: int, seed: int = 0, workers: int = 1, keep_failures: bool = False, first: int = 0
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+) -> Iterator[tuple[Observation, Info]]:
     """Yield demonstrations of a task's expert, in an order that does not depend on `workers`.
 
     Episode i is a function of (seed, i) alone, so an interrupted generation goes on with `first` = the next
@@ -72,29 +92,21 @@ def generate_episodes(
     attempts.close()
 
 
-def facts(task: str, seed: int, index: int) -> dict[str, Any]:
+def facts(task: str, seed: int, index: int) -> Info:
     """Return what is known of demonstration `index` of the set `seed` without running it: its style, its reset seed."""
-    return _module(task).facts(seed, index)  # type: ignore[no-any-return]
+    return _module(task).facts(seed, index)
 
 
-def _attempts(
-    task: str, seed: int, first: int, workers: int
-) -> Generator[tuple[dict[str, Any], dict[str, Any]], None, None]:
+def _attempts(task: str, seed: int, first: int, workers: int) -> Generator[tuple[Observation, Info], None, None]:
     """Yield attempts first, first + 1, ... for ever, a few computed ahead."""
-    import itertools
-
     if workers == 1:
         for index in itertools.count(first):
             yield _attempt(task, seed, index)
         return
-    import multiprocessing
-    from collections import deque
-    from concurrent.futures import Future, ProcessPoolExecutor
-
     # spawn: a forked child of a process that has started torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        ahead: deque[Future[tuple[dict[str, Any], dict[str, Any]]]] = deque()
+        ahead: deque[Future[tuple[Observation, Info]]] = deque()
         try:
             for index in itertools.count(first):
                 ahead.append(pool.submit(_attempt, task, seed, index))
@@ -105,13 +117,13 @@ def _attempts(
                 future.cancel()
 
 
-def _attempt(task: str, seed: int, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    return _module(task).episode(seed, index, task=task)  # type: ignore[no-any-return]
+def _attempt(task: str, seed: int, index: int) -> tuple[Observation, Info]:
+    return _module(task).episode(seed, index, task=task)
 
 
-def _module(task: str) -> Any:
+def _module(task: str) -> ExpertModule:
     if task not in EXPERTS:
         raise InputError(
             f"task '{task}' has no scripted expert.{nearest(task, EXPERTS)} Experts: {', '.join(EXPERTS)}."
         )
-    return importlib.import_module(EXPERTS[task])
+    return cast("ExpertModule", importlib.import_module(EXPERTS[task]))

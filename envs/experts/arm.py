@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs import rotations
+from isdt_policy.envs.protocol import Arrays, Info, Observation
 from isdt_policy.envs.registry import make, task_spec
+from isdt_policy.envs.robomimic import RobosuiteEnv
 
 Array = NDArray[np.float64]
 
@@ -98,7 +100,7 @@ class View:
     object_matrix: Array
 
     @classmethod
-    def of(cls, obs: Mapping[str, NDArray[Any]]) -> View:
+    def of(cls, obs: Arrays) -> View:
         """Read an observation with the keys OBS_KEYS."""
         hand = rotations.quaternion_to_matrix(obs["robot0_eef_quat"])
         fingers = np.asarray(obs["robot0_gripper_qpos"], np.float64)
@@ -245,7 +247,7 @@ class ExpertPolicy:
         self._experts: dict[int, ArmExpert] = {}
 
     def predict_action(
-        self, obs: Any, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
+        self, obs: Arrays, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float32]]:
         """Answer observations (batch, 1, ...) with actions (batch, 1, 7 or 10); `nfe` has no meaning here."""
         batch = len(obs["object"])
@@ -276,12 +278,12 @@ def is_absolute(task: str) -> bool:
 
 
 @functools.cache
-def _environment(task: str) -> Any:
+def _environment(task: str) -> RobosuiteEnv:
     """One environment per process: building one takes longer than an episode."""
-    return make(task, end_on_success=False)
+    return cast("RobosuiteEnv", make(task, end_on_success=False))
 
 
-def facts(seed: int, index: int) -> dict[str, Any]:
+def facts(seed: int, index: int) -> Info:
     """Return what is decided about demonstration `index` of the set `seed` before it begins."""
     rng = np.random.default_rng([seed, index])
     style = draw_style(rng)
@@ -290,7 +292,7 @@ def facts(seed: int, index: int) -> dict[str, Any]:
 
 def record(
     task: str, make_expert: Callable[[Style], ArmExpert], seed: int, index: int, after: int = 4
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[Observation, Info]:
     """Return demonstration number `index` of the set `seed`: arrays with time first, and facts about it.
 
     The arrays are every low-dimensional observation (float32), "action", "reward", and "states" (float64), from which an
@@ -300,14 +302,14 @@ def record(
     env, absolute = _environment(task), is_absolute(task)
     obs, _ = env.reset(seed=decided["reset_seed"])
     expert = make_expert(Style(**decided["style"]))
-    rows: list[dict[str, Any]] = []
+    rows: list[Observation] = []
     success, since, done = False, 0, False
     while not done:
         view = View.of(obs)
         action = command(expert.act(view), view, absolute).astype(np.float32)
         state = env.state()
         following, reward, _, truncated, info = env.step(action)
-        rows.append({**obs, "action": action, "reward": np.float32(reward), "states": state})
+        rows.append({**obs, "action": action, "reward": np.array(reward, np.float32), "states": state})
         success = success or info["is_success"]
         since += success
         done = truncated or since > after

@@ -5,12 +5,11 @@ Demonstration i of a set takes way i modulo 24, so that every way is shown equal
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs import avoiding
+from isdt_policy.envs.protocol import Arrays, Info, Observation
 
 SPEED = 0.0095  # of the commanded position along the curve, m a step; people moved at 12.5 mm along one axis or less
 SWAY = 0.006  # standard deviation of where the curve passes a gap, m
@@ -53,7 +52,7 @@ def _piece(a: NDArray[np.float64], b: NDArray[np.float64], left: float, right: f
     return np.concatenate([x, a[1] + height * u], axis=1)
 
 
-def episode(seed: int, index: int, task: str = "avoiding") -> tuple[dict[str, Any], dict[str, Any]]:
+def episode(seed: int, index: int, task: str = "avoiding") -> tuple[Observation, Info]:
     """Make attempt `index` of a set; arrays with time first ("state" (T, 6), "action" (T, 2)) and what is known of it."""
     rng = np.random.default_rng([seed, index])
     mode = index % avoiding.N_MODES
@@ -61,7 +60,7 @@ def episode(seed: int, index: int, task: str = "avoiding") -> tuple[dict[str, An
     env = avoiding.AvoidingEnv()
     env.reset()
     states, actions = [], []
-    info: dict[str, Any] = {}
+    info: Info = {}
     for target in path[1:]:
         action = np.clip(target - env.state()[:2] + WOBBLE * rng.standard_normal(2), -0.0125, 0.0125)
         states.append(env.state())
@@ -75,7 +74,7 @@ def episode(seed: int, index: int, task: str = "avoiding") -> tuple[dict[str, An
     }  # fmt: skip
 
 
-def facts(seed: int, index: int) -> dict[str, Any]:
+def facts(seed: int, index: int) -> Info:
     """What is known of a demonstration without running it."""
     return {"index": index, "mode": index % avoiding.N_MODES}
 
@@ -97,7 +96,7 @@ class Expert:
         self._paths = {}
 
     def predict_action(
-        self, obs: Any, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
+        self, obs: Arrays, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float32]]:
         """Answer observations (batch, 1, 6) with actions (batch, 1, 2); `nfe` has no meaning here."""
         states = np.asarray(obs["state"], np.float64)[:, -1]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from isdt_policy.envs.experts import arm
 from isdt_policy.envs.experts.arm import CLOSE, OPEN, Array, Style, View, up
+from isdt_policy.envs.protocol import Info, Observation
 
 BIN = np.array([0.1975, 0.4025])  # middle of the can's compartment, m
 CARRY_HEIGHT = 1.04  # of the hand while it carries, m: the can clears the bins' walls (0.9 m)
@@ -69,6 +68,6 @@ def expert(seed: int = 0, task: str = "can") -> arm.ExpertPolicy:
 facts = arm.facts
 
 
-def episode(seed: int, index: int, task: str = "can") -> tuple[dict[str, Any], dict[str, Any]]:
+def episode(seed: int, index: int, task: str = "can") -> tuple[Observation, Info]:
     """Return demonstration number `index` of the set `seed`; see `arm.record`."""
     return arm.record(task, CanExpert, seed, index)

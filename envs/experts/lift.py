@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from isdt_policy.envs.experts import arm
 from isdt_policy.envs.experts.arm import CLOSE, OPEN, Array, View, up, yaw_of
+from isdt_policy.envs.protocol import Info, Observation
 
 
 class LiftExpert(arm.ArmExpert):
@@ -46,6 +46,6 @@ def expert(seed: int = 0, task: str = "lift") -> arm.ExpertPolicy:
 facts = arm.facts
 
 
-def episode(seed: int, index: int, task: str = "lift") -> tuple[dict[str, Any], dict[str, Any]]:
+def episode(seed: int, index: int, task: str = "lift") -> tuple[Observation, Info]:
     """Return demonstration number `index` of the set `seed`; see `arm.record`."""
     return arm.record(task, LiftExpert, seed, index)

@@ -16,12 +16,13 @@ import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.envs.experts import pusht_model as model
+from isdt_policy.envs.protocol import Arrays, Info, Observation
+from isdt_policy.envs.registry import make
 
 Array = NDArray[np.float64]
 
@@ -143,9 +144,7 @@ class PushTExpert:
         headings = self._heading + np.deg2rad([0.0, -3.0, 3.0])
         directions = np.stack([np.cos(headings), np.sin(headings)], axis=1)
         starts, costs = np.tile(agent, (3, 1)), np.full(3, style.push_cost)
-        rate, reach, final = model.best_pushes(
-            pose, starts, directions, costs, style.push_lead / 2, STEP, LONGEST, style.turn_weight, 0.0
-        )
+        rate, reach, final = model.best_pushes(pose, starts, directions, costs, self._pushes(0.0))
         best = int(np.argmax(rate * [1.05, 1.0, 1.0]))
         now = model.pose_error(*pose, style.turn_weight)
         if now - final[best] < self._worthwhile(now):
@@ -153,6 +152,9 @@ class PushTExpert:
             return None
         self._heading = float(headings[best])
         return self._push_target(agent, directions[best], reach[best], now)
+
+    def _pushes(self, spread: float) -> model.Pushes:
+        return model.Pushes(self.style.push_lead / 2, STEP, LONGEST, self.style.turn_weight, spread)
 
     def _choose(self, pose: Array, agent: Array, origin: Array, rotation: Array) -> Array:
         """Choose a push and return the next target of the walk to its start."""
@@ -177,9 +179,7 @@ class PushTExpert:
 
         walkable = ((world_starts > 3.0) & (world_starts < 509.0)).all(1) & (length < 1e8)
         costs = np.where(walkable, length / (style.walk_lead / 2) + style.push_cost, 1e9)
-        rate, reach, final = model.best_pushes(
-            pose, world_starts, directions, costs, style.push_lead / 2, STEP, LONGEST, style.turn_weight, style.spread
-        )
+        rate, reach, final = model.best_pushes(pose, world_starts, directions, costs, self._pushes(style.spread))
         rate *= np.exp(style.side * np.sign(points[:, 0]))
         if self._choice is not None:
             rate[self._choice] *= style.loyalty
@@ -265,17 +265,13 @@ def start_state(rng: np.random.Generator, kind: str) -> Array:
             return np.array([*agent, *block, angle])
 
 
-def facts(seed: int, index: int) -> dict[str, Any]:
+def facts(seed: int, index: int) -> Info:
     """Return what is decided about demonstration `index` of the set `seed` before it begins."""
     return {"index": index, "seed": seed}
 
 
-def episode(
-    seed: int, index: int, style: Style | None = None, task: str = "pusht"
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def episode(seed: int, index: int, style: Style | None = None, task: str = "pusht") -> tuple[Observation, Info]:
     """Return demonstration number `index` of the set `seed`: arrays with time first, and facts about it."""
-    from isdt_policy.envs.registry import make
-
     rng = np.random.default_rng([seed, index])
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     env = make(task, obs_keys=["state"], end_on_success=False)
@@ -318,9 +314,9 @@ class ExpertPolicy:
         self._experts: dict[int, PushTExpert] = {}
 
     def predict_action(
-        self, obs: Any, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
+        self, obs: Arrays, *, nfe: int | str = 1, noise_seeds: NDArray[np.int64] | None = None
     ) -> dict[str, NDArray[np.float32]]:
-        """Answer obs["state"] (batch, 1, 5) with actions (batch, 1, 2); `steps` has no meaning here."""
+        """Answer obs["state"] (batch, 1, 5) with actions (batch, 1, 2); `nfe` has no meaning here."""
         state = np.asarray(obs["state"])[:, -1]
         names = range(len(state)) if noise_seeds is None else [int(s) for s in noise_seeds[:, 0]]
         actions = []

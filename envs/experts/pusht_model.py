@@ -12,6 +12,7 @@ Frames: poses are (x, y, angle) of the block's centre of mass in the world, px a
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -104,8 +105,27 @@ def push(
         errors[k] = pose_error(block[0], block[1], block[2], turn_weight)
 
 
+class Pushes(NamedTuple):
+    """How candidate pushes are tried and judged.
+
+    Attributes:
+        speed: px per step while pushing.
+        step: resolution of the length, px.
+        n_steps: longest push / step.
+        turn_weight: weight of rotation in the error.
+        spread: the outcome is averaged over pushes this far to either side, px, so that pushes that forgive a careless
+            agent are preferred; 0 tries the push itself only.
+    """
+
+    speed: float
+    step: float
+    n_steps: int
+    turn_weight: float
+    spread: float
+
+
 @njit(cache=True)
-def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn_weight, spread):
+def best_pushes(pose, starts, directions, lead_times, pushes):
     """For every candidate push, find the length with the best rate of improvement.
 
     Args:
@@ -113,16 +133,12 @@ def best_pushes(pose, starts, directions, lead_times, speed, step, n_steps, turn
         starts: agent positions where the pushes begin, world, (n, 2).
         directions: unit vectors, world, (n, 2).
         lead_times: steps spent before each push begins, plus a fixed cost per push, (n,).
-        speed: px per step while pushing.
-        step: resolution of the length, px.
-        n_steps: longest push / step.
-        turn_weight: weight of rotation in the error.
-        spread: the outcome is averaged over pushes this far to either side, px, so that pushes that forgive a careless
-            agent are preferred; 0 tries the push itself only.
+        pushes: a `Pushes`.
 
     Returns:
         (rate, length, error at the end), each (n,).
     """
+    speed, step, n_steps, turn_weight, spread = pushes
     n = starts.shape[0]
     rate, length, final = np.full(n, -1e9), np.zeros(n), np.zeros(n)
     errors, mean = np.empty(n_steps), np.empty(n_steps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from isdt_policy.envs.experts import arm
 from isdt_policy.envs.experts.arm import CLOSE, NEUTRAL, OPEN, Array, Style, View, downward, horizontal, up, yaw_of
+from isdt_policy.envs.protocol import Info, Observation
 
 PEG = np.array([0.23, 0.1])  # m; its top is at 0.95 m
 HANDLE = 0.066  # from the nut's middle to where its handle is taken, m: nearer, the fingers would come down on the ring
@@ -106,6 +106,6 @@ def expert(seed: int = 0, task: str = "square") -> arm.ExpertPolicy:
 facts = arm.facts
 
 
-def episode(seed: int, index: int, task: str = "square") -> tuple[dict[str, Any], dict[str, Any]]:
+def episode(seed: int, index: int, task: str = "square") -> tuple[Observation, Info]:
     """Return demonstration number `index` of the set `seed`; see `arm.record`."""
     return arm.record(task, SquareExpert, seed, index)

@@ -13,7 +13,8 @@ from gymnasium.utils.env_checker import check_env
 from isdt_policy.envs import make, registry, robosuite_compat, rotations, task_ids, task_spec
 from isdt_policy.envs.experts.arm import HAND_TO_SITE
 from isdt_policy.envs.registry import check_recorded
-from isdt_policy.envs.robomimic import SPECS, env_args, make_from_env_args, task_of
+from isdt_policy.envs.robomimic_args import env_args, make_from_env_args, task_of
+from isdt_policy.envs.robomimic_specs import SPECS
 from isdt_policy.shared.errors import InputError
 
 # Recordings of 1.4 and tasks that are tested with it alone are refused by robosuite 1.5; run there, the rest must pass.

@@ -14,7 +14,7 @@ from isdt_policy.deploy.record import initial_states
 from isdt_policy.envs import make, robosuite_compat, task_spec
 from isdt_policy.envs.experts import arm, expert, facts
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.envs.robomimic import make_from_env_args
+from isdt_policy.envs.robomimic_args import make_from_env_args
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
