@@ -26,10 +26,10 @@ from isdt_policy.envs.registry import (
     Env,
     TaskSpec,
     checked_array,
-    installed_version,
     observation_space,
 )
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import installed_version
 
 TESTED = "1.4.2"
 _NAMES = {"franka_kitchen": "FrankaKitchen-v1", "adroit_door": "AdroitHandDoor-v1"}

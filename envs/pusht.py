@@ -27,11 +27,10 @@ from isdt_policy.envs.registry import (
     Env,
     TaskSpec,
     checked_array,
-    installed_version,
     observation_space,
 )
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.extras import require
+from isdt_policy.shared.extras import installed_version, require
 
 GOAL_POSE = np.array([256.0, 256.0, np.pi / 4])
 SUCCESS_COVERAGE = 0.95

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import gymnasium
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.envs.protocol import Arrays, Observation
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.extras import installed_version
 
 Env: TypeAlias = gymnasium.Env[Observation, NDArray[np.float32]]
 
@@ -211,14 +211,6 @@ def observation_space(spec: TaskSpec, keys: Iterable[str]) -> gymnasium.Space[Ob
     """Return the Gymnasium space of a task's observation of these keys."""
     spaces = {key: spec.observations[key].space() for key in keys}
     return cast("gymnasium.Space[Observation]", gymnasium.spaces.Dict(spaces))
-
-
-def installed_version(distribution: str) -> str | None:
-    """Return the installed version of a distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def register(module: str) -> tuple[str, ...]:

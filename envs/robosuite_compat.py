@@ -23,9 +23,9 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.registry import installed_version
 from isdt_policy.envs.robosuite_substeps import SimObject, Substeps, forward_leaves_no_trace
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.extras import installed_version
 
 ROBOSUITE = "1.4.1"  # the version that the package installs
 TESTED = (ROBOSUITE, "1.5.1", "1.5.2")

@@ -51,7 +51,7 @@ VERBS: dict[str, str] = {
     "bench serve": "isdt_policy.cli.bench:Serve",
     "bench env": "isdt_policy.cli.bench:Env",
     "completion": "isdt_policy.cli.completion:Completion",
-    "doctor": "isdt_policy.envs.doctor:main",
+    "doctor": "isdt_policy.cli.doctor:Doctor",
 }
 
 # A first word that is no verb by itself: what its verbs are for.
@@ -102,6 +102,14 @@ def _run(args: list[str]) -> int:
         return _verb(name, rest)
     except InputError as error:
         print(f"isdt {name}: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "isdt_policy").startswith("isdt_policy"):
+            raise
+        print(
+            f"isdt {name}: the package '{error.name}' is not installed; isdt doctor says what is missing for which purpose.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print(f"\nisdt {name}: interrupted.", file=sys.stderr)

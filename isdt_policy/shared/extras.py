@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 from isdt_policy.shared.errors import InputError
+
+# extra -> the distributions it installs; pyproject.toml has their versions, and a test compares the two.
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "pusht": ("gym-pusht", "pymunk"),
+    "report": ("matplotlib", "av"),
+    "tensorboard": ("tensorboard",),
+    "robosuite": ("robosuite", "mujoco", "h5py"),
+    "gymnasium-robotics": ("gymnasium-robotics", "mujoco"),
+    "formats": ("h5py", "pyarrow", "av"),
+    "diffusers": ("diffusers",),
+    "runtime": ("onnxruntime", "ruckig"),
+    "serve": ("websockets", "msgpack"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
+    "hub": ("huggingface_hub",),
+    "tune": ("optuna", "scipy"),
+    "ray": ("ray",),
+}
+
+
+def installed_version(distribution: str) -> str | None:
+    """Return the installed version of a distribution, or None; imports nothing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

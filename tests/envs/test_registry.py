@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from isdt_policy.envs import ActionPart, doctor, make, registry, task_ids, task_spec
+from isdt_policy.envs import ActionPart, make, registry, task_ids, task_spec
 from isdt_policy.shared.errors import InputError
 
 
@@ -99,13 +99,3 @@ def test_specs_need_neither_torch_nor_a_simulator():
         "sys.exit(any(m in sys.modules for m in ('torch', 'pymunk', 'gym_pusht', 'pygame', 'mujoco', 'robosuite')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_doctor_reports_and_refuses_arguments(capsys):
-    assert doctor.main([]) == 0
-    out = capsys.readouterr().out
-    assert "pymunk" in out
-    assert "task pusht  works" in out
-    assert doctor.main(["--help"]) == 0
-    with pytest.raises(InputError):
-        doctor.main(["verbose=1"])
