@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
-from isdt_policy.envs.pusht import OUTLINE
+from isdt_policy.envs.pusht_scene import outline
 from isdt_policy.eval.result import Result
 from isdt_policy.eval.statistics import Estimate
 from isdt_policy.shared.arm import Arm
@@ -122,11 +121,11 @@ def _map(axes: Axes, result: Result, arm: Arm) -> None:
     from matplotlib.collections import PolyCollection
 
     scale = 1 / 3 if len(result.seeds) <= 60 else 1 / 5
-    goal = _tee(256, 256, np.pi / 4, 1.0)
+    goal = outline(256, 256, np.pi / 4, 1.0)
     axes.add_collection(PolyCollection([goal], facecolor=GRID, edgecolor=LINE, lw=1.2))
     for success, colour in ((True, GOOD), (False, BAD)):
         states = [r.initial_state for r in result.of(arm) if bool(r.success) is success and r.initial_state]
-        outlines = [_tee(x, y, angle, scale) for _, _, x, y, angle in states]
+        outlines = [outline(x, y, angle, scale) for _, _, x, y, angle in states]
         axes.add_collection(PolyCollection(outlines, facecolor=colour, edgecolor="white", lw=0.4, alpha=0.85))
         for agent_x, agent_y, x, y, _ in states:
             axes.plot([agent_x, x], [agent_y, y], color=colour, lw=0.5, alpha=0.25)
@@ -165,9 +164,3 @@ def _legend_above(axes: Axes) -> None:
 def _percent_axis(axes: Axes) -> None:
     axes.set(ylabel="success, %", ylim=(-3, 103))
     axes.grid(axis="y")
-
-
-def _tee(x: float, y: float, angle: float, scale: float) -> NDArray[np.floating]:
-    """Outline (8, 2) of a T with its origin at x, y (px), turned by angle (rad)."""
-    c, s = np.cos(angle), np.sin(angle)
-    return scale * OUTLINE @ np.array([[c, s], [-s, c]]) + (x, y)

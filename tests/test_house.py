@@ -22,10 +22,9 @@ house = _house()
 
 # Where a figure is not yet within house.LIMITS: what it was when it was last lowered. It only goes down.
 TODAY = {
-    "functions with more than 8 parameters": 2,
-    "files over 400 lines": 2,
-    "Any": 459,
-    "lines of help by hand": 9,
+    "functions with more than 8 parameters": 1,
+    "files over 400 lines": 1,
+    "Any": 330,
 }
 
 

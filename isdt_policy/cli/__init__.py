@@ -61,7 +61,7 @@ GROUPS: dict[str, str] = {
     "bench": "Time our parts against stated baselines: ratios with their range over turns, in one process.",
 }
 
-HELP = "Train one-step diffusion policies from scratch (iSD-T), and measure them with intervals."
+ABOUT = "Train one-step diffusion policies from scratch (iSD-T), and measure them with intervals."
 
 EXAMPLES = """
   isdt train experiment=pusht_demo                        train on the bundled PushT demonstrations
@@ -158,7 +158,7 @@ def overview() -> str:
     lines = [f"  {verb:<10} {one_line(verb)}" for verb in VERBS if " " not in verb]
     lines += [f"  {name:<10} {text[0].lower()}{text[1:].rstrip('.')}" for name, text in GROUPS.items()]
     verbs = "\n".join(lines)
-    return f"usage: isdt <verb> [key=value ...]\n\n{HELP}\n\nverbs\n{verbs}\n\nexamples\n{EXAMPLES}"
+    return f"usage: isdt <verb> [key=value ...]\n\n{ABOUT}\n\nverbs\n{verbs}\n\nexamples\n{EXAMPLES}"
 
 
 def one_line(verb: str) -> str:

@@ -9,7 +9,7 @@ import zarr
 from gymnasium.utils.env_checker import check_env
 
 from isdt_policy.envs import make, task_spec
-from isdt_policy.envs.pusht import KEYPOINTS, legacy_state
+from isdt_policy.envs.pusht_scene import KEYPOINTS, legacy_state
 from isdt_policy.shared.errors import InputError
 
 STATE = np.array([120.0, 400.0, 300.0, 200.0, 1.0])
