@@ -10,7 +10,19 @@ from typing import ClassVar, Literal
 from isdt_policy import __version__
 from isdt_policy.shared.extras import EXTRAS, installed_version
 
-CORE = ("torch", "numpy", "gymnasium", "zarr", "numba", "hydra-core", "safetensors", "tqdm", "jinja2", "filelock")
+CORE = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "zarr",
+    "numba",
+    "hydra-core",
+    "safetensors",
+    "tqdm",
+    "jinja2",
+    "filelock",
+    "jaxtyping",
+)
 # purpose -> (packages of the core, extras)
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "everything": (CORE, tuple(EXTRAS)),

@@ -10,7 +10,7 @@ import pytest
 
 from isdt_policy import cli
 from isdt_policy.cli import doctor as verb
-from isdt_policy.cli.command import choices_of
+from isdt_policy.cli.command import values_of
 from isdt_policy.envs import doctor, registry
 from isdt_policy.shared.extras import EXTRAS
 
@@ -39,7 +39,7 @@ def test_it_reports_what_works(capsys):
 
 
 def test_every_purpose_is_one_that_can_be_asked_for():
-    assert set(verb.NEEDS) == set(choices_of(verb.Doctor, "purpose"))
+    assert set(verb.NEEDS) == set(values_of(verb.Doctor, "purpose") or ())
 
 
 @pytest.mark.parametrize(
