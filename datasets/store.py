@@ -196,10 +196,12 @@ class DemoStore:
 
     @property
     def n_episodes(self) -> int:
+        """Number of episodes."""
         return len(self.episode_ends)
 
     @property
     def n_steps(self) -> int:
+        """Number of steps of all episodes."""
         return int(self.episode_ends[-1]) if len(self.episode_ends) else 0
 
     @property
@@ -233,6 +235,7 @@ class DemoStore:
         return tuple(self._array(key).shape[1:])
 
     def dtype(self, key: str) -> np.dtype[np.generic]:
+        """Stored type of `key`."""
         return np.dtype(self._array(key).dtype)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Array:

@@ -1,12 +1,17 @@
 """What `import isdt_policy` promises: its public names, and nothing heavy before they are used."""
 
+import importlib
+import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import isdt_policy
 
+ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "hydra", "matplotlib", "mujoco", "pymunk")
 
 
@@ -35,3 +40,43 @@ def test_the_package_itself_is_imported_in_no_time():
     """0.05 s; the best of five, because other programs run beside the tests."""
     code = "import time; a = time.process_time(); import isdt_policy; print(time.process_time() - a)"
     assert min(float(python(code)) for _ in range(5)) < 0.05
+
+
+@pytest.fixture(scope="module")
+def make_api():
+    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs/make_api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_api_is_made_from_the_docstrings(make_api):
+    assert (ROOT / "docs/api.md").read_text() == make_api.page(), "run: python docs/make_api.py"
+
+
+def test_the_page_has_every_public_name(make_api):
+    shown = {name for names in make_api.PUBLIC.values() for name, *_ in names}
+    assert shown == set(isdt_policy.__all__) - {"__version__"}
+
+
+def test_names_stand_where_the_page_says(make_api):
+    lines = re.findall(r"^`from (\S+) import (\w+)`$", make_api.page(), flags=re.MULTILINE)
+    assert len(lines) == sum(map(len, make_api.NEEDED.values()))
+    for module, name in lines:
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_links_between_pages_lead_somewhere():
+    """Every relative link and anchor of README, docs and the pages beside them."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "results/README.md"]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = (page.parent / name).resolve() if name else page
+            assert file.exists(), f"{page.name}: {target}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+                assert anchor in anchors, f"{page.name}: {target}"

@@ -78,26 +78,32 @@ class Policy(nn.Module):
 
     @property
     def n_obs_steps(self) -> int:
+        """Observations that the policy sees at once, the newest last."""
         return self.config.n_obs_steps
 
     @property
     def n_action_steps(self) -> int:
+        """Actions of a prediction that are executed before the policy is asked again."""
         return self.config.n_action_steps
 
     @property
     def noise_scale(self) -> float:
+        """Scale of the initial noise, 0 to 1."""
         return self.config.noise_scale
 
     @property
     def horizon(self) -> int:
+        """Control steps that the network predicts at once."""
         return self.config.horizon
 
     @property
     def obs_keys(self) -> tuple[str, ...]:
+        """Keys of the observations that the policy reads."""
         return tuple(self.config.observations)
 
     @property
     def task(self) -> str:
+        """Id of the task that it was trained on; "" if none is known."""
         return self.config.task
 
     @property
