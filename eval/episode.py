@@ -230,7 +230,7 @@ class _Trace:
         mode = info.get("mode")
         if isinstance(mode, int | np.integer):
             self.mode = int(mode)
-        success = _success(info)
+        success = success_in(info)
         self.reports_success |= success is not None
         if success and self.success_step is None:
             self.success_step = number
@@ -300,7 +300,7 @@ def _state(observation: Observation) -> tuple[float, ...] | None:
     return tuple(float(v) for v in np.ravel(observation["state"])) if "state" in observation else None
 
 
-def _success(info: Mapping[str, object]) -> bool | None:
+def success_in(info: Mapping[str, object]) -> bool | None:
     """The success flag under the names in use (Gymnasium's and LeRobot's, robomimic's dict, Meta-World's); None without one."""
     value = info.get("is_success", info.get("success"))
     if isinstance(value, Mapping):

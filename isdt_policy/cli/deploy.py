@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.controller import Control, control, replay
@@ -25,6 +25,7 @@ from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import check_writable, write_text
 from isdt_policy.shared.progress import Progress
+from isdt_policy.shared.values import JsonObject
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,6 @@ def _display(settings: Control) -> Callable[[Report], None]:
 
 
 def _film(task: str, episode: Episode, path: Path, rate_hz: float) -> None:
-    size: dict[str, Any] = {"render_size": 256} if task == "pusht" else {}
+    size: JsonObject = {"render_size": 256} if task == "pusht" else {}
     env = make(task, None, render_mode="rgb_array", **size)
     write_mp4(path, replay(env, episode), max(1, round(rate_hz)))

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import Json
 
 if TYPE_CHECKING:
     from websockets.sync.client import ClientConnection
@@ -229,7 +230,7 @@ class PolicyClient:
         self.reconnects += 1
         return self._connection
 
-    def _read_metadata(self, connection: ClientConnection, seconds: float) -> dict[str, Any]:
+    def _read_metadata(self, connection: ClientConnection, seconds: float) -> Json:
         said = connection.recv(timeout=seconds)
         try:
             metadata = None if isinstance(said, str) else unpack(said)

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,8 +25,7 @@ from isdt_policy.deploy.runtime import Mode, Runtime
 from isdt_policy.deploy.safety import Safety
 from isdt_policy.deploy.watchdog import Watchdog
 from isdt_policy.envs.protocol import Policy
-
-Env = gymnasium.Env[dict[str, Any], NDArray[np.float32]]
+from isdt_policy.eval.episode import Env, Observation, success_in
 
 
 @dataclass(frozen=True)
@@ -164,12 +161,12 @@ class _Loop:
                 break
         report.lost_observations += self.runtime.repeated_observations
 
-    def _move(self, record: Episode, command: NDArray[np.float32]) -> dict[str, Any]:
+    def _move(self, record: Episode, command: NDArray[np.float32]) -> Observation:
         """Hand a command to the environment and note what comes of it."""
         record.commands.append(command)
         observation, reward, terminated, truncated, info = self.env.step(command)
         record.max_reward = max(record.max_reward, float(reward))
-        record.success = record.success or _is_success(info)
+        record.success = record.success or bool(success_in(info))
         record.finished = bool(terminated or truncated or len(record.commands) == self.settings.max_steps)
         return observation
 
@@ -216,11 +213,6 @@ def _stolen_ticks() -> int:
             return int(stat.read(200).split(maxsplit=9)[8])
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def _is_success(info: Mapping[str, object]) -> bool:
-    value = info.get("is_success", info.get("success", False))
-    return bool(value["task"] if isinstance(value, Mapping) else value)
 
 
 def replay(env: Env, record: Episode) -> list[NDArray[np.uint8]]:

@@ -23,7 +23,7 @@ import logging
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.files import check_writable, write_bytes
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 FORMATS = ("onnx", "pt2")
 WEIGHTS = ("float32", "int8")
@@ -224,7 +227,7 @@ def _onnx(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's advice to its own developers
-            result: Any = torch.onnx.export(
+            result = torch.onnx.export(
                 program,
                 example,
                 input_names=names,
@@ -235,7 +238,8 @@ def _onnx(
             )
     finally:
         quiet.setLevel(level)
-    model: Any = result.model_proto
+    assert result is not None
+    model = result.model_proto
     # The exporter notes where in the source every node comes from: half the file, and paths of the exporting machine.
     for part in (model.graph, *model.functions):
         for item in (*part.node, *part.value_info, *getattr(part, "input", ()), *getattr(part, "initializer", ())):
@@ -255,7 +259,7 @@ def _onnx(
     return data.replace(ZEROS.encode(), b"sha256:" + hashlib.sha256(data).hexdigest().encode())
 
 
-def _int8(model: Any) -> Any:
+def _int8(model: ModelProto) -> ModelProto:
     """The same graph with the products of the network's convolutions in 8-bit integers."""
     import tempfile
 

@@ -23,7 +23,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 FILES = ("config.json", "model.safetensors", FILE, "eval_info.json")
 # The first base is the HTTP library's own error, of which broken connections are another kind.
-_FAILURES: tuple[Any, ...] = (HfHubHTTPError.__bases__[0], HFValidationError, LocalTokenNotFoundError, OSError)
+_FAILURES: tuple[type[Exception], ...] = (
+    HfHubHTTPError.__bases__[0],
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OSError,
+)
 
 
 class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pretrained takes more than a path
@@ -101,7 +106,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         if self.results is not None:
             self.results.save(save_directory)
 
-    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+    def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
         """Return the card: task, window, results with intervals, the commands that made and use it."""
         return ModelCard(model_card(self, self.results, self.repo))
 

@@ -28,35 +28,31 @@ def parse_latency(text: str) -> Draw:
     text = text.strip().lower()
     if text in ("none", "0"):
         return lambda rng: 0.0
-    if constant := _seconds(text):
-        return lambda rng: constant
-    match = re.fullmatch(r"([a-z]+)\(([^()]*)\)", text)
-    names = ("uniform", "normal", "lognormal")
-    if not match or match[1] not in names:
-        name = match[1] if match else text
-        raise InputError(f"latency='{text}' is not understood.{nearest(name, names)} Allowed: {ALLOWED}.")
-    parts = [part.strip() for part in match[2].split(",")]
-    times = [_seconds(part) for part in parts]
-    if match[1] == "lognormal" and 1 <= len(parts) <= 2 and times[0]:
-        median, sigma = times[0], 0.5
-        if len(parts) == 2:
-            try:
-                sigma = float(parts[1])
-            except ValueError:
-                sigma = -1.0
-        if 0 <= sigma <= 5:
-            return lambda rng: float(median * np.exp(sigma * rng.standard_normal()))
-    elif match[1] != "lognormal" and len(times) == 2:
-        a, b = times
-        if a is not None and b is not None:
-            first, second = a, b
-            if match[1] == "normal":
-                return lambda rng: max(0.0, float(rng.normal(first, second)))
-            if first <= second:
-                return lambda rng: float(rng.uniform(first, second))
-    raise InputError(f"latency='{text}' is not understood. Allowed: {ALLOWED}.")
+    match = re.fullmatch(r"(?:([a-z]+)\(([^()]*)\)|(.*))", text)
+    assert match
+    name, parts = match[1] or "", [part.strip() for part in (match[2] or match[3]).split(",")]
+    sigma = _number(parts[1]) if len(parts) == 2 else 0.5
+    match (name, *map(_seconds, parts)):
+        case ("", float(a)):
+            return lambda rng: a
+        case ("uniform", float(a), float(b)) if a <= b:
+            return lambda rng: float(rng.uniform(a, b))
+        case ("normal", float(a), float(b)):
+            return lambda rng: max(0.0, float(rng.normal(a, b)))
+        case ("lognormal", float(a)) | ("lognormal", float(a), _) if a > 0 and 0 <= sigma <= 5:
+            return lambda rng: float(a * np.exp(sigma * rng.standard_normal()))
+    known = ("uniform", "normal", "lognormal")
+    hint = "" if name in known else nearest(name or text, known)
+    raise InputError(f"latency='{text}' is not understood.{hint} Allowed: {ALLOWED}.")
 
 
 def _seconds(text: str) -> float | None:
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s)", text)
     return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0

@@ -9,13 +9,16 @@ in every entry, and low <= u <= high once the robot is there: a start outside th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.limits import Limits
 from isdt_policy.shared.extras import require
+
+if TYPE_CHECKING:
+    from ruckig import Trajectory
 
 Vector = NDArray[np.float64]
 SLACK = 1 + 1e-6  # of a limit, for rounding
@@ -102,7 +105,7 @@ class Braking:
             kinds.append("acceleration or jerk")
         return command, kinds
 
-    def _planned(self, target: Vector) -> Any | None:
+    def _planned(self, target: Vector) -> Trajectory | None:
         """A plan from where the robot is to the target, or None if there is none that keeps the limits."""
         position, velocity, acceleration = self._state
         if np.abs(target).max() > FAR or np.abs(position).max() > FAR:

@@ -13,13 +13,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import Json
 
 FORMAT = 2
 METADATA = "isdt_policy"
@@ -73,7 +73,7 @@ class OnnxPolicy:
         # Spinning threads win microseconds and take a core from the simulator or the robot's drivers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
-        self.metadata: dict[str, Any] = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
+        self.metadata: Json = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
         if self.metadata["format"] != FORMAT:
             raise InputError(f"{path}: exported format {self.metadata['format']}, this version reads {FORMAT}.")
         m = self.metadata

@@ -36,7 +36,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,7 @@ from isdt_policy.deploy.wire import pack
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import JsonObject
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -302,7 +303,7 @@ class PolicyServer:
 
     # Inference.
 
-    async def _ask(self, question: Question | None) -> dict[str, Any]:
+    async def _ask(self, question: Question | None) -> JsonObject:
         """The answer to one question, computed beside others."""
         if question is None:
             return {"reset": True, "server_timing": {"infer_ms": 0.0}}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from isdt_policy.deploy.controller import Control, control
-from isdt_policy.deploy.latency import Draw, parse_latency
+from isdt_policy.deploy.latency import parse_latency
 from isdt_policy.deploy.loading import find_limits, load_policy, task_of
 from isdt_policy.deploy.report import Record
 from isdt_policy.deploy.runtime import MODES, Mode
@@ -30,6 +30,7 @@ from isdt_policy.shared.plotting import SERIES, plots
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.provenance import commit
 from isdt_policy.shared.tables import markdown
+from isdt_policy.shared.values import JsonObject
 
 STEPS_OF_DELAY = (0, 1, 2, 3, 4, 6)
 
@@ -84,17 +85,13 @@ class Grid:
         if self.episodes < 1 or self.nfe < 1 or (self.rate is not None and not self.rate > 0):
             raise InputError("episodes, nfe and rate must be above 0.")
         for text in self.latencies:
-            _delay(text)
+            parse_latency(text)
 
     def at(self, spec: TaskSpec) -> Grid:
         """The same grid with the task's rate, and delays in its control steps, where none were given."""
         rate = self.rate or float(spec.rate_hz)
         delays = self.latencies or tuple(f"{1e3 * k / rate:g}ms" for k in STEPS_OF_DELAY)
         return replace(self, rate=rate, latencies=delays)
-
-
-def _delay(text: str) -> Draw:
-    return parse_latency("none" if text in ("0ms", "0s") else text)
 
 
 def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: str) -> Table:
@@ -147,7 +144,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     return result
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> JsonObject:
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -169,7 +166,7 @@ def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mod
         seed=grid.seed,
         episodes=grid.episodes,
         virtual=True,
-        latency=_delay(latency),
+        latency=parse_latency(latency),
         max_steps=spec.max_episode_steps,
     )
     report = control(policy, env, Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz), settings)

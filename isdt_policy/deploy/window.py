@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Window:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         pygame = require("pygame", "pusht", "A window")
         self._pygame, self._env, self._title = pygame, env, title
-        self._surface: Any = None
+        self._surface: object = None
 
     def show(self) -> bool:
         """Draw the environment as it is now; False once the window was closed."""

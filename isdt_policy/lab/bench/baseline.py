@@ -11,7 +11,7 @@ benchmark alone; policies use `isdt_policy.method.networks.unet1d`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from isdt_policy.lab.bench.subject import Subject
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.values import Json
 from isdt_policy.training.trainer import Windows
 
 TRAIN_STEPS = 100  # of the noise schedule, as in Diffusion Policy
@@ -109,15 +110,13 @@ def matched(action_dim: int, cond_dim: int, down_dims: Sequence[int], parameters
     The layers outside the convolutions differ between the two networks, so `down_dims` alone do not give the same count:
     the width of the diffusion step's features makes up for it, and where that is not enough, all channels by eights.
     """
-    best: ConvUNet | None = None
     for extra in (0, 8, -8, 16, -16, 24, -24):
         dims = [max(8, d + extra * d // down_dims[0]) // 8 * 8 for d in down_dims]
         for step_dim in (256, 224, 192, 160, 128, 96, 64, 288, 320, 384):
             with torch.device("meta"):
                 count = sum(p.numel() for p in ConvUNet(action_dim, cond_dim, dims, step_dim).parameters())
             if abs(count / parameters - 1) <= 0.02:
-                best = ConvUNet(action_dim, cond_dim, dims, step_dim)
-                return best
+                return ConvUNet(action_dim, cond_dim, dims, step_dim)
     raise ValueError(f"no ConvUNet of {parameters} parameters near down_dims={list(down_dims)}")
 
 
@@ -206,7 +205,7 @@ def sampler(
     return act
 
 
-def _normalised(policy: Policy, batch: Mapping[str, Any], device: str) -> tuple[Tensor, Tensor]:
+def _normalised(policy: Policy, batch: Json, device: str) -> tuple[Tensor, Tensor]:
     """(flattened observations, action) of a batch, normalised, on the device."""
     obs = {key: torch.as_tensor(value).to(device) for key, value in batch["obs"].items()}
     with torch.no_grad():
@@ -215,6 +214,6 @@ def _normalised(policy: Policy, batch: Mapping[str, Any], device: str) -> tuple[
 
 
 def _scheduler(kind: Literal["ddim", "ddpm"]) -> Any:
-    diffusers: Any = require("diffusers", "diffusers", "The baseline")
+    diffusers = require("diffusers", "diffusers", "The baseline")
     maker = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[kind]
     return maker(num_train_timesteps=TRAIN_STEPS, beta_schedule="squaredcos_cap_v2", clip_sample=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -23,13 +22,14 @@ def measure(what: Env) -> Measured:
         name, ours = "gym-pusht", _stepper(make(task, obs_keys=["state"]), 100, 400, 2)
         theirs = _stepper(gymnasium.make("gym_pusht/PushT-v0", obs_type="state"), 100, 400, 2)
     else:
-        bare: Any = make(task)
+        bare = make(task)
         bare.reset(seed=0)
+        simulator = bare.get_wrapper_attr("sim")
         rng = np.random.default_rng(0)
         name, ours = "bare robosuite", _stepper(make(task), -0.5, 0.5, 7)
 
         def theirs() -> None:
-            bare.sim.step(rng.uniform(-0.5, 0.5, 7))
+            simulator.step(rng.uniform(-0.5, 0.5, 7))
 
     timings = interleaved({"ours": ours, name: theirs}, rounds=what.rounds, calls=what.calls)
     return Measured(f"env task={task}", timings, {f"ours / {name}": ratio(timings["ours"], timings[name])}, {}, task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -34,10 +33,13 @@ def measure(what: Eval) -> Measured:
     prepare(what.threads)
     policy, task = _policy(what), what.task
     seeds = range(FINAL_START, FINAL_START + what.episodes)
+    protocol = (
+        Protocol(task) if isinstance(policy, Policy) else Protocol(task, inference_batch=1)
+    )  # experts gain nothing
     found: dict[str, list[Record]] = {}
 
     def ours() -> None:
-        result = evaluate(policy, Protocol(task=task), seeds, workers=Workers(what.n_envs, what.n_workers))
+        result = evaluate(policy, protocol, seeds, workers=Workers(what.n_envs, what.n_workers))
         found["ours"] = [(r.seed, bool(r.success), r.length, r.sum_reward) for r in result.episodes]
 
     def plain(acting: AnyPolicy = policy, name: str = "plain") -> None:
@@ -67,9 +69,7 @@ def _policy(what: Eval) -> AnyPolicy:
         return Policy.from_pretrained(what.checkpoint)
     if what.task == "pusht":
         return subject(what.size).policy.eval()
-    acting: Any = expert(what.task)
-    acting.inference_rows = 1
-    return acting  # type: ignore[no-any-return]
+    return expert(what.task)
 
 
 def _loop(policy: AnyPolicy, make_env: Callable[[], gymnasium.Env], seeds: Sequence[int]) -> list[Record]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def gradient_norms(norms: Sequence[float]) -> dict[str, float] | None:
     return {"median": middle, "p99": high, "max": ordered[-1], "p99_over_median": high / max(middle, 1e-12)}
 
 
-def gradient_trace(norms: Sequence[float], bins: int = 60) -> list[list[Any]]:
+def gradient_trace(norms: Sequence[float], bins: int = 60) -> list[list[float]]:
     """[last step, median, maximum] of the gradient norm in equal stretches of a run, for a figure."""
     size = max(1, math.ceil(len(norms) / bins))
     parts = [norms[i : i + size] for i in range(0, len(norms), size)]

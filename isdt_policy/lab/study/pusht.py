@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from isdt_policy.eval.journal import Journal
 from isdt_policy.eval.protocol import Protocol
@@ -17,6 +16,7 @@ from isdt_policy.lab.study.rows import BASE, NFE, ROWS, Row, build_objective
 from isdt_policy.lab.study.settings import PushtSettings
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import JsonObject
 from isdt_policy.training.config import Settings, compose_config
 from isdt_policy.training.run import train
 from isdt_policy.training.trainer import NonFiniteLoss
@@ -75,7 +75,7 @@ def pusht_config(row: Row, seed: int, settings: PushtSettings, run: Path, thread
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as the run's own config.json holds them
 
 
-def run_pusht(row: Row, seed: int, settings: PushtSettings, run: Path, threads: int) -> dict[str, Any]:
+def run_pusht(row: Row, seed: int, settings: PushtSettings, run: Path, threads: int) -> JsonObject:
     """Train and evaluate one cell; an interrupted one resumes from its checkpoint and its finished episodes.
 
     Args:
@@ -90,7 +90,7 @@ def run_pusht(row: Row, seed: int, settings: PushtSettings, run: Path, threads: 
     except NonFiniteLoss as error:
         reason = str(error).split(". ")[0]
     norms = _logged(run / "log.jsonl", "grad_norm")
-    result: dict[str, Any] = {
+    result: JsonObject = {
         "gradient": gradient_norms(norms),
         "trace": gradient_trace(norms),
         "diverged": bool(reason),

@@ -12,6 +12,7 @@ from typing import Any
 
 from isdt_policy.method.objectives import LATER_SETTINGS, OBJECTIVES
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import JsonObject
 
 COND_DROP = 0.1  # wherever guidance could read the null branch, so that rows differ in its scale alone
 NFE = (1, 2, 4, 10)  # each run by the sampler of the objective's own kind
@@ -32,10 +33,10 @@ class Row:
 
     title: str
     objective: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: JsonObject = field(default_factory=dict)
     interpolant: str = "linear"
     precondition: bool = True
-    network: dict[str, Any] = field(default_factory=dict)
+    network: JsonObject = field(default_factory=dict)
     warm_start: float = 0.0
 
 
@@ -136,7 +137,7 @@ def build_objective(row: Row) -> Any:
     return kind(**shared, **row.settings)
 
 
-def describe(row: Row) -> dict[str, Any]:
+def describe(row: Row) -> JsonObject:
     """Every setting of a row, as the record of its cells: a changed default is a changed cell."""
     settings = asdict(build_objective(row)).items()
     return {**asdict(row), "settings": {k: v for k, v in settings if k not in LATER_SETTINGS or v != LATER_SETTINGS[k]}}

@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from isdt_policy.envs import task_spec
 from isdt_policy.eval.journal import Journal
@@ -29,11 +28,10 @@ from isdt_policy.method.samplers import Sampling, plan
 from isdt_policy.shared import files
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import JsonObject
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.cost import training_of
 from isdt_policy.training.run import LATER, train
-
-Config = dict[str, Any]  # of a run, as its config.json holds it
 
 # How a policy of each kind is asked: as its users run it, and at the few evaluations that it is compared at.
 ARMS: dict[str, tuple[str, ...]] = {
@@ -88,7 +86,7 @@ def cell_folder(out: Path, experiment: str, objective: str, seed: int) -> Path:
     return out / experiment / f"{objective}_{seed}"
 
 
-def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks) -> Config:
+def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks) -> JsonObject:
     """The configuration of a cell's training run, as `isdt train` composes it."""
     name = f"{experiment}_{objective}_{seed}"
     # Baselines draw standard normal noise, as their papers have it.
@@ -100,7 +98,7 @@ def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks) -> Con
     return json.loads(json.dumps(config))  # type: ignore[no-any-return]  # tuples as config.json holds them
 
 
-def finished(folder: Path, config: Config, arms: Sequence[str]) -> bool:
+def finished(folder: Path, config: JsonObject, arms: Sequence[str]) -> bool:
     """Whether the result of a cell is there, with these arms; InputError if it was trained with other settings."""
     if not (folder / "eval_info.json").exists():
         return False
@@ -124,7 +122,7 @@ def finished(folder: Path, config: Config, arms: Sequence[str]) -> bool:
 OF_THE_MACHINE = {"path", "threads", "device", "amp", "tensorboard", "loggers", "keep_checkpoints"}
 
 
-def arms_of(objective: str, config: Config, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+def arms_of(objective: str, config: JsonObject, wanted: Sequence[str] = ()) -> tuple[str, ...]:
     """Arms of a cell's evaluation: those wanted that its policy can be asked, or else the usual ones."""
     sampling = Sampling.read(config["policy"].get("sampling", {}))
     if not wanted:
@@ -145,7 +143,7 @@ def _answers(arm: str, sampling: Sampling) -> bool:
     return True
 
 
-def run_cell(config: Config, arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
+def run_cell(config: JsonObject, arms: Sequence[str], folder: Path, tasks: Tasks) -> None:
     """Train, evaluate, and put the result into `folder`."""
     run = train(config, command="isdt study tasks")
     scale = config["policy"]["noise_scale"]

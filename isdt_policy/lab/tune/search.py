@@ -10,7 +10,8 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -185,5 +186,5 @@ def _study(tuning: Tuning, fixed: Sequence[str], space: Space) -> Iterator[optun
         yield study
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     return require("optuna", "tune", "isdt tune")
