@@ -45,10 +45,12 @@ class Acting:
 
     What acts:
         checkpoint: a run, a checkpoint, or a folder written by save_pretrained.
-        policy: expert lets the scripted expert of the task act in place of a checkpoint.
-        task: default: the task that the checkpoint was trained on.
-        n_action_steps: actions executed of each chunk before the next is asked for; default: as the checkpoint says.
-        noise_scale: scale of the initial noise, 0 to 1; less draws nearer to the middle; default: as the checkpoint says.
+        policy: expert: the task's scripted expert acts, not a checkpoint.
+        task: where it acts; default: the task that the checkpoint was trained on.
+        n_action_steps: how many actions of a chunk are executed before the next chunk is asked for; default: as the checkpoint
+            says.
+        noise_scale: the initial noise is multiplied by this, 0 to 1; a smaller number draws actions nearer to the middle;
+            default: as the checkpoint says.
     """
 
     checkpoint: PathText | None = None
@@ -125,11 +127,12 @@ class Stepping:
     """Options that say where environments are stepped.
 
     Attributes:
-        n_envs: environments at a time. This and the next four do not change a result.
-        n_workers: processes that step them; 0 steps them in this one, which is best for PushT.
-        backend: ray steps environments on a Ray cluster, with n_workers actors or one per CPU.
-        address: HOST:PORT of a running Ray cluster; default: one is started on this machine.
-        timeout_s: a worker that is silent for longer is replaced; its episode is tried once more, then recorded as an error.
+        n_envs: how many environments run at a time. This option and the next four do not change a result.
+        n_workers: how many processes step them; 0: this process steps them, which is best for PushT.
+        backend: local: this machine. ray: a Ray cluster, with n_workers actors, or one per CPU.
+        address: HOST:PORT of a running Ray cluster; default: start one on this machine.
+        timeout_s: a worker that is silent for so many seconds is replaced. Its episode is tried once more, then it counts as
+            an error.
     """
 
     n_envs: int = 16

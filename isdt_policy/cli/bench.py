@@ -15,7 +15,7 @@ class _Verb(settings.Benchmark):
     """Prints what a benchmark found.
 
     Attributes:
-        out: a file that ends in .json: the numbers are written there, and the table beside it as .md.
+        out: write the numbers into this .json file, and the table beside it as .md.
     """
 
     out: Path | None = None
@@ -37,9 +37,8 @@ class _Verb(settings.Benchmark):
 class Train(settings.Train, _Verb):
     """Time one training step of iSD-T against one of DDPM.
 
-    A step reads a batch, evaluates the network forward and backward, changes the weights and averages them. The baseline is
-    the usual Conv1d UNet with as many parameters (within 2 %), on the same data. It gets the same precision and compilation
-    as ours.
+    A step reads a batch, runs the network forward and backward, changes the weights and averages them. The baseline is the
+    usual Conv1d UNet. It has as many parameters as ours (within 2 %), and the same data, precision and compilation.
 
     Examples:
         isdt bench train size=4m
@@ -52,8 +51,8 @@ class Train(settings.Train, _Verb):
 class Infer(settings.Infer, _Verb):
     """Time one network evaluation, and a whole call against DDIM-10 and DDPM-100.
 
-    One row, as a robot asks. The baseline is the usual Conv1d UNet with as many parameters (within 2 %), sampled through
-    diffusers.
+    A call has one row, as when a robot asks. The baseline is the usual Conv1d UNet with as many parameters as ours (within
+    2 %), sampled by diffusers.
 
     Examples:
         isdt bench infer size=4m
@@ -75,19 +74,19 @@ class Eval(settings.Eval, _Verb):
 
 @dataclass(frozen=True)
 class Data(settings.Data, _Verb):
-    """Time how windows are read and how stores are imported, against the straightforward way of doing the same.
+    """Time how windows are read and stores are imported, against the straightforward way.
 
-    windows: batches of low-dimensional windows, against a per-item Python sampler (slice, pad, stack, as the usual data sets do
-    it) and against copying as many bytes, contiguous and warm, into fresh arrays; processor time.
+    windows: batches of low-dimensional windows, in processor time. Baselines: a Python sampler that slices, pads and stacks one
+    window after another, as the usual data sets do; and a plain copy of as many bytes.
 
-    images: the same for two 96x96x3 frames a window of a generated store (smooth images, and noise); the per-item sampler once
-    with all frames decoded in memory and once reading each window from the store, as one does when there is no room.
+    images: the same with two 96x96x3 frames a window, from a generated store of smooth images and one of noise. The sampler
+    once has all frames decoded in memory, and once reads each window from the store, as one does when memory is short.
 
-    memory: a fresh process goes through one epoch of a generated store four times as large as memory_limit; by how much its
-    resident memory grows at most, pages of mapped files included (Linux).
+    memory: a fresh process reads one epoch of a generated store that is four times as large as its memory_limit. How far does
+    its resident memory grow, pages of mapped files included? (Linux)
 
-    import: isdt data convert of somebody else's Zarr store, against reading key by key through zarr into float32 and writing that
-    through zarr: as zarr does by itself, and with the source's chunks and codec.
+    import: isdt data convert of another project's Zarr store. Baselines: read and write it key by key as float32, with zarr's
+    own chunks and codec, and with the source's.
 
     Examples:
         isdt bench data
@@ -103,7 +102,7 @@ class Data(settings.Data, _Verb):
 class Serve(settings.Serve, _Verb):
     """Time one request to a server process, then many clients at a fixed rate.
 
-    Counts what was lost, wrong or another client's. Latency counts from when a question was due.
+    It counts answers that are lost, wrong or another client's. A latency starts when its question was due.
 
     Examples:
         isdt bench serve

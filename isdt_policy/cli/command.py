@@ -21,8 +21,8 @@
         def run(self, command: str) -> int: ...
 
 Every section of the docstring but "Examples" lists options under its own heading. A verb may inherit fields: sections of base
-classes come first, and what they explain under "Attributes" comes last. Types say how a value is read: str, int,
-float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest:
+classes come first, joined with its own of the same title, and what they explain under "Attributes" comes last. Types say how a
+value is read: str, int, float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say the rest:
 
     positional  names that may be given without their key
     rest        the field that takes what no other field knows (Hydra's overrides)
@@ -33,6 +33,7 @@ float, bool, Path, Literal, Arm, X | None, tuple[X, ...]. Class variables say th
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import shutil
 import sys
@@ -98,11 +99,18 @@ def help_text(name: str, verb: type, width: int | None = None) -> str:
         lines += ["", "examples", *(part for line in examples.splitlines() for part in _example(line, width))]
     for title, body in sections.items():
         lines += ["", title[0].lower() + title[1:]]
-        for key, text in _entries(body):
+        entries = _entries(body)
+        for i, (key, text) in enumerate(entries):
             option = syntax.options[key]
             shown = "KEY=VALUE" if key == syntax.rest and key not in syntax.positional else str(option)
-            allowed = f" One of {', '.join(option.choices)}." if len(option.choices) > 1 else ""
-            rest = textwrap.wrap(text + allowed, width - 26, break_on_hyphens=False) or [""]
+            if text in [
+                later for _, later in entries[i + 1 : i + 2]
+            ]:  # several names share a text: it stands at the last
+                lines.append(f"  {shown}")
+                continue
+            if not all(choice in f"{shown} {text}" for choice in option.choices):
+                text += f" One of {', '.join(option.choices)}."
+            rest = textwrap.wrap(text, width - 26, break_on_hyphens=False) or [""]
             first = rest.pop(0) if len(shown) <= 22 else ""
             lines += [f"  {shown:<24}{first}".rstrip(), *(" " * 26 + line for line in rest)]
     return "\n".join(lines)
@@ -268,13 +276,13 @@ class Syntax:
 
 
 def _example(line: str, width: int) -> list[str]:
-    """One example within the width: a note that does not fit beside its command stands below it; a long command is continued."""
+    """One example within the width: a note that does not fit beside its command stands above it; a long command is continued."""
     if len(line) + 2 <= width:
         return [f"  {line}"]
     command, *note = re.split(r" {2,}", line.strip(), maxsplit=1)
     parts = textwrap.wrap(command, width - 8, break_long_words=False, break_on_hyphens=False)
     lines = [f"  {parts[0]}", *(f"      {part}" for part in parts[1:])]
-    return [*(f"{part} \\" for part in lines[:-1]), lines[-1], *(f"      {text}" for text in note)]
+    return [*(f"  # {text}" for text in note), *(f"{part} \\" for part in lines[:-1]), lines[-1]]
 
 
 def _joined(before: object, value: object) -> object:
@@ -291,9 +299,10 @@ def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
     told = {option for title, body in own.items() if title != "Examples" for option, _ in _entries(body)}
     first: dict[str, str] = {}
     last: list[str] = []
-    for base in reversed(verb.__mro__[1:]):
+    for base in verb.__mro__[1:]:
         sections = _sections(base)[1] if dataclasses.is_dataclass(base) else {}
         sections.pop("Examples", None)
+        titled: dict[str, str] = {}
         for title, body in sections.items():
             entries = [(option, text) for option, text in _entries(body) if option not in told]
             told |= {option for option, _ in entries}
@@ -301,14 +310,16 @@ def _docstring(verb: type) -> tuple[list[str], dict[str, str]]:
             if title == "Attributes":
                 last += lines
             elif lines:
-                first[title] = "\n".join(lines)
+                titled[title] = "\n".join(lines)
+        first = {**titled, **first}
     more = {"More keys" if first or set(own) > {"Examples"} else "Keys": "\n".join(last)} if last else {}
-    return summary, {**first, **own, **more}
+    joined = {title: f"{body}\n{first.get(title, '')}".rstrip() for title, body in own.items()}
+    return summary, {**first, **joined, **more}
 
 
 def _sections(verb: type) -> tuple[list[str], dict[str, str]]:
     """Paragraphs of the summary, and the body of every section, as a class's own docstring has them."""
-    lines = textwrap.dedent(f"    {verb.__doc__ or ''}").strip().splitlines()
+    lines = inspect.cleandoc(verb.__doc__ or "").splitlines()
     sections: dict[str, list[str]] = {}
     head: list[str] = []
     current = head

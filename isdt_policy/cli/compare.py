@@ -20,32 +20,31 @@ from isdt_policy.shared.files import check_writable, write_text
 class Compare:
     """Compare evaluations on the seeds they share.
 
-    The first row is the reference. Every other row shows its difference on the seeds that both have, with a 95 % interval,
-    and two p-values: exact McNemar for success, permutation of signs for the score.
+    The table has a row per evaluation and arm. The first row is the reference. Every other row shows how it differs on the
+    seeds that both have, with a 95 % interval and p-values: exact McNemar for success, permutation of signs for the score.
 
     Examples:
         isdt compare outputs/a/eval outputs/b/eval                    every arm of both
-        isdt compare outputs/a/eval outputs/b/eval arm=1              results of one network evaluation only
+        isdt compare outputs/a/eval outputs/b/eval arm=1              one network evaluation only
         isdt compare format=latex out=table.tex outputs/*/eval        a table for a paper
-        isdt compare a=run1/eval,run2/eval,run3/eval b=run4/eval,...  groups of training seeds: name=RESULT,RESULT,...
+        isdt compare a=run1/eval,run2/eval,run3/eval b=run4/eval,...  groups of training seeds, named a and b
         isdt compare protocol=diffusion_policy a=s1/e50,s1/e100,...   best and last-10 average over checkpoints
         isdt compare curves=learning.svg outputs/a/curve/*/           success against training
-        isdt compare pairs=pairs.svg outputs/a/eval                   best rewards seed by seed, first row against others
+        isdt compare pairs=pairs.svg outputs/a/eval                   best rewards seed by seed
         isdt compare power=0.70,0.75                                  how many episodes tell 0.70 from 0.75
 
     What is compared:
-        results: files called eval_info.json, or folders that hold one; name=RESULT,RESULT,... is a group of training seeds.
+        results: each an eval_info.json or its folder; name=RESULT,RESULT,... is a group of training seeds.
         arm: only this arm: a number of network evaluations, or a sampler such as euler10.
-        power: in place of results, two rates of success: says how many episodes can tell them apart.
+        power: two rates of success, and no results: says how many episodes it takes to tell them apart.
 
     How:
-        confidence: of the intervals, between 0 and 1.
-        format: of the table.
-        protocol: diffusion_policy shows best checkpoint and last-10 average over training seeds, as that paper does.
-        out: file for the table, in place of the terminal.
-        curves: also draw success against windows seen and minutes of training into this file. The results must come from
-            checkpoints with a step number, as `isdt eval curve` makes them.
-        pairs: also draw one point per seed into this file: its best reward in the first row, and in each other row.
+        confidence: how often an interval holds the true value, between 0 and 1.
+        format: how the table is written: markdown, csv or latex.
+        protocol: diffusion_policy: best checkpoint and average of the last ten, over training seeds, as in that paper.
+        out: write the table into this file and not to the terminal.
+        curves: also draw success against training into this file (.svg, .png). The results must be those of `isdt eval curve`.
+        pairs: also draw a point per seed into this file: best reward in the first row against best reward in another.
     """
 
     results: tuple[Annotated[str, "RESULT"], ...] = ()

@@ -13,17 +13,17 @@ from isdt_policy.cli.command import values_of
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """Print a script that completes verbs, keys and values of isdt in a shell.
+    """Print a script with which your shell completes verbs, keys and values of isdt.
 
-    Print it again after an update of isdt.
+    Run it again after an update of isdt.
 
     Examples:
-        eval "$(isdt completion bash)"                                     this shell; in ~/.bashrc: every shell
-        isdt completion zsh > "${fpath[1]}/_isdt"                          zsh, from the next start on
+        eval "$(isdt completion bash)"                                     bash; put this line into ~/.bashrc
+        isdt completion zsh > "${fpath[1]}/_isdt"                          zsh, from its next start on
         isdt completion fish > ~/.config/fish/completions/isdt.fish        fish, at once
 
     Keys:
-        shell: whose script.
+        shell: your shell: bash, zsh or fish.
     """
 
     shell: Literal["bash", "zsh", "fish"]

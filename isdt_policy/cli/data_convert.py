@@ -15,8 +15,8 @@ from isdt_policy.shared.errors import InputError
 class Convert:
     """Convert demonstrations from one format to another.
 
-    The format of the source is found by looking inside it. The format of the target follows from its name: .zarr and .zarr.zip
-    are our store (Zarr v3), .hdf5 is robomimic's file. The target appears when it is complete. The source is only read.
+    isdt looks into the source to find its format. The name of the target says which format is written: .zarr and .zarr.zip for
+    this project's store (Zarr v3), .hdf5 for robomimic's file. The target appears when it is complete; the source is only read.
 
     Examples:
         isdt data convert lift_ph_low_dim.hdf5 lift.zarr
@@ -27,15 +27,15 @@ class Convert:
         isdt data convert pusht.zarr pusht_lerobot to=lerobot
 
     What is converted:
-        source: demonstrations in any format that is known.
-        target: what is written.
-        to: format of the target, where its name does not say it: zarr, robomimic, lerobot, minari, or diffusion_policy (Zarr
-            v2 for Diffusion Policy's own code).
-        keys: only these keys and the action; default: all. Others need not be readable.
-        rename: NAME:KEY, what a key of the source is called in the target, such as rename=actions:action.
-        task: the registered task that was recorded: its units, ranges and derived observations are written down. lift_abs and
-            the like turn recorded delta actions into absolute ones by replaying the states.
-        actions: what the actions of a robomimic file are, where it says that wrongly or its numbers fit neither.
+        source: demonstrations in a format that isdt reads.
+        target: file or folder that is written.
+        to: its format, where the name does not say it: zarr, robomimic, lerobot, minari, or diffusion_policy (Zarr v2, which
+            Diffusion Policy's own code reads).
+        keys: convert only these keys and the action; default: all.
+        rename: NAME:KEY calls the source's NAME KEY in the target, such as rename=actions:action.
+        task: the task that was recorded. Its units, ranges and derived observations are written too. lift_abs and the like
+            replay the states to turn delta actions into absolute ones.
+        actions: what the actions of a robomimic file are, if the file is wrong about it or does not say it.
         overwrite: replace what isdt wrote at TARGET before.
     """
 

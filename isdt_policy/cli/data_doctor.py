@@ -14,13 +14,13 @@ from isdt_policy.datasets import doctor
 class Doctor:
     """Find what is wrong with demonstrations before training does.
 
-    It looks for values that are not finite, constant or saturated dimensions, outlier actions, frozen or repeated frames,
-    repeated episodes, sign flips of quaternions, episode boundaries in the wrong place, episodes that do not end in a success,
-    actions shifted against observations, observations that give the action away, and units that look wrong. Every finding says
+    It finds values that are not finite, constant or saturated dimensions, outlier actions, frozen or repeated frames, repeated
+    episodes, quaternions that flip their sign, wrong episode boundaries, episodes that do not end in a success, actions that
+    are shifted against observations, observations that give the action away, and units that look wrong. Every finding says
     where it is and what to do.
 
-    An error means that a policy trained on this is wrong; the exit code is then 1. A warning is probably a mistake. A note is
-    worth knowing.
+    An error means that a policy trained on these demonstrations will be wrong; the exit code is then 1. A warning is probably
+    a mistake. A note is worth knowing.
 
     Examples:
         isdt data doctor demos.zarr
@@ -28,9 +28,9 @@ class Doctor:
 
     What is checked:
         path: a store.
-        task: the registered task whose units and ranges the numbers must fit; default: what the store says.
-        images: also look at the images, which takes longest.
-        format: json is for programs.
+        task: check the numbers against the units and ranges of this task; default: the task that the store names.
+        images: also check the images, which takes longest.
+        format: table for people, json for programs.
     """
 
     path: PathText

@@ -11,10 +11,10 @@ from isdt_policy.datasets import fetch
 
 @dataclass(frozen=True)
 class Fetch:
-    """Download published demonstrations: checked, resumed where a connection broke, kept in a cache.
+    """Download published demonstrations into a cache, and print where they are.
 
-    The cache is $ISDT_DATA, or ~/.cache/isdt-policy/data. What is there already is not downloaded again. The sha256 of a file
-    is checked and remembered: a file that changes later is refused. The path of the file is printed.
+    The cache is $ISDT_DATA, or ~/.cache/isdt-policy/data. A broken download goes on where it stopped; a file that is there is
+    not downloaded again. The SHA-256 of a file is checked and remembered, and a file that changes later is refused.
 
     Examples:
         isdt data fetch pusht_human                      206 human demonstrations of PushT, with images

@@ -12,10 +12,10 @@ from isdt_policy.shared.errors import at_least
 
 @dataclass(frozen=True)
 class Generate:
-    """Let the scripted expert of a task make demonstrations.
+    """Let a task's scripted expert make demonstrations.
 
-    Failed attempts are left out. Attempt i depends on (seed, i) alone: the number of processes does not change the result, and
-    an interrupted command goes on where it stopped when it is given again.
+    Failed attempts are left out. The number of processes does not change the result. The same command continues an
+    interrupted one.
 
     Examples:
         isdt data generate out=demos.zarr                         200 episodes of PushT
@@ -25,12 +25,12 @@ class Generate:
         isdt data generate task=can out=can.hdf5 format=robomimic
 
     What is made:
-        out: a .zarr folder, a .zarr.zip file, or with format=robomimic an .hdf5 file.
+        out: a .zarr folder or a .zarr.zip file; with format=robomimic an .hdf5 file.
         task: a task that has an expert: pusht; lift, can, square (delta actions); lift_abs, can_abs, square_abs (absolute).
-        episodes: episodes in the finished store; a larger number adds episodes to an existing store.
-        seed: seed of the whole set.
-        workers: processes.
-        format: robomimic is HDF5 as robomimic's scripts read it, with env_args, states and model_file.
+        episodes: how many episodes the finished store has; a larger number than before adds episodes.
+        seed: another seed makes other episodes.
+        workers: how many processes work.
+        format: robomimic writes HDF5 that robomimic's scripts read, with env_args, states and model_file.
         overwrite: replace what isdt wrote at OUT before.
     """
 

@@ -13,7 +13,7 @@ from isdt_policy.datasets.store import DemoStore
 
 @dataclass(frozen=True)
 class Inspect:
-    """Say what a store holds: episodes, their lengths, and shape, type and range of every key.
+    """Show what a store holds: episodes, their lengths, and shape, type and range of every key.
 
     Examples:
         isdt data inspect bundled:pusht_expert
@@ -21,7 +21,7 @@ class Inspect:
 
     What is shown:
         path: a store.
-        format: json is for programs.
+        format: table for people, json for programs.
     """
 
     path: PathText

@@ -12,17 +12,17 @@ from isdt_policy.shared.errors import InputError
 
 @dataclass(frozen=True)
 class Merge:
-    """Put the episodes of several sources one after another into one target.
+    """Write the episodes of several sources, one after another, into one target.
 
-    The sources must agree in keys, shapes, types and task; their formats may differ. Masks keep their meaning. A mask source_N
-    for each source is added.
+    The sources must have the same keys, shapes, types and task; their formats may differ. Masks keep their meaning, and each
+    source gets a mask of its own, source_N.
 
     Examples:
         isdt data merge monday.zarr tuesday.zarr out=both.zarr
 
     What is merged:
         sources: demonstrations, two or more.
-        out: what is written.
+        out: file or folder that is written.
         overwrite: replace what isdt wrote at OUT before.
     """
 

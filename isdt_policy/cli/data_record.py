@@ -17,10 +17,10 @@ from isdt_policy.shared.errors import InputError, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class Record(Acting):
-    """Let a policy act and keep what it did as demonstrations.
+    """Let a policy act, and keep what it did as demonstrations.
 
-    Episode i starts from seed_start + i. An interrupted command goes on where it stopped when it is given again; asking for more
-    episodes later adds them. In a loop of your own (teleoperation, another simulator): isdt_policy.datasets.recorder.Recorder.
+    Episode i starts from seed_start + i. The same command continues an interrupted one; a larger number of episodes adds some.
+    To record in a loop of your own (teleoperation, another simulator), use isdt_policy.datasets.recorder.Recorder.
 
     Examples:
         isdt data record out=rollouts.zarr checkpoint=outputs/pusht_demo
@@ -30,11 +30,11 @@ class Record(Acting):
     What is recorded:
         out: a .zarr folder.
         arm: network evaluations per action chunk, or a sampler such as euler10.
-        episodes: seeds to run; with successes_only=true fewer may be kept.
-        seed_start: first seed. 0 to 99999 are for training; policies are measured on 100000 and above.
+        episodes: how many episodes are run; with successes_only=true fewer may be kept.
+        seed_start: first seed. Use 0 to 99999 here: policies are measured on 100000 and above.
         successes_only: leave failures out.
-        max_steps: shorter episodes than the limit of the task.
-        n_envs: environments at a time; does not change the result.
+        max_steps: end episodes after so many steps; default: the task's limit.
+        n_envs: how many environments run at a time; this does not change the result.
         overwrite: replace what isdt wrote at OUT before.
     """
 

@@ -11,7 +11,7 @@ from isdt_policy.datasets import split
 
 @dataclass(frozen=True)
 class Split:
-    """Write some episodes, or a training part and a validation part.
+    """Write some of the episodes, or a training part and a validation part.
 
     Give exactly one of episodes=, exclude=, mask= and val_ratio=.
 
@@ -21,16 +21,16 @@ class Split:
         isdt data split demos.zarr parts val_ratio=0.1
 
     What is written:
-        source: demonstrations in any format that is known.
-        out: what is written; with val_ratio= a folder, for OUT/train.zarr and OUT/valid.zarr.
-        overwrite: replace what isdt wrote there before.
+        source: demonstrations in a format that isdt reads.
+        out: file or folder that is written; with val_ratio= a folder that gets train.zarr and valid.zarr.
+        overwrite: replace what isdt wrote at OUT before.
 
     Which episodes:
-        episodes: these, such as 0-99,120; ranges include both ends.
-        exclude: all but these.
-        mask: those of a named mask; isdt data inspect lists the masks.
-        val_ratio: share of a random validation part; the same split as training makes.
-        seed: seed of that split.
+        episodes: these episodes, such as 0-99,120; ranges include both ends.
+        exclude: all episodes but these.
+        mask: the episodes of a mask; isdt data inspect lists the masks.
+        val_ratio: put this share of the episodes, drawn at random as training does, into the validation part.
+        seed: another seed draws another validation part.
     """
 
     source: PathText

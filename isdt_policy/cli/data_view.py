@@ -13,9 +13,9 @@ from isdt_policy.shared.errors import at_least
 
 @dataclass(frozen=True)
 class View:
-    """Draw episodes into one HTML page: plots, frames of the cameras, and what the doctor found.
+    """Draw episodes into one HTML page: plots, camera frames, and what isdt data doctor finds.
 
-    The page opens without network.
+    The page needs no network.
 
     Examples:
         isdt data view demos.zarr
@@ -24,9 +24,9 @@ class View:
     What is drawn:
         path: a store.
         out: the page; default: the name of the store with .html, in the current folder.
-        episodes: their numbers; ranges include both ends. Default: the first 20.
-        frames: frames of each camera and episode, evenly spaced.
-        task: the registered task whose units and ranges the doctor checks; default: what the store says.
+        episodes: numbers of the episodes, such as 3,90-99; ranges include both ends. Default: the first 20.
+        frames: how many frames of each camera are shown per episode, evenly spaced.
+        task: check the numbers against the units and ranges of this task; default: the task that the store names.
     """
 
     path: PathText

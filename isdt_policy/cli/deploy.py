@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.controller import Control, control, replay
@@ -32,10 +32,11 @@ from isdt_policy.shared.values import JsonObject
 class Deploy:
     """Drive a simulator in wall-clock time with a policy.
 
-    The policy computes in a thread of its own; what it says passes the safety limits; what was kept is measured.
+    The simulator moves at a fixed rate while the policy computes in a thread of its own. Every action passes the safety
+    limits. At the end isdt prints whether the rate was kept, how old actions were, and where limits intervened.
 
     Examples:
-        isdt deploy checkpoint=outputs/pusht_demo                  20 s at the task's own rate
+        isdt deploy checkpoint=outputs/pusht_demo                  20 seconds at the task's rate
         isdt deploy checkpoint=policy.onnx                         an exported policy, without torch
         isdt deploy checkpoint=ws://127.0.0.1:8000                 a policy server
         isdt deploy checkpoint=outputs/pusht_demo 'latency=lognormal(30ms)' drop_obs=0.05 mode=async video=out.mp4
@@ -43,34 +44,36 @@ class Deploy:
 
     What acts:
         checkpoint: a run, a checkpoint, a folder of save_pretrained, a .onnx file, or ws://HOST:PORT of `isdt serve`.
-        nfe: network evaluations per chunk; default: 1, or what an exported policy or a server is fixed to.
-        mode: sync asks when the chunk is used up and holds until the answer is there; async goes on with the old chunk
-            meanwhile; rtc does too, and the new chunk continues the actions that are already due.
-        execute: actions of a chunk before the next question; default: the checkpoint's n_action_steps.
-        ensemble: temporal ensembling, for example 0.01 with execute=1.
+        nfe: network evaluations per chunk; default: 1, or the number that an exported policy or a server is fixed to.
+        mode: sync: asks for a chunk when the last one is used up, and holds until it is there. async: executes the old chunk
+            meanwhile. rtc: like async, and the new chunk continues the actions that are executed meanwhile.
+        execute: how many actions of a chunk are executed before the next is asked for; default: the checkpoint's
+            n_action_steps.
+        ensemble: average the chunks that overlap, with weights exp(-X i) from the oldest; for example 0.01 with execute=1.
 
     Where:
-        task: default: the task that the checkpoint was trained on.
+        task: where it acts; default: the task that the checkpoint was trained on.
         rate: control steps per second; default: the task's.
-        seconds: of control; default: 20, or no end if episodes is given.
-        episodes: stop after that many episodes; with seconds, after whichever comes first.
-        seed: of the first episode; the next ones count on.
-        clock: virtual means that an inference takes the injected latency and nothing else takes time (repeatable, fast).
-        latency: added to every inference: 30ms, 'uniform(10ms,50ms)', 'normal(30ms,5ms)', 'lognormal(30ms,0.5)'.
-        drop_obs: share of the observations that get lost.
+        seconds: stop after so many seconds; default: 20, or never if episodes= is given.
+        episodes: stop after so many episodes, or after seconds= if that comes first.
+        seed: the first episode starts from this seed, the others from the seeds that follow.
+        clock: wall: time passes as it does. virtual: an inference takes the time in latency= and nothing else takes time, so a
+            run is fast and repeatable.
+        latency: add this to every inference: 30ms, 'uniform(10ms,50ms)', 'normal(30ms,5ms)', 'lognormal(30ms,0.5)'.
+        drop_obs: lose this share of the observations.
 
     Safety:
-        limits: JSON file with low, high, step, velocity, acceleration, jerk, position, neutral. They hold together with
-            limits.json beside the weights and with the bounds of the task's actions.
-        loosen: take the file of limits= alone, although it may allow more than the others.
-        on_fault: when an action is missing, not finite or too old: hold moves no further until good ones come, stop ends
-            the run.
-        max_age: largest age in seconds of the observation behind an action; default: any.
+        limits: JSON file with low, high, step, velocity, acceleration, jerk, position, neutral. limits.json beside the weights
+            and the task's bounds hold too.
+        loosen: only the limits= file holds, even where it allows more than the others.
+        on_fault: what happens if an action is missing, not finite or too old. hold: the robot moves no further until a good
+            action comes. stop: the run ends.
+        max_age: an action is too old if its observation is older than so many seconds; default: no action is too old.
 
     What is written:
-        out: JSON file for the numbers.
-        window: show the simulator meanwhile. Drawing takes time of every period. Closing the window stops the run.
-        video: MP4 file of the last episode, replayed from its commands afterwards, so that drawing costs no time.
+        out: write the numbers into this JSON file.
+        window: show the simulator. Drawing takes time in every period; closing the window stops the run.
+        video: write the last episode into this MP4 file. It is replayed afterwards, so that drawing takes no time in the run.
     """
 
     checkpoint: PathText
@@ -86,13 +89,13 @@ class Deploy:
     clock: Literal["wall", "virtual"] = "wall"
     latency: str = "none"
     drop_obs: float = 0.0
-    limits: str | None = None
+    limits: Annotated[str, "JSON"] | None = None
     loosen: bool = False
     on_fault: OnFault = "hold"
     max_age: float | None = None
-    out: str | None = None
+    out: Annotated[str, "JSON"] | None = None
     window: bool = False
-    video: str | None = None
+    video: Annotated[str, "MP4"] | None = None
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}

@@ -15,7 +15,7 @@ from isdt_policy.shared.files import write_text
 class DeployTable(Grid):
     """Measure success against inference latency for sync, async and rtc.
 
-    Time is simulated, and every cell of the table has the same seeds. The same command goes on where it was stopped.
+    Time is simulated, and every cell of the table has the same seeds. The same command continues an interrupted table.
 
     Examples:
         isdt deploy table checkpoint=outputs/pusht_demo
@@ -23,8 +23,8 @@ class DeployTable(Grid):
 
     What is measured:
         checkpoint: a run, a checkpoint, or a folder of save_pretrained.
-        task: default: the task that the checkpoint was trained on.
-        out: beginning of three names: OUT.json has all episodes, OUT.md the table, OUT.png the figure.
+        task: where it acts; default: the task that the checkpoint was trained on.
+        out: writes OUT.json with all episodes, OUT.md with the table and OUT.png with the figure.
     """
 
     checkpoint: PathText

@@ -11,15 +11,15 @@ from isdt_policy.lab.diagnose.settings import Settings
 class Diagnose(Settings):
     """Say what a trained flow map got right and wrong, and what to do about it, without an environment.
 
-    How heavy the tail of its gradients is, whether its one-step samples are as varied as the data, how far it is from
-    consistent, what two steps change against one, how far it lands from its own flow, and whether the null branch drifted.
-    Writes diagnostics.json and the page diagnostics.html. It takes some minutes on one core.
+    It asks: are gradients steady? Are one-step samples as varied as the data? Is the map consistent with its velocity? Do two
+    steps agree with one? Does it follow its own flow? Has the null branch drifted? The answers stand in diagnostics.json and
+    on the page diagnostics.html. It takes some minutes on one core.
 
     Examples:
         isdt diagnose checkpoint=outputs/pusht_demo
-        isdt diagnose checkpoint=outputs/pusht_human data=/data/pusht_cchi_v7_replay.zarr    the demonstrations moved
-        isdt diagnose checkpoint=outputs/pusht_demo/checkpoints/0005000 out=early            an earlier checkpoint of the run
-        isdt diagnose checkpoint=outputs/pusht_demo batches=200                              a sharper 99 % of the gradients
+        isdt diagnose checkpoint=outputs/pusht_human data=/data/pusht_cchi_v7_replay.zarr    the demonstrations were moved
+        isdt diagnose checkpoint=outputs/pusht_demo/checkpoints/0005000 out=early            an earlier checkpoint
+        isdt diagnose checkpoint=outputs/pusht_demo batches=200                              sharper quantiles of the gradients
     """
 
     def run(self, command: str) -> int:

@@ -33,38 +33,39 @@ from isdt_policy.training.cost import training_of
 class Eval(Acting, Stepping):
     """Run a policy on listed seeds and report its rate of success with 95 % intervals.
 
-    What is written: eval_info.json (all numbers, every episode), report.html (one page), videos. An evaluation that is
-    interrupted goes on from the episodes that are there.
+    It writes eval_info.json with all numbers and every episode, and report.html with figures and videos. The same command
+    continues an interrupted evaluation.
 
     Examples:
         isdt eval checkpoint=outputs/pusht_demo                                one network evaluation, 100 final seeds
         isdt eval checkpoint=outputs/pusht_demo 'arms=[1,2,euler10]' episodes=200
         isdt eval checkpoint=outputs/pusht_demo seed_start=200000 episodes=50  selection seeds, to choose a checkpoint
         isdt eval policy=expert task=pusht episodes=50                         the scripted expert of a task
-        isdt eval repeat results/pusht_demo                                    run a result again, seed by seed
-        isdt eval curve checkpoint=outputs/pusht_demo                          every checkpoint that was kept
+        isdt eval repeat results/pusht_demo                                    run a result again and compare
+        isdt eval curve checkpoint=outputs/pusht_demo                          every checkpoint of a run
 
     How it is asked:
-        arms: numbers of network evaluations per action chunk, and samplers: eulerN, heunN, restartN; euler@0.6@0.3 chooses
-            the times; ddimN and ddpmN for a diffusion policy.
-        n_latency_steps: simulated latency of inference, in control steps.
-        inference_batch: most rows in an inference call. It is part of the conditions: last bits depend on it.
+        arms: what is compared: numbers of network evaluations per action chunk, and samplers. eulerN, heunN and restartN take
+            N steps, euler@0.6@0.3 visits these times; a diffusion policy has ddimN and ddpmN.
+        n_latency_steps: inference takes so many control steps (simulated).
+        inference_batch: an inference call has at most so many rows. It belongs to the conditions, because the last bits depend
+            on it.
 
     On which episodes:
-        episodes: number of seeds; every arm has one episode on each.
-        seed_start: first seed. 100000 to 199999 are for final evaluation, 200000 to 299999 for selection, 0 to 99999 for
-            training, so that no checkpoint is chosen on the seeds it is reported on.
-        seeds: these seeds, in place of the two options before.
-        max_steps: shorter episodes than the limit of the task.
-        seed_protocol: rule from seed to initial state; pusht has pusht and pusht-legacy, as in Diffusion Policy.
-        init: train:STORE starts from the first states of the demonstrations in STORE; a seed is then an episode number.
+        episodes: how many seeds; every arm runs one episode on each.
+        seed_start: first seed. Report on 100000 to 199999, choose checkpoints on 200000 to 299999; 0 to 99999 are for training.
+            A checkpoint that is chosen on the seeds it is reported on looks too good.
+        seeds: exactly these seeds; then episodes and seed_start do not count.
+        max_steps: end episodes after so many steps; default: the task's limit.
+        seed_protocol: how a seed becomes an initial state; pusht has pusht, and pusht-legacy as in Diffusion Policy.
+        init: train:STORE starts where the demonstrations in STORE start; a seed is then the number of a demonstration.
 
     What is written:
-        out: default: CHECKPOINT/eval.
-        overwrite: forget the episodes and the result in out= in place of going on from them.
-        videos: episodes of each kind (failures, successes) to film for the report; 0 for none.
+        out: folder; default: CHECKPOINT/eval.
+        overwrite: start anew, also if out= holds episodes of an earlier evaluation.
+        videos: film so many failures and so many successes for the report.
         report: write report.html.
-        record: also keep the episodes of the first arm as demonstrations in this .zarr folder.
+        record: write the episodes of the first arm into this .zarr folder too, as demonstrations.
     """
 
     arms: tuple[Arm, ...] = (Arm(),)
@@ -199,20 +200,20 @@ def _check_larger(before: Result, wanted: set[tuple[int, Arm]], out: Path) -> No
 class EvalRepeat(Stepping):
     """Run a result again and compare it episode by episode.
 
-    Returns 0 if every action and reward is the same, 1 if an episode differs.
+    The exit code is 0 if every action and reward is the same, and 1 if an episode differs.
 
     Examples:
         isdt eval repeat results/pusht_demo                              all of it
-        isdt eval repeat outputs/a/eval checkpoint=PATH episodes=20      its first 20 seeds, with weights found elsewhere
+        isdt eval repeat outputs/a/eval checkpoint=PATH episodes=20      its first 20 seeds; the weights were moved
 
     What is repeated:
-        result: a file called eval_info.json, or the folder that holds it.
-        checkpoint: where the weights lie now; default: where they lay.
-        episodes: how many of its seeds, from the first; default: all.
+        result: an eval_info.json, or its folder.
+        checkpoint: where the weights are now; default: where they were.
+        episodes: run only so many of its seeds, from the first; default: all.
     """
 
     result: Annotated[str, "RESULT"]
-    checkpoint: str | None = None
+    checkpoint: Annotated[str, "FOLDER"] | None = None
     episodes: int | None = None
 
     positional: ClassVar = ("result",)
@@ -270,19 +271,22 @@ def report_differences(before: Result, again: Result) -> int:
 
 @dataclass(frozen=True)
 class EvalCurve(Eval):
-    """Evaluate every checkpoint that a run has kept, and draw success against its training.
+    """Evaluate every checkpoint that a run has kept, and draw success against training.
 
-    The figure shows windows seen, and minutes. `training.keep_checkpoints=N` keeps checkpoints. The seeds are selection
-    seeds, because a curve is looked at to choose. Interrupted, it goes on where it stopped.
+    Train with training.keep_checkpoints=N to keep checkpoints. The figure shows success against training windows and
+    minutes. Seeds are selection seeds, because people choose a checkpoint from such a curve. The same command continues an
+    interrupted curve.
 
     Examples:
         isdt train experiment=pusht_demo training.keep_checkpoints=12 name=curve
         isdt eval curve checkpoint=outputs/curve 'arms=[1,2,euler10]'
         isdt compare curves=learning.png outputs/a/curve/*/ outputs/b/curve/*/          several runs in one figure
 
-    What is drawn:
+    What acts:
         checkpoint: a run.
-        out: default: RUN/curve; it holds a folder per checkpoint, and curve.png.
+
+    What is written:
+        out: folder; default: RUN/curve. It gets a folder per checkpoint, and curve.png.
     """
 
     episodes: int = 50

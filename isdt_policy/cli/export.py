@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.limits import Limits
@@ -17,28 +17,36 @@ from isdt_policy.shared.files import check_writable
 
 @dataclass(frozen=True)
 class Export:
-    """Write a policy as one file that runs without this package's training code, or as a folder for the Hugging Face Hub.
+    """Write a policy as one file for robots, or as a folder for the Hugging Face Hub.
+
+    A file runs without training code; its outputs are compared with the policy's before you get it.
 
     Examples:
-        isdt export checkpoint=outputs/pusht_demo out=policy.onnx                   one network evaluation, for onnxruntime
-        isdt export checkpoint=outputs/pusht_demo format=pt2 nfe=2 out=policy.pt2   for torch.export.load
-        isdt export checkpoint=outputs/pusht_demo prefix=true nfe=2 out=rtc.onnx    can continue chunks (mode=rtc)
-        isdt export checkpoint=outputs/pusht_demo format=hub out=hub_folder         weights, config, limits, model card
-        isdt export checkpoint=outputs/pusht_demo format=hub out=hub_folder repo=me/pusht     ... and upload it
+        isdt export checkpoint=outputs/pusht_demo out=policy.onnx
+        isdt export checkpoint=outputs/pusht_demo format=pt2 nfe=2 out=policy.pt2
+        isdt export checkpoint=outputs/pusht_demo prefix=true nfe=2 out=rtc.onnx      for isdt deploy mode=rtc
+        isdt export checkpoint=outputs/pusht_demo format=hub out=hub_folder           with a model card
+        isdt export checkpoint=outputs/pusht_demo format=hub repo=me/pusht            and upload it
 
-    Options:
+    What is written:
         checkpoint: a run, a checkpoint, or a folder of save_pretrained.
-        format: what is written.
-        nfe: network evaluations in the graph, or a sampler such as euler10 (onnx, pt2).
-        prefix: inputs for real-time chunking (onnx, pt2).
-        weights: int8 computes the convolutions of the network in 8-bit integers (onnx); the check prints what that costs.
-        limits: JSON file; what travels with the policy is what this file, limits.json beside the weights and the bounds of
-            the task's actions allow together.
-        loosen: take the file of limits= alone, although it may allow more than the others.
-        check: compare that many random inputs with the policy and refuse a file that differs; 0 for none.
-        out: default: policy.onnx, policy.pt2 or the folder hub_folder.
-        results: eval_info.json for the model card (hub); default: eval/eval_info.json of the run.
-        repo: upload to that repository, NAME/REPO (hub).
+        format: onnx for onnxruntime, pt2 for torch.export.load, hub for a folder with a model card.
+        out: file or folder; default: policy.onnx, policy.pt2 or hub_folder.
+
+    Files (onnx, pt2):
+        nfe: network evaluations per chunk, fixed in the file; or a sampler such as euler10.
+        prefix: the file can continue a started chunk (real-time chunking).
+        weights: int8 makes an .onnx file four times smaller than float32: convolutions are computed in 8-bit integers. The check
+            prints by how much actions then differ.
+        check: compare the file with the policy on so many random inputs, and refuse it if it differs; 0: do not compare.
+
+    Limits that travel with the policy:
+        limits: JSON file. limits.json beside the weights and the task's bounds hold too.
+        loosen: only the limits= file holds, even where it allows more than the others.
+
+    The Hugging Face Hub (hub):
+        results: evaluation that the model card shows; default: eval/eval_info.json in the run.
+        repo: upload to this repository.
     """
 
     checkpoint: PathText
@@ -46,12 +54,12 @@ class Export:
     nfe: Arm = Arm()  # noqa: RUF009 - frozen
     prefix: bool = False
     weights: Literal["float32", "int8"] = "float32"
-    limits: str | None = None
+    limits: Annotated[str, "JSON"] | None = None
     loosen: bool = False
     check: int = 1000
-    out: str | None = None
-    results: str | None = None
-    repo: str | None = None
+    out: PathText | None = None
+    results: Annotated[str, "JSON"] | None = None
+    repo: Annotated[str, "NAME/REPO"] | None = None
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}

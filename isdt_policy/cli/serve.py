@@ -22,24 +22,25 @@ from isdt_policy.shared.errors import InputError
 class Serve:
     """Serve a policy over a websocket.
 
-    Messages are msgpack; openpi's clients can talk to it. Ctrl-C ends it gracefully. The API key comes from the environment
-    variable ISDT_API_KEY: an argument would show in the list of processes.
+    Messages are msgpack, and openpi's clients work too. Ctrl-C answers what was asked and ends. Set ISDT_API_KEY in the
+    environment to ask clients for a key; an argument would be visible in the list of processes.
 
     Examples:
         isdt serve checkpoint=outputs/pusht_demo                      on 127.0.0.1:8000
         isdt serve checkpoint=policy.onnx port=9000                   an exported policy, without torch
-        ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    for other machines too; they need the key
+        ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    other machines can ask, with the key
 
     Options:
         checkpoint: a run, a checkpoint, a folder of save_pretrained, or a .onnx file.
-        nfe: network evaluations per chunk; default: 1, or what an exported policy is fixed to.
-        rtc: let clients send actions that must be continued (two evaluations); a .onnx file says so itself.
-        host: address to listen on.
-        port: 0 takes a free one.
-        max_bytes: of one message.
-        max_rate: messages per second and connection.
-        max_connections: at a time.
-        message_timeout: seconds in which a message must arrive in full, and a ping be answered.
+        nfe: network evaluations per chunk; default: 1, or the number that an exported policy is fixed to.
+        rtc: clients may send actions that the answer must continue, which takes two evaluations. A .onnx file that can do it
+            does it without this option.
+        host: listen on this address; 0.0.0.0 is every address of this machine.
+        port: listen on this port; 0 takes a free one.
+        max_bytes: refuse larger messages.
+        max_rate: refuse more messages per second from one connection.
+        max_connections: refuse more connections at a time.
+        message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
     """
 
     checkpoint: PathText

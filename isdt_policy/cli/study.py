@@ -24,8 +24,8 @@ class _Verb:
 class Toys(_Verb, settings.Toys):
     """Compare objectives on densities in the plane: sliced Wasserstein distance over its sampling floor.
 
-    Every row is a cell with a JSON file of its own, which holds every density and training seed: a killed study goes on where it
-    stopped, and rows can be added later with the same command. Gradient norms and diverged runs are counted too.
+    A row of the table is an objective. Its result is one JSON file, so the same command continues a killed study, and rows can
+    be added later. Gradient norms and diverged runs are reported too.
 
     Examples:
         isdt study toys 'rows=[isd_t,meanflow]' 'densities=[two_moons]' 'seeds=[0]' steps=2000 out=/tmp/study
@@ -37,8 +37,8 @@ class Toys(_Verb, settings.Toys):
 class Pusht(_Verb, settings.Pusht):
     """Compare objectives on PushT from states: score and success.
 
-    Cells call the ordinary training and evaluation. A killed study goes on where it stopped, and rows can be added later with
-    the same command.
+    A row of the table is an objective, trained and evaluated as isdt train and isdt eval do it. The same command continues a
+    killed study, and rows can be added later.
 
     Examples:
         isdt study pusht 'rows=[isd_t,weight_none,weight_one]'
@@ -48,7 +48,7 @@ class Pusht(_Verb, settings.Pusht):
 
 @dataclass(frozen=True)
 class Report(_Verb, settings.Report):
-    """Write tables and figures of toys and PushT again, from the cells that are there.
+    """Write the tables and figures of study toys and study pusht again.
 
     Examples:
         isdt study report
@@ -58,16 +58,16 @@ class Report(_Verb, settings.Report):
 
 @dataclass(frozen=True)
 class Tasks(_Verb, settings.Tasks):
-    """Compare shipped recipes with flow matching, MeanFlow, diffusion and regression: success of every training seed.
+    """Compare this project's recipes with flow matching, MeanFlow, diffusion and regression, over training seeds.
 
-    Network, data and steps are the same in a task. Every cell is an ordinary run of isdt train and isdt eval, and resumes like
-    them. The same command in a second terminal takes the cells that are left.
+    Within a task, all runs share network, data and steps. Every run is an ordinary isdt train and isdt eval, and continues like
+    them. The same command in a second terminal takes the runs that are left.
 
     Examples:
         isdt study tasks 'experiments=[can]' 'seeds=[42]'   Can, iSD-T and four baselines, one training seed
         isdt study tasks 'experiments=[pusht_human]' 'objectives=[recipe,meanflow]' data.path=pusht_cchi_v7_replay.zarr
-        isdt study tasks 'experiments=[lift]' training.steps=2000 out=/tmp/t   any setting of isdt train, for all cells
-        isdt study tasks report=only                                        tables and figures from the cells that are there
+        isdt study tasks 'experiments=[lift]' training.steps=2000 out=/tmp/t   any setting of isdt train, for all runs
+        isdt study tasks report=only                        tables and figures of the results that are there
     """
 
     rest: ClassVar = "overrides"

@@ -16,25 +16,26 @@ from isdt_policy.shared.errors import InputError
 class Train:
     """Train a policy from scratch on demonstrations.
 
-    Everything is written to one run directory (outputs/NAME): config.json, log.jsonl, TensorBoard events, and checkpoints that
-    hold all that is needed to act and to go on. Ctrl-C saves a checkpoint first.
+    A run is one folder, outputs/NAME. It holds config.json, log.jsonl, TensorBoard events, and checkpoints, from which a policy
+    acts and training goes on. Ctrl-C saves a checkpoint and ends.
 
     Examples:
-        isdt train experiment=pusht_demo                        ten minutes on two cores, bundled demonstrations
+        isdt train experiment=pusht_demo                        bundled demonstrations, ten minutes on two cores
         isdt train experiment=pusht_demo training.seed=43 name=pusht_demo_43
         isdt train experiment=pusht_human data.path=/data/pusht_cchi_v7_replay.zarr
         isdt train experiment=pusht_demo objective.weight_power=0 objective.derivative=jvp name=ablation
-        isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU the result has the same bits
+        isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU with the same result to the last bit
         isdt train experiment=pusht_demo --cfg                  print the settings and stop
         isdt train --keys                                       every setting with its explanation
 
     Settings:
-        overrides: experiment=NAME and objective=NAME choose a file of settings, size=full the published network and schedule;
-            name= and run_dir= say where the run goes (outputs/NAME), if_exists=error, resume or overwrite what happens if a
-            run is there. data.KEY=, policy.KEY=, network.KEY=, objective.KEY= and training.KEY= change one setting.
+        overrides: experiment=NAME and objective=NAME choose a file of settings. size=full takes the published network and
+            schedule. name=NAME names the run, run_dir=FOLDER puts it elsewhere; if a run is there, if_exists=error (the
+            default), resume or overwrite says what happens. data.KEY=, policy.KEY=, network.KEY=, objective.KEY= and
+            training.KEY= change one setting each.
 
     Instead of settings:
-        resume: go on with this run, with its own settings.
+        resume: a run that goes on with its own settings.
 
     Instead of training:
         keys: print every setting with its value and its explanation.
@@ -51,7 +52,7 @@ class Train:
     def __post_init__(self) -> None:
         if self.resume and self.overrides:
             raise InputError(
-                "resume= takes the run's own settings; give no others (a changed run would not be the same run)."
+                "resume= takes the run's own settings; give no others, because a changed run would not be the same run."
             )
 
     def run(self, command: str) -> int:

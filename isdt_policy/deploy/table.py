@@ -68,8 +68,8 @@ class Grid:
     Attributes:
         latencies: constant delays; default: 0, 1, 2, 3, 4 and 6 control steps of the task.
         modes: what happens while the policy computes; isdt deploy --help explains them.
-        episodes: per cell, all cells on the same seeds.
-        seed: of the first episode.
+        episodes: how many episodes a cell has; all cells have the same seeds.
+        seed: the first episode starts from this seed, the others from the seeds that follow.
         nfe: network evaluations per chunk, the same in all modes (rtc takes at least two).
         rate: control steps per second; default: the task's.
     """

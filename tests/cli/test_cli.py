@@ -3,13 +3,16 @@
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import zarr
 
 from isdt_policy import cli
+from isdt_policy.cli import command
 from isdt_policy.training.config import compose_config, options
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +34,39 @@ def test_every_verb_explains_itself(verb, capsys):
     text = capsys.readouterr().out
     assert f"isdt {verb}" in text
     assert "example" in text.lower()
+
+
+def test_help_keeps_to_its_width_and_says_a_text_of_several_options_once():
+    @dataclass(frozen=True)
+    class Base:
+        """Options that are inherited.
+
+        How:
+            speed: fast or slow.
+        """
+
+        speed: Literal["fast", "slow", "still"] = "fast"
+
+    @dataclass(frozen=True)
+    class Count(Base):
+        """Count.
+
+        Examples:
+            isdt count low=1 high=2        a note that does not fit
+            isdt count low=1
+
+        How:
+            low, high: bounds of what is counted.
+        """
+
+        low: int = 0
+        high: int = 9
+
+    text = command.help_text("count", Count, width=40)
+    assert all(len(line) <= 40 for line in text.splitlines())
+    assert "  # a note that does not fit\n  isdt count low=1 high=2\n  isdt count low=1\n" in text
+    how = " ".join(text.split("how\n")[1].split())
+    assert how == "low=0 high=9 bounds of what is counted. speed=fast fast or slow. One of fast, slow, still."
 
 
 def test_an_unknown_verb_names_the_nearest(capsys):

@@ -17,7 +17,7 @@ class Benchmark:
     """What all benchmarks have in common.
 
     Attributes:
-        rounds: turns. Every way of doing the work runs in each turn, so that a busy moment falls on all of them.
+        rounds: how often everything is timed in turn, so that a busy moment of the machine falls on all ways of doing the work.
     """
 
     rounds: int = 7
@@ -36,11 +36,11 @@ class Train(Benchmark):
     Attributes:
         size: parameters of each network.
         batch: windows per step.
-        calls: steps of each in a turn.
-        threads: CPU threads; 0 leaves PyTorch's choice.
-        device: "cpu", "cuda", ...
-        compile: torch.compile both networks, as training.compile does.
-        guidance_scale: training guidance of iSD-T; 1 leaves it out, any other value costs an evaluation.
+        calls: steps per turn.
+        threads: CPU threads; 0: as many as PyTorch chooses.
+        device: cpu, cuda or cuda:N.
+        compile: compile both networks, as training.compile does.
+        guidance_scale: training guidance of iSD-T; 1: none. Any other value takes one more evaluation.
         data: demonstrations.
     """
 
@@ -60,10 +60,10 @@ class Infer(Benchmark):
 
     Attributes:
         size: parameters of each network.
-        calls: calls in a turn; of a single evaluation ten times as many.
-        threads: CPU threads; 0 leaves PyTorch's choice.
-        device: "cpu", or "cuda", where evaluations are timed on the device and as CUDA graphs too.
-        compile: torch.compile both networks; the baseline's samplers use it compiled.
+        calls: calls per turn; single evaluations get ten times as many.
+        threads: CPU threads; 0: as many as PyTorch chooses.
+        device: cpu or cuda; on cuda, evaluations are also timed as CUDA graphs.
+        compile: compile both networks, those of the baseline's samplers too.
     """
 
     size: Size = "4m"
@@ -78,13 +78,13 @@ class Eval(Benchmark):
     """Whole evaluations.
 
     Attributes:
-        task: on PushT a policy acts; on the others, whose simulators take all the time, their expert.
-        checkpoint: a trained policy; without one, an untrained one acts on PushT.
+        task: a policy acts in pusht; the expert acts in the others, where the simulator takes nearly all the time.
+        checkpoint: a trained policy; default: an untrained one acts in pusht.
         size: parameters of the untrained policy.
-        episodes: per turn.
-        n_envs: environments of the evaluator at a time.
-        n_workers: processes of the evaluator; 0 steps environments in this one.
-        threads: CPU threads; 0 leaves PyTorch's choice.
+        episodes: episodes per turn.
+        n_envs: how many environments the evaluator runs at a time.
+        n_workers: how many processes step them; 0: this process steps them.
+        threads: CPU threads; 0: as many as PyTorch chooses.
     """
 
     rounds: int = 3
@@ -103,11 +103,11 @@ class Data(Benchmark):
 
     Attributes:
         data: a store.
-        keys: windows: stored observation keys; default: all but images and outcomes.
+        parts: what is measured; default: everything, import only if another project wrote the store.
+        keys: observation keys of the windows; default: all but images and outcomes.
         batch: windows per batch.
-        seconds: per way and turn, at least one call.
-        parts: what is measured; default: all, the import only where the store is somebody else's.
-        frames: images and memory: frames of the generated stores.
+        seconds: how long each way runs per turn; it runs at least once.
+        frames: how many frames the generated stores have.
     """
 
     data: PathText = BUNDLED
@@ -129,13 +129,13 @@ class Serve(Benchmark):
     """A server process and its clients.
 
     Attributes:
-        checkpoint: a trained policy; without one, an untrained one is exported to ONNX.
+        checkpoint: a trained policy; default: an untrained one, exported to ONNX.
         size: parameters of the untrained policy.
-        clients: connections.
-        rate: questions per second of each connection.
+        clients: how many clients ask, each over its own connection.
+        rate: questions per second from each client.
         seconds: how long the clients ask.
-        calls: single requests in a turn.
-        threads: CPU threads of the server and of this process; 0 leaves PyTorch's choice.
+        calls: single requests per turn.
+        threads: CPU threads of the server, and of this process; 0: as many as PyTorch chooses.
     """
 
     checkpoint: PathText = ""
@@ -152,8 +152,8 @@ class Env(Benchmark):
     """Control steps of an environment and of what it wraps.
 
     Attributes:
-        task: whose environment.
-        calls: control steps in a turn.
+        task: which environment is timed.
+        calls: control steps per turn.
     """
 
     task: Literal["pusht", "lift", "can", "square"] = "pusht"

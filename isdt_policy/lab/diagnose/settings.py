@@ -14,16 +14,16 @@ class Settings:
     """What is measured, on what, and how finely.
 
     Attributes:
-        checkpoint: run directory, checkpoint, or folder written by save_pretrained.
-        data: demonstrations; default: those the run was trained on. Its held-out episodes are used, or all of them if the
-            folder does not say which were held out.
-        out: folder; default: diagnostics in the checkpoint's.
-        batches: training batches whose gradient is taken; 0 leaves gradients out.
-        windows: held-out windows that everything else is measured on.
-        draws: chunks drawn per observation, for their spread.
-        grid: times of the (t, s) triangle.
-        seed: of every draw.
-        device: "cpu", "cuda", ...
+        checkpoint: a run, a checkpoint, or a folder written by save_pretrained.
+        data: demonstrations; default: those that the run was trained on. The episodes that were held out are used, or all
+            episodes if the folder does not say which were.
+        out: folder; default: CHECKPOINT/diagnostics.
+        batches: measure gradients on so many training batches; 0: do not.
+        windows: measure everything else on so many held-out windows.
+        draws: chunks drawn per observation, to see how varied they are.
+        grid: times between data and noise at which the map is checked, in pairs.
+        seed: another seed draws other noise and batches.
+        device: cpu, cuda or cuda:N.
     """
 
     checkpoint: PathText

@@ -17,10 +17,10 @@ class ToySettings:
     """Budget and measurement of a toy cell.
 
     Attributes:
-        steps, batch_size, lr, ema_decay: of the training; warm-up, cosine to zero, gradient clip 1, float32.
-        width, depth, time_dim, time_periods: of the MLP.
+        steps, batch_size, lr, ema_decay: how each network is trained; with warm-up, cosine to zero, gradient clip 1, float32.
+        width, depth, time_dim, time_periods: sizes of the network, an MLP, and the speed of its time features.
         samples: points per measurement; the sampling floor depends on it.
-        repeats: independent measurements that are averaged.
+        repeats: how many independent measurements are averaged.
     """
 
     steps: int = 4000
@@ -40,11 +40,11 @@ class PushtSettings:
     """Budget and measurement of a PushT cell.
 
     Attributes:
-        experiment: configuration whose data, network and optimiser every cell shares.
-        steps, batch_size: optimiser steps, and windows in each.
-        n_action_steps: actions executed of each chunk.
-        episodes: selection seeds (200000 ...) per number of evaluations, the same for every cell.
-        compile: torch.compile the network in training.
+        experiment: every run has the data, network and optimiser of this experiment.
+        steps, batch_size: optimiser steps per run, and windows per step.
+        n_action_steps: how many actions of a chunk are executed.
+        episodes: selection seeds (from 200000) at each number of evaluations, the same for every run.
+        compile: compile the network for training.
     """
 
     experiment: str = "pusht_demo"
@@ -59,11 +59,11 @@ class PushtSettings:
 class Study:
     """Which cells of the method study to run, and where they stay.
 
-    Attributes:
-        rows: ways of training; default: all. A wrong name lists them.
+    What is compared:
+        rows: objectives and their variants; default: all. A wrong name prints the list.
         seeds: training seeds.
         threads: CPU threads.
-        out: folder of cells, tables and figures.
+        out: folder for results, tables and figures.
         report: write tables and figures at the end.
     """
 
@@ -87,7 +87,7 @@ class Toys(ToySettings, Study):
     """The toy study.
 
     Attributes:
-        densities: what is learnt; default: all.
+        densities: which densities are learnt; default: all three.
     """
 
     densities: tuple[Literal["eight_gaussians", "checkerboard", "two_moons"], ...] = ()
@@ -102,7 +102,7 @@ class Pusht(PushtSettings, Study):
     """The PushT study.
 
     Attributes:
-        work: where runs live until their cell is done.
+        work: folder for the runs; a run is removed when it has been measured.
     """
 
     work: Path = Path("outputs/study")
@@ -117,7 +117,7 @@ class Report:
     """What is told of toys and PushT.
 
     Attributes:
-        out: folder of the study.
+        out: folder of the study, as in study toys and study pusht.
     """
 
     out: Path = OUT
@@ -132,17 +132,17 @@ class Tasks:
     """Which cells of the study of tasks to run.
 
     Attributes:
-        experiments: names of configs/experiment.
-        objectives: "recipe", the objective that the experiment names, and names of configs/objective.
+        experiments: which experiments (tasks), such as lift, can, square, pusht_human.
+        objectives: recipe is the experiment's own objective; the others are names that isdt train objective= knows.
         seeds: training seeds.
-        episodes: final-evaluation seeds (100000 ...) per arm, the same for every cell.
-        arms: in place of the usual ones, where a policy can be asked so. More of them can be added later.
-        threads: CPU threads of a cell.
-        n_envs, n_workers: environments at a time, and processes that step them, of the evaluation.
-        out: where results stay: a folder per cell with eval_info.json and train_config.json, tables.md and success.png.
-        work: where runs live, with their weights.
-        overrides: settings of isdt train that all cells share, such as data.path=.
-        report: true writes tables and figures at the end, only does nothing else, false leaves them.
+        overrides: settings of isdt train that all runs share, such as data.path=.
+        episodes: final seeds (from 100000) per arm, the same for every run.
+        arms: ask the policies so, where they can be; default: what is usual for each kind. More arms can be added later.
+        threads: CPU threads of a run.
+        n_envs, n_workers: how many environments an evaluation runs at a time, and how many processes step them.
+        out: folder for results: eval_info.json and train_config.json of every run, tables.md and success.png.
+        work: folder for runs with their weights.
+        report: true writes tables and figures at the end, false does not; only writes them and runs nothing.
     """
 
     experiments: tuple[str, ...] = ()

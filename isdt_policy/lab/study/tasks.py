@@ -90,7 +90,7 @@ def cell_config(experiment: str, objective: str, seed: int, tasks: Tasks) -> Jso
     """The configuration of a cell's training run, as `isdt train` composes it."""
     name = f"{experiment}_{objective}_{seed}"
     # Baselines draw standard normal noise, as their papers have it.
-    chosen = [] if objective == RECIPE else [f"objective={objective}", "policy.noise_scale=1"]
+    chosen = [] if objective == RECIPE else [f"objective={objective}", "policy.noise_scale=1.0"]
     config = compose_config([
         f"experiment={experiment}", *chosen, f"name={name}", f"run_dir={tasks.work / name}", "if_exists=resume",
         f"training.seed={seed}", f"training.threads={tasks.threads}", *tasks.overrides,

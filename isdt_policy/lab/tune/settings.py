@@ -14,17 +14,17 @@ class Tuning:
     """How to search.
 
     Attributes:
-        trials: runs in all, those of an earlier sitting included.
-        looks: shares of a run's steps at which it is rolled out and may be stopped. The end is always looked at.
-        look_episodes: selection seeds of such a look: the first ones.
-        episodes: selection seeds at the end.
+        trials: how many runs the search has in all, with those of earlier commands.
+        looks: at these shares of its steps a run is rolled out and may be stopped. It is always rolled out at its end.
+        look_episodes: episodes of such a rollout, on the first selection seeds.
+        episodes: episodes of the rollout at the end.
         nfe: network evaluations per chunk, or a sampler such as euler10.
-        prune: stop runs below the median of earlier ones at the same look; false lets every run go to its end.
-        startup: trials before any is stopped, and before the search learns from what it saw.
-        seed: of the draws of settings.
-        n_envs: environments at a time.
-        keep: keep the checkpoints of every trial; false removes all but the best trial's.
-        out: folder.
+        prune: stop a run that scores below the median of earlier runs at the same look; false: every run finishes.
+        startup: so many trials run before any is stopped, and before the search learns from scores.
+        seed: another seed tries other settings.
+        n_envs: how many environments run at a time.
+        keep: keep the checkpoints of every trial; false: only those of the best.
+        out: folder for everything that is written.
     """
 
     trials: int = 16
