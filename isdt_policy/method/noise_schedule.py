@@ -9,15 +9,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.extras import require
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 BETA_SCHEDULES = ("squaredcos_cap_v2", "linear", "scaled_linear")
+
+
+class Denoised(Protocol):
+    """What a step of a scheduler returns."""
+
+    prev_sample: Tensor
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """What is used of a scheduler of diffusers."""
+
+    alphas_cumprod: Tensor
+    timesteps: Tensor
+
+    def set_timesteps(self, n: int, /) -> None: ...
+    def step(self, output: Tensor, level: int, sample: Tensor, /, **options: object) -> Denoised: ...
+    def add_noise(self, data: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor: ...
+    def get_velocity(self, data: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class NoiseSchedule:
         if self.train_steps < 2:
             raise InputError(f"train_steps must be at least 2, got {self.train_steps}.")
 
-    def scheduler(self, name: str = "ddpm", clip: float | None = None, spacing: str = "leading") -> Any:
+    def scheduler(self, name: str = "ddpm", clip: float | None = None, spacing: str = "leading") -> Scheduler:
         """A new diffusers scheduler of these levels, "ddpm" or "ddim".
 
         Args:
@@ -52,14 +72,8 @@ class NoiseSchedule:
         Raises:
             InputError: diffusers is not installed.
         """
-        try:
-            from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-            from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-        except ImportError as error:
-            raise InputError(
-                f"diffusion policies need diffusers ({error}). Install it: pip install 'isdt-policy[diffusers]'"
-            ) from error
-        return {"ddpm": DDPMScheduler, "ddim": DDIMScheduler}[name](
+        module = require(f"diffusers.schedulers.scheduling_{name}", "diffusers", "diffusion policies")
+        scheduler = getattr(module, {"ddpm": "DDPMScheduler", "ddim": "DDIMScheduler"}[name])(
             num_train_timesteps=self.train_steps,
             beta_schedule=self.beta_schedule,
             prediction_type=self.prediction,
@@ -67,6 +81,7 @@ class NoiseSchedule:
             clip_sample_range=1.0 if clip is None else clip,
             timestep_spacing=spacing,
         )
+        return cast(Scheduler, scheduler)
 
     def times(self, alphas_cumprod: Tensor) -> Tensor:
         """t of every level on the trigonometric path, (train_steps,) float64, rising with the noise."""

@@ -7,7 +7,7 @@ A normaliser is an affine map per feature, stored as buffers, so it is saved and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from isdt_policy.method.shapes import Chunks, Frames
 from isdt_policy.shared.errors import InputError, nearest
 
-Statistics = Mapping[str, Any]
+Statistics = Mapping[str, NDArray[np.floating] | Sequence[float]]
+
+
+class Windows(TypedDict):
+    """Windows, as far as statistics read them: {key: (batch, n_obs_steps, d)} and (batch, horizon, action_dim)."""
+
+    obs: dict[str, NDArray[np.generic]]
+    action: NDArray[np.float32]
+
+
 MODES = ("limits", "gaussian", "gaussian_per_step")
 ACTION_MODES = (*MODES, "gaussian_vectors")
 
@@ -96,16 +105,19 @@ class Normalizer(nn.Module):
         statistics: Mapping[str, Statistics],
         obs_mode: str = "limits",
         action_mode: str = "limits",
-        action_parts: Sequence[int] | None = None,
+        action_parts: Sequence[int] = (),
     ) -> None:
-        """Fit every map; `statistics` has one entry per observation key and one named "action" (see `action_statistics`).
-
-        "gaussian_vectors", for actions, is "gaussian_per_step" with one scale for the entries of a position and one for those of
-        a rotation: an entry that hardly changes, such as a hand's tilt, is not blown up to the weight of those that do.
+        """Fit every map.
 
         Args:
-            action_parts: sizes of the positions, rotations, ... that an action consists of, in order, as the task says;
-                None takes the action as one.
+            statistics: one entry per observation key, and one named "action" (see `action_statistics`).
+            obs_mode: see `Affine.fit`.
+            action_mode: the same, or "gaussian_vectors": "gaussian_per_step" with one scale for all entries of a part. An entry
+                that hardly changes, such as the tilt of a hand, is then not blown up to the weight of those that do.
+            action_parts: sizes of the parts of an action (a position, a rotation, ...), in order; "gaussian_vectors" reads them.
+
+        Raises:
+            InputError: no statistics for a key, an unknown mode, or parts that do not add up to the action.
         """
         missing = [key for key in [*self.obs, "action"] if key not in statistics]
         if missing:
@@ -114,9 +126,13 @@ class Normalizer(nn.Module):
             affine.fit(statistics[key], obs_mode)  # type: ignore[operator]
         action = dict(statistics["action"])
         if action_mode == "gaussian_vectors":
-            action["std"] = _pooled(
-                np.asarray(action["std"], np.float64), action_parts or [self.action.offset.shape[-1]]
-            )
+            size = self.action.offset.shape[-1]
+            if sum(action_parts) != size:
+                raise InputError(
+                    f"action_normalization='gaussian_vectors' needs the parts of an action of {size} entries, got "
+                    f"{list(action_parts)}."
+                )
+            action["std"] = _pooled(np.asarray(action["std"], np.float64), action_parts)
             action_mode = "gaussian_per_step"
         elif action_mode not in MODES:
             raise InputError(
@@ -156,7 +172,7 @@ class Normalizer(nn.Module):
 
 def _pooled(std: NDArray[np.float64], sizes: Sequence[int]) -> NDArray[np.float64]:
     """(..., d) with the entries of each vector replaced by their root mean square."""
-    parts = np.split(std, np.cumsum(sizes)[:-1], axis=-1)
+    parts = np.split(std, np.cumsum(sizes)[:-1].tolist(), axis=-1)
     pooled = [np.broadcast_to(np.sqrt(np.square(p).mean(axis=-1, keepdims=True)), p.shape) for p in parts]
     return np.concatenate(pooled, axis=-1)
 
@@ -197,7 +213,7 @@ def _turn(v: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([cos * x - sin * y, sin * x + cos * y], dim=-1)
 
 
-def action_statistics(batches: Iterable[Mapping[str, Any]], reference: str) -> dict[str, np.ndarray]:
+def action_statistics(batches: Iterable[Windows], reference: str) -> dict[str, NDArray[np.float64]]:
     """min, max, mean and std of action chunks over all windows, each (horizon, action_dim), seen from `reference`."""
     count = 0
     total = square = np.zeros(())

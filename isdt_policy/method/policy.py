@@ -206,7 +206,7 @@ class Policy(nn.Module):
         if scale == 1:
             return chosen
 
-        def run(flow_map: FlowMap, noise: Chunks, cond: Embeddings, **later: Any) -> Chunks:
+        def run(flow_map: FlowMap, noise: Chunks, cond: Embeddings, **later: object) -> Chunks:
             return chosen.run(flow_map, scale * noise, cond, **later)
 
         return dataclasses.replace(chosen, run=run)
@@ -225,7 +225,7 @@ class Policy(nn.Module):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return chosen.run(self.flow_map, noise, cond, generators=generators)
 
-    def _check_obs(self, obs: Mapping[str, Any]) -> int:
+    def _check_obs(self, obs: Mapping[str, object]) -> int:
         batch = None
         for key, dim in self.config.obs_dims.items():
             if key not in obs:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import expand, flow_map_step, interpolate
-from isdt_policy.method.noise_schedule import NoiseSchedule
+from isdt_policy.method.noise_schedule import NoiseSchedule, Scheduler
 from isdt_policy.method.shapes import Embeddings, Samples, Times, no_type_check
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
@@ -121,7 +120,13 @@ def _spacing(schedule: NoiseSchedule, n: int) -> str:
 
 
 def _denoise(
-    flow_map: FlowMap, x: Samples, cond: Embeddings, scheduler: Any, schedule: NoiseSchedule, n: int, **step: Any
+    flow_map: FlowMap,
+    x: Samples,
+    cond: Embeddings,
+    scheduler: Scheduler,
+    schedule: NoiseSchedule,
+    n: int,
+    **step: object,
 ) -> Samples:
     scheduler.set_timesteps(n)
     times = schedule.times(scheduler.alphas_cumprod)
@@ -238,13 +243,13 @@ class Sampling:
             raise InputError(f"sampling.refine_time must be in [0, 1), got {self.refine_time}.")
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Sampling:
+    def read(cls, values: Mapping[str, object]) -> Sampling:
         """From a mapping, as config.json holds it."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise InputError(f"unknown key 'sampling.{unknown[0]}'.{nearest(unknown[0], known)}")
-        return cls(**values)
+        return cls(**values)  # type: ignore[arg-type]  # checked in __post_init__
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -155,7 +155,7 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     torch.manual_seed(seed)
     sizes = {key: spec.size for key, spec in observations.items()}
     normalizer = Normalizer(sizes, config.horizon, action_dim, config.action_reference)
-    parts = [part.size for part in data.spec.action_parts]
+    parts = _action_parts(config, data.spec)
     normalizer.fit(statistics, config.obs_normalization, config.action_normalization, parts)
     complete = dataclasses.replace(
         config,
@@ -166,6 +166,17 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         sigma_data=normalizer.action_spread(statistics["action"]) if sigma_data is None else sigma_data,
     )
     return Policy(complete, normalizer=normalizer)
+
+
+def _action_parts(config: PolicyConfig, spec: TaskSpec) -> tuple[int, ...]:
+    """Sizes of the parts of the task's action; refuses a task that does not say what they are where that matters."""
+    unnamed = any(part.kind == "other" and part.size > 3 for part in spec.action_parts)
+    if config.action_normalization == "gaussian_vectors" and unnamed:
+        raise InputError(
+            f"policy.action_normalization=gaussian_vectors scales the parts of an action, and task '{spec.id}' does not say what "
+            "they are. Name them in its TaskSpec (action_parts), or use gaussian_per_step."
+        )
+    return tuple(part.size for part in spec.action_parts)
 
 
 def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore, reference: str) -> tuple[str, ...]:

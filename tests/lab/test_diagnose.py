@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from isdt_policy.lab.diagnose.measure import (
     triangle_pairs,
 )
 from isdt_policy.lab.diagnose.reading import ROLLOUTS, Training, read, what_to_do
-from isdt_policy.lab.diagnose.run import diagnose
+from isdt_policy.lab.diagnose.run import _run_config, diagnose
 from isdt_policy.lab.diagnose.settings import Settings
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
@@ -37,6 +38,7 @@ from isdt_policy.method.objectives import ISD, OBJECTIVES
 from isdt_policy.method.policy import Policy, PolicyConfig
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.shared.errors import InputError
+from isdt_policy.training.config import RunConfig
 
 PATHS = [cls() for cls in INTERPOLANTS.values()]
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)
@@ -440,3 +442,11 @@ def test_wrong_arguments_are_explained(args, message, capsys):
     error = capsys.readouterr().err.strip()
     assert message in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_run_of_an_old_checkpoint_is_read_in_todays_words():
+    """Version 0.1.0 had training.tensorboard."""
+    run = Path(__file__).parents[1] / "fixtures/v0_1/run_isd_t"
+    for place in (run, run / "checkpoints/last", run / "checkpoints/last/policy"):
+        settings = _run_config(place)
+        assert "loggers" in RunConfig.read(settings).training.__dict__

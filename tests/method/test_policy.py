@@ -264,8 +264,12 @@ class TestNormalization:
         )
         statistics = {"min": -std, "max": std, "mean": np.zeros_like(std), "std": std}
         normalizer = Normalizer({"p": 3}, 4, 10)
-        given = {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics}
-        normalizer.fit(given, "limits", "gaussian_vectors", action_parts=[3, 6, 1])
+        normalizer.fit(
+            {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics},
+            "limits",
+            "gaussian_vectors",
+            (3, 6, 1),
+        )
         scale = normalizer.action.scale.numpy()
         assert np.allclose(scale[0, :3], (0.14 / 3) ** -0.5)
         assert np.allclose(scale[0, 3:9], (2.5002 / 6) ** -0.5)
@@ -274,8 +278,17 @@ class TestNormalization:
         chunk = torch.from_numpy(std).float()[None]
         there = normalizer.normalize_action(chunk, {})
         assert torch.allclose(normalizer.unnormalize_action(there, {}), chunk, atol=1e-6)
+        with pytest.raises(InputError, match=r"the parts of an action of 10 entries, got \[3, 3, 1\]"):
+            normalizer.fit(
+                {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics},
+                "limits",
+                "gaussian_vectors",
+                (3, 3, 1),
+            )
         with pytest.raises(InputError, match="Did you mean 'gaussian_vectors'"):
-            normalizer.fit(given, "limits", "gaussian_vector")
+            normalizer.fit(
+                {"p": {k: v[0, :3] for k, v in statistics.items()}, "action": statistics}, "limits", "gaussian_vector"
+            )
 
     @pytest.mark.parametrize(("mode", "pooled"), [("gaussian", True), ("gaussian_per_step", False)])
     def test_relative_chunks_have_unit_variance_and_come_back(self, batch, mode, pooled):

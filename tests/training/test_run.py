@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from isdt_policy import cli
+from isdt_policy.envs import task_spec
+from isdt_policy.envs.registry import ActionPart
 from isdt_policy.method.device import find_device
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training import checkpoint
-from isdt_policy.training.config import compose_config, load_config
+from isdt_policy.training.config import RunConfig, compose_config, load_config
+from isdt_policy.training.data import _action_parts
 from isdt_policy.training.interrupt import Interrupted
 from isdt_policy.training.run import build_trainer, train
 from isdt_policy.training.trainer import Trainer
@@ -271,3 +275,16 @@ def test_what_is_being_compiled_is_said_before_it_takes_minutes(tiny_store, tmp_
         "of part 'diagonal'",
         "of part 'complete'",
     ]
+
+
+def test_parts_of_an_action_share_one_scale_only_where_the_task_names_them(tiny_store, tmp_path):
+    """They were inferred from the number of entries: 7 or 10 was an arm, whatever it was."""
+    config = RunConfig.read(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1")))
+    policy = replace(config.policy, action_normalization="gaussian_vectors")
+    known, unknown = task_spec("lift_abs"), task_spec("pusht")
+    assert _action_parts(policy, known) == (3, 6, 1)
+    assert _action_parts(policy, unknown) == (2,)
+    hand = replace(known, action_parts=(ActionPart("other", 10),))
+    with pytest.raises(InputError, match=r"task 'lift_abs' does not say what they are. Name them in its TaskSpec"):
+        _action_parts(policy, hand)
+    assert _action_parts(config.policy, hand) == (10,)

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +35,8 @@ from isdt_policy.shared import files, page
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.provenance import commit
+from isdt_policy.training.config import Settings as RunSettings
+from isdt_policy.training.config import load_config
 from isdt_policy.training.run import build_trainer
 from isdt_policy.training.trainer import Windows
 
@@ -179,15 +182,11 @@ def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, 
     return trainer.validation or trainer.train, f"{side} episodes of {config['data']['path']}", batches
 
 
-def _run_config(checkpoint: Path) -> dict[str, dict[str, object]] | None:
+def _run_config(checkpoint: Path) -> RunSettings | None:
     """Settings of the run directory at or above a checkpoint."""
     for folder in [checkpoint, *checkpoint.resolve().parents[:3]]:
-        try:
-            config = json.loads((folder / "config.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            continue
-        if {"data", "training", "objective"} <= set(config):
-            return dict(config)
+        with suppress(InputError):  # a policy's config.json is none of a run
+            return load_config(folder)
     return None
 
 

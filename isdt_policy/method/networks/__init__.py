@@ -7,8 +7,8 @@ dataclass of its sizes, whose `build(action_dim, cond_dim, horizon)` makes it, a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
-from typing import Any, ClassVar, Protocol
+from dataclasses import Field, asdict, fields
+from typing import ClassVar, Protocol
 
 from torch import nn
 
@@ -20,7 +20,7 @@ from isdt_policy.shared.errors import InputError, nearest
 class NetworkConfig(Protocol):
     """The sizes of a network: a frozen dataclass."""
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
     def build(self, action_dim: int, cond_dim: int, horizon: int) -> nn.Module:
         """The network with fresh weights."""

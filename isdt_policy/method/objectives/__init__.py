@@ -1,7 +1,6 @@
 """Training objectives, one file each; all are called alike (see base.py). `OBJECTIVES` is the registry."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from isdt_policy.method.objectives.base import Loss, Objective
 from isdt_policy.method.objectives.consistency import Consistency
@@ -38,7 +37,7 @@ LATER_SETTINGS = {
 }  # fmt: skip
 
 
-def completed(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+def completed(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, object]:
     """The settings of an objective as an older run saved them, with those of `now` that did not exist then."""
     return {**{key: value for key, value in LATER_SETTINGS.items() if key in now}, **before}
 
