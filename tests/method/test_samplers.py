@@ -117,7 +117,7 @@ class TestDiffusers:
         torch.testing.assert_close(Trigonometric().alpha(times).square(), abar.double(), rtol=0, atol=1e-7)
 
     def test_without_diffusers_the_error_says_what_to_install(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddim", None)
+        monkeypatch.setitem(sys.modules, "diffusers.schedulers.scheduling_ddpm", None)
         with pytest.raises(InputError, match=r"pip install 'isdt-policy\[diffusers\]'"):
             NoiseSchedule().scheduler()
 
