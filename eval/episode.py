@@ -35,11 +35,11 @@ ActorFactory = Callable[[Env], Callable[[Observation], ArrayLike]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where an episode begins in place of what its seed draws.
+    """Where an episode begins, if its seed does not decide it.
 
     Attributes:
-        state: of the simulator.
-        seed: drew what the state leaves out (sizes of objects); None is the episode's own.
+        state: the simulator's state.
+        seed: draws what the state leaves out (sizes of objects); None: the episode's own seed.
         model_file: robomimic's attribute of a demonstration, which says the same where no seed is known.
     """
 
@@ -53,9 +53,9 @@ class Episode:
     """One entry of the work queue.
 
     Attributes:
-        seed: of the environment's reset and of the policy's noise.
+        seed: decides the environment's reset and the policy's noise.
         arm: how the policy is asked.
-        start: where to begin; None is what the seed draws.
+        start: where to begin; None: where the seed says.
     """
 
     seed: int

@@ -29,7 +29,7 @@ WARM_UP = 2  # the first calls choose algorithms and allocate
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of durations, in milliseconds."""
+    """Percentiles of durations, in milliseconds."""
 
     p50: float
     p95: float
@@ -41,10 +41,10 @@ class Latency:
     """Inference calls of one arm.
 
     Attributes:
-        single_row_ms: one row alone, as a robot asks.
-        batch_ms: the calls of the evaluation.
-        batch_rows: mean number of episodes in such a call.
-        calls: number of such calls.
+        single_row_ms: a call with one row, as when a robot asks.
+        batch_ms: a call of the evaluation.
+        batch_rows: how many episodes such a call has on average.
+        calls: how many such calls there were.
     """
 
     single_row_ms: Percentiles
@@ -118,7 +118,7 @@ class Inference:
         return action
 
     def latency(self, arm: Arm) -> Latency | None:
-        """Of the calls of one arm, as they ran and with one row alone; None without calls."""
+        """How long the calls of an arm took, and how long a call with one row takes; None without calls."""
         calls = self.calls.get(arm)
         if not calls or self._last is None:
             return None

@@ -21,8 +21,8 @@ class Journal:
     journal is opened again.
 
     Args:
-        folder: for episodes.jsonl and protocol.json.
-        fingerprint: of the policy's weights; an evaluation that goes on must show the same.
+        folder: holds episodes.jsonl and protocol.json.
+        fingerprint: identifies the policy's weights; an evaluation that goes on must have the same.
     """
 
     def __init__(self, folder: str | Path, fingerprint: str | None = None) -> None:

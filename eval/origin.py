@@ -24,10 +24,10 @@ class PolicyInfo:
 
     Attributes:
         checkpoint: where it was loaded from; None for a scripted policy.
-        name: of a scripted policy.
+        name: the scripted policy's name; None for a trained one.
         fingerprint: SHA-256 of its weights and configuration, or its name.
-        parameters: how many it has.
-        training: what its training had cost: step, windows, seconds.
+        parameters: how many parameters it has.
+        training: what its training took: step, windows, seconds.
         config: its configuration.
     """
 
@@ -44,13 +44,13 @@ class Origin:
     """Where a result comes from.
 
     Attributes:
-        command: as it was typed.
-        options: what it meant, defaults included.
-        commit: of this software.
-        created: time in UTC.
+        command: the command line as it was typed.
+        options: all its options, with defaults.
+        commit: this software's git commit.
+        created: when the result was made, in UTC.
         policy: what acted.
-        versions: of the packages that can change a result.
-        hardware: of the machine.
+        versions: versions of the packages that can change a result.
+        hardware: processor, cores, threads and accelerator.
     """
 
     command: str = ""
@@ -63,7 +63,7 @@ class Origin:
 
     @classmethod
     def now(cls, command: str, options: Json, policy: PolicyInfo, task: str) -> Origin:
-        """Of a result that has just been made on this machine."""
+        """The origin of a result that is made here and now."""
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         return cls(command, options, commit(), created, policy, versions(task), hardware())
 

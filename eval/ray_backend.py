@@ -23,7 +23,7 @@ class RaySlots:
         recipe: what the actors build; must be picklable, and its modules importable on every node.
         n_slots: environments in all.
         n_workers: actors; None takes one per CPU of the cluster.
-        address: of the cluster; None joins the one this process is connected to, or starts one on this machine.
+        address: the cluster's address; None joins the cluster that this process is connected to, or starts one here.
         timeout_s: longest silence on one command, the start of an actor included.
     """
 

@@ -35,16 +35,16 @@ class EpisodeRecord:
     """What happened in one episode; nothing in it depends on time, batch or worker.
 
     Attributes:
-        seed: of the environment's reset and of the policy's noise.
+        seed: decides the environment's reset and the policy's noise.
         arm: how the policy was asked.
         success: None if the environment never said whether it succeeded.
-        max_reward, sum_reward, final_reward: over the steps.
+        max_reward, sum_reward, final_reward: largest, summed and last reward of its steps.
         length: number of steps.
         steps_to_success: number of the first step that was a success; None if there was none.
         digest: hash of every action and reward; None after an error.
         error: why the episode could not be run; it then counts as a failure with score 0.
-        final_coverage, max_coverage: of a task that measures coverage.
-        initial_state, final_state: of a task that observes "state".
+        final_coverage, max_coverage: last and largest coverage, in a task that measures it.
+        initial_state, final_state: observations "state", in a task that has them.
         mode: which of the task's ways a success took, counted from 0; None for a task that names none.
     """
 
@@ -113,13 +113,13 @@ class ArmSummary:
         n_success: successes; None if the environment never says whether an episode succeeded.
         n_error: episodes that could not be run; they count as failures with score 0, because leaving them out would reward
             a policy that breaks its simulator.
-        success_rate: with its Wilson interval; None like `n_success`.
+        success_rate: rate of success with its Wilson interval; None like `n_success`.
         score: mean over episodes of the highest reward, with its bootstrap interval.
         mean_sum_reward: over episodes.
         mean_steps_to_success: over successes; None if there are none.
         mean_length: over episodes.
         final_coverage, max_coverage: means; None for a task that measures no coverage.
-        latency: of the inference calls; None if this evaluation made none.
+        latency: how long inference took; None if this evaluation made no calls.
         mode_entropy: how evenly the successes spread over the ways in which the task can be done, from 0 (always the same)
             to 1 (all equally often); None for a task that names none, or without successes.
     """
@@ -207,12 +207,12 @@ class Timing:
     """Where the time of an evaluation went, in seconds.
 
     Attributes:
-        wall_s: in all.
-        env_s: in environments, over all processes.
-        policy_s: in the policy.
-        overhead_s: what is left beside environments and policy when both run in one process.
-        episodes: run in this sitting; those found in a journal are not.
-        episodes_per_s: of this sitting.
+        wall_s: the whole evaluation.
+        env_s: environments, over all processes.
+        policy_s: the policy.
+        overhead_s: all else, when environments and policy run in one process.
+        episodes: how many episodes were run now; those from a journal do not count.
+        episodes_per_s: the same per second.
     """
 
     wall_s: float = 0.0
@@ -242,7 +242,7 @@ class Result:
 
     Attributes:
         protocol: its conditions.
-        seeds: in the order asked for.
+        seeds: the seeds, in the order asked for.
         arms: what was compared, in the order asked for, with their numbers.
         episodes: one record per (arm, seed), ordered by arm, then as `seeds`.
         timing: where the time went.

@@ -93,7 +93,7 @@ def bootstrap_mean(values: ArrayLike, confidence: float = 0.95, n_boot: int = 10
         values: (n,) one number per episode.
         confidence: nominal coverage.
         n_boot: resamples.
-        seed: of the resampling, so that a report repeats.
+        seed: decides the resampling, so that a report repeats.
     """
     x = _vector(values, "values")
     rng = np.random.default_rng(seed)
@@ -137,7 +137,7 @@ def paired_difference(
         b: (n,) numbers of B on the same seeds.
         confidence: nominal coverage.
         n_boot: resamples.
-        seed: of the resampling.
+        seed: decides the resampling.
     """
     x, y = _pair(a, b)
     difference = y - x
@@ -166,7 +166,7 @@ def hierarchical_bootstrap(
         groups: per training seed the (n_i,) numbers of its episodes.
         confidence: nominal coverage.
         n_boot: resamples.
-        seed: of the resampling.
+        seed: decides the resampling.
 
     Raises:
         InputError: for fewer than two groups.

@@ -26,10 +26,10 @@ class Actor:
 
     Attributes:
         policy: what acts.
-        spec: of the task.
+        spec: the task in which it acts.
         fingerprint: identity of its weights, or the name of a scripted policy.
         checkpoint: where it was loaded from; None for a scripted policy.
-        name: of a scripted policy.
+        name: the scripted policy's name; None for a trained one.
     """
 
     policy: Policy

@@ -8,18 +8,18 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.loading import ADDRESS, load_policy, nfe_of
-from isdt_policy.deploy.server import PolicyServer, Serving
+from isdt_policy.deploy.server import Endpoint, PolicyServer, Serving
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
 
-@dataclass(frozen=True)
-class Serve:
+@dataclass(frozen=True, kw_only=True)
+class Serve(Endpoint):
     """Serve a policy over a websocket.
 
     Messages are msgpack, and openpi's clients work too. Ctrl-C answers what was asked and ends. Set ISDT_API_KEY in the
@@ -30,33 +30,22 @@ class Serve:
         isdt serve checkpoint=policy.onnx port=9000                   an exported policy, without torch
         ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    other machines can ask, with the key
 
-    Options:
+    What is served:
         checkpoint: a run, a checkpoint, a folder of save_pretrained, or a .onnx file.
         nfe: network evaluations per chunk; default: 1, or the number that an exported policy is fixed to.
         rtc: clients may send actions that the answer must continue, which takes two evaluations. A .onnx file that can do it
             does it without this option.
-        host: listen on this address; 0.0.0.0 is every address of this machine.
-        port: listen on this port; 0 takes a free one.
-        max_bytes: refuse larger messages.
-        max_rate: refuse more messages per second from one connection.
-        max_connections: refuse more connections at a time.
-        message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
     """
 
     checkpoint: PathText
     nfe: Arm | None = None
     rtc: bool = False
-    host: str = Serving.host
-    port: int = Serving.port
-    max_bytes: int = Serving.max_bytes
-    max_rate: float = Serving.max_rate
-    max_connections: int = Serving.max_connections
-    message_timeout: float = Serving.message_timeout_s
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.checkpoint.startswith(ADDRESS):
             raise InputError("a server serves a policy, not another server: give checkpoint=PATH.")
 
@@ -65,16 +54,9 @@ class Serve:
         policy = load_policy(self.checkpoint, "rtc" if self.rtc else "sync")
         if self.rtc and not hasattr(policy, "continue_action"):
             raise InputError(f"rtc=true: {self.checkpoint} cannot continue chunks; export it with prefix=true nfe=2.")
-        serving = Serving(
-            host=self.host,
-            port=self.port,
-            nfe=nfe_of(policy, self.nfe.name if self.nfe else None),
-            api_key=os.environ.get("ISDT_API_KEY"),
-            max_bytes=self.max_bytes,
-            max_rate=self.max_rate,
-            max_connections=self.max_connections,
-            message_timeout_s=self.message_timeout,
-        )
+        endpoint = {field.name: getattr(self, field.name) for field in fields(Endpoint)}
+        nfe = nfe_of(policy, self.nfe.name if self.nfe else None)
+        serving = Serving(**endpoint, nfe=nfe, api_key=os.environ.get("ISDT_API_KEY"))
         if self.host not in ("127.0.0.1", "localhost", "::1") and serving.api_key is None:
             print(
                 f"warning: {self.host} may be reached by others, and ISDT_API_KEY is not set: anyone may ask.",

@@ -83,7 +83,7 @@ def _explained(
     """What can be chosen, and every setting with its value and its explanation.
 
     Args:
-        settings: of a run.
+        settings: a run's configuration.
         groups: per group, such as "experiment", the names that may follow, with a sentence each.
         kinds: section -> the dataclass whose docstring explains it.
     """

@@ -32,14 +32,14 @@ class PolicyClient:
 
     Args:
         uri: ws://host:port, or wss:// behind a proxy.
-        api_key: if the server wants one.
-        timeout_s: for one answer; a server that is frozen costs this long, and no longer.
-        patience_s: how long to try to (re)connect before giving up; waits between attempts double from 50 ms to 1 s.
+        api_key: the server's key, if it asks for one.
+        timeout_s: wait so long for an answer, also from a server that is frozen.
+        patience_s: try so long to connect or reconnect; waits between attempts double from 50 ms to 1 s.
 
     Attributes:
         metadata: what the server says of its policy.
-        server_timing: of the last answer, milliseconds.
-        reconnects: connections made after the first.
+        server_timing: what the last answer took on the server, in milliseconds.
+        reconnects: number of connections after the first.
 
     Raises:
         InputError: no server within patience_s, a refused key, or a server of another kind.

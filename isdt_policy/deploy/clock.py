@@ -50,8 +50,8 @@ class TimedThread:
     """One thread that runs inference, adds the injected latency and writes both down.
 
     Attributes:
-        compute_s: duration of every job, seconds.
-        total_s: with the injected latency.
+        compute_s: how long every job took, in seconds.
+        total_s: the same with the injected latency.
     """
 
     def __init__(self, latency: Draw, rng: np.random.Generator) -> None:

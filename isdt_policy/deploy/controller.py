@@ -35,13 +35,13 @@ class Control:
     Attributes:
         rate_hz: control steps per second.
         mode, nfe, execute, ensemble: how the policy is asked; see `Runtime`.
-        seed: of the first episode; the next ones count on. The policy's noise belongs to the seed too, as in evaluation.
-        episodes: stop after that many; None for no such end.
-        seconds: of control after which to stop; None for no such end.
-        virtual: the virtual clock instead of the wall's.
-        latency: added to every inference.
-        drop_obs: share of observations that get lost, 0 to 1; never the first of an episode.
-        max_steps: control steps after which an episode is over; None for the environment's own end alone.
+        seed: the first episode starts from it, the others from the seeds that follow. It also decides the policy's noise.
+        episodes: stop after so many episodes; None: do not.
+        seconds: stop after so many seconds of control; None: do not.
+        virtual: use the virtual clock, not the wall clock.
+        latency: draws the seconds that are added to an inference.
+        drop_obs: share of observations that are lost, 0 to 1; the first of an episode never is.
+        max_steps: an episode ends after so many control steps; None: only when the environment ends it.
     """
 
     rate_hz: float
@@ -69,8 +69,8 @@ def control(
 
     Args:
         policy: behind the policy protocol.
-        env: with Dict observations.
-        safety: limits; its `position` key is read from the observations.
+        env: environment with Dict observations.
+        safety: the limits; their `position` key is read from the observations.
         settings: see `Control`.
         on_period: called after every period, for displays; its time counts.
     """

@@ -135,8 +135,8 @@ def export(
         policy: trained, with its statistics; moved to the CPU.
         out: file to write, replaced if it exists.
         file: see `FileFormat`.
-        limits: of the commands; embedded for the runner.
-        source: where the weights come from; embedded.
+        limits: limits of the commands; the file holds them for the runner.
+        source: where the weights come from; the file says so.
 
     Raises:
         InputError: an nfe that does not suit the policy, a package that is missing, or a place that cannot be written.

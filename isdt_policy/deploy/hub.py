@@ -37,8 +37,8 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
     A folder holds config.json, model.safetensors and README.md, and limits.json and eval_info.json if there are any.
 
     Attributes:
-        limits: of the commands, or None.
-        results: the evaluation the card tells of (`isdt eval`'s eval_info.json), or None.
+        limits: limits of the commands, or None.
+        results: the evaluation that the card shows, or None.
 
     Example:
         HubPolicy.from_run("outputs/pusht_demo").push_to_hub("me/pusht")
@@ -57,7 +57,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
 
         Args:
             checkpoint: run directory, checkpoint or folder of save_pretrained.
-            limits: of the commands.
+            limits: limits of the commands.
             results: eval_info.json; None takes <checkpoint>/eval/eval_info.json if that is there and of these weights.
 
         Raises:

@@ -32,7 +32,7 @@ def load_policy(checkpoint: str, mode: str = "sync") -> Policy:
     Args:
         checkpoint: address of a server (ws://HOST:PORT), a .onnx file, or a run, a checkpoint, a folder of save_pretrained.
             The key of a server comes from the environment variable ISDT_API_KEY.
-        mode: of the runtime; "rtc" gives a policy that can continue a started chunk.
+        mode: the runtime's mode; "rtc" gives a policy that can continue a started chunk.
 
     Raises:
         InputError: nothing there that can be loaded.
@@ -80,9 +80,9 @@ def find_limits(
     Args:
         checkpoint: where the policy came from; limits.json beside its weights counts as the policy's.
         policy: an exported file carries its limits.
-        spec: of the task; None is that of the policy, if it is known here.
+        spec: the task; None takes the policy's own, if it is known here.
         path: the user's file, or None.
-        loosen: take the user's file alone, although it may allow what the task or the policy does not.
+        loosen: only the user's file holds, even where it allows what the task or the policy does not.
 
     Raises:
         InputError: a file that cannot be read, limits of different robots or that leave nothing allowed, or loosen alone.

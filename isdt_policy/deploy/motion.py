@@ -59,7 +59,7 @@ class Braking:
     checked; if ruckig finds none, the old plan is followed to its end, where the robot rests.
 
     Args:
-        limits: with acceleration or jerk.
+        limits: limits that bound acceleration or jerk.
         size: entries of a command.
         dt: seconds between commands.
     """

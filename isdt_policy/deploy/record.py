@@ -115,7 +115,7 @@ def initial_states(store: str, episodes: int, numbers: Sequence[int] = ()) -> di
     Args:
         store: a demonstration store.
         episodes: how many of them, from the first.
-        numbers: of the episodes, in place of the first ones.
+        numbers: take these episodes instead of the first ones.
 
     Raises:
         InputError: the store does not hold states of the simulator, or has no such episode.

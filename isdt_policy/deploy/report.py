@@ -43,17 +43,17 @@ class Report:
     """What a run measured. Times in seconds.
 
     Attributes:
-        periods: control steps made.
-        running_s: time they took, without the resets between episodes.
-        missed: periods whose work ended after the next was due.
-        missed_stolen: of those, the ones in which the hypervisor ran something else on a core (Linux in a virtual machine).
+        periods: number of control steps.
+        running_s: how long they took, without the resets between episodes.
+        missed: periods whose work ended after the next one was due.
+        missed_stolen: missed periods in which the hypervisor took a core away (Linux in a virtual machine).
         held: periods without a fresh action, in which the robot moved no further.
-        lost_observations: dropped on purpose, or not finite.
+        lost_observations: observations that were dropped on purpose, or were not finite.
         work_s: from every beat to the end of that period's work: wake-up, policy, limits, simulator. Above 1 / rate_hz it
             is a miss; how far below it stays is the margin.
-        age_s: of the observation behind every fresh action.
-        compute_s, inference_s: duration of every inference, alone and with the injected latency.
-        interventions: of the safety stage, by kind.
+        age_s: how old the observation behind every fresh action was.
+        compute_s, inference_s: how long every inference took, without and with the injected latency.
+        interventions: how often the safety stage intervened, by kind.
         stopped: why the run ended early, or None.
     """
 

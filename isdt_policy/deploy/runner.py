@@ -49,7 +49,7 @@ class OnnxPolicy:
 
     Args:
         path: file written by `isdt export format=onnx`.
-        threads: of one inference; small networks are fastest with one or two.
+        threads: threads of one inference; small networks are fastest with one or two.
         providers: onnxruntime's execution providers, in order of preference.
 
     Attributes:

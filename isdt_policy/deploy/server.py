@@ -67,32 +67,44 @@ class PolicyFailed(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Serving:
-    """How a policy is served.
+class Endpoint:
+    """Where a server listens, and what it refuses.
 
     Attributes:
-        host, port: where to listen; port 0 takes a free one (see `PolicyServer.port`).
-        nfe: network evaluations per chunk.
-        api_key: required of every client, or None.
-        max_bytes: of one message.
-        max_rate: messages per second and connection, averaged over a second.
-        max_connections: at a time.
-        message_timeout_s: from the first fragment of a message to its last, and how long a ping may stay unanswered, which
-            is what ends a single frame that never gets complete.
+        host: listen on this address; 0.0.0.0 is every address of this machine.
+        port: listen on this port; 0 takes a free one.
+        max_bytes: refuse larger messages.
+        max_rate: refuse more messages per second from one connection, averaged over a second.
+        max_connections: refuse more connections at a time.
+        message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    nfe: int | str = 1
-    api_key: str | None = None
     max_bytes: int = 1 << 20
     max_rate: float = 500.0
     max_connections: int = 64
-    message_timeout_s: float = 10.0
+    message_timeout: float = 10.0
 
     def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_rate, self.max_connections, self.message_timeout_s) <= 0:
+        if min(self.max_bytes, self.max_rate, self.max_connections, self.message_timeout) <= 0:
             raise InputError("max_bytes, max_rate, max_connections and message_timeout must be above 0.")
+
+
+@dataclass(frozen=True)
+class Serving(Endpoint):
+    """How a policy is served.
+
+    Attributes:
+        nfe: network evaluations per chunk.
+        api_key: key that every client must send, or None.
+    """
+
+    nfe: int | str = 1
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.api_key == "":
             raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
 
@@ -159,8 +171,8 @@ class PolicyServer:
                 compression=None,  # arrays of floats do not shrink; it would cost latency
                 max_size=s.max_bytes,
                 max_queue=4,
-                ping_interval=s.message_timeout_s,
-                ping_timeout=s.message_timeout_s,
+                ping_interval=s.message_timeout,
+                ping_timeout=s.message_timeout,
                 process_request=self._on_http,
                 open_timeout=5,
                 close_timeout=2,
@@ -249,7 +261,7 @@ class PolicyServer:
 
     async def _read(self, connection: FairShare) -> str | bytes | None:
         """The next message, or None if it dripped in so slowly that the connection was closed."""
-        seconds = self.settings.message_timeout_s
+        seconds = self.settings.message_timeout
         fragments: list[str] | list[bytes] = []
         try:
             async with asyncio.timeout(None) as limit:

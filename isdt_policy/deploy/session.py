@@ -98,12 +98,12 @@ class Session:
     """One client: its history, its stream of noise, and what it may still ask for.
 
     Args:
-        contract: of the policy.
+        contract: shapes that the policy reads and answers.
         max_rate: messages per second, averaged over a second.
 
     Attributes:
-        previous_ms: time that the last answer took, or None.
-        heard: when the last message came, seconds.
+        previous_ms: how long the last answer took, or None.
+        heard: when the last message came, in seconds.
     """
 
     def __init__(self, contract: Contract, max_rate: float) -> None:

@@ -23,8 +23,8 @@ class Window:
     """Frames of an environment in a window. Drawing costs time of the loop that calls `show`.
 
     Args:
-        env: with render_mode "rgb_array".
-        title: of the window.
+        env: environment with render_mode "rgb_array".
+        title: the window's title.
 
     Raises:
         InputError: pygame is missing, or there is no display.

@@ -39,7 +39,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
 
     Args:
         module: name to import, such as "h5py" or "matplotlib.pyplot".
-        extra: of this package's extras, the one that installs it.
+        extra: the extra of this package that installs it.
         purpose: what needs it, as the beginning of a sentence ("HDF5 files").
 
     Raises:

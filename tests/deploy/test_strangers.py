@@ -158,7 +158,7 @@ def test_a_flood_of_some_does_not_keep_others_waiting(frame, first):
 
     The share of time is what counts: waiting times are also those of other programs on the machine.
     """
-    with Running(Toy(), message_timeout_s=600) as running:
+    with Running(Toy(), message_timeout=600) as running:
         quiet, quiet_share = serve_one(running)
         command = [sys.executable, "-c", FLOOD, *running.uri.removeprefix("ws://").split(":")]
         flood = subprocess.Popen(command, stdin=subprocess.PIPE, text=True)

@@ -21,7 +21,7 @@ from isdt_policy.lab.study.metrics import (
     stray_share,
 )
 from isdt_policy.lab.study.pusht import PUSHT_ROWS, pusht_config, run_pusht
-from isdt_policy.lab.study.rows import ROWS, Row, build_objective, chosen_rows, describe
+from isdt_policy.lab.study.rows import ROWS, Row, build_objective, chosen, describe
 from isdt_policy.lab.study.settings import PushtSettings, ToySettings
 from isdt_policy.lab.study.side_by_side import train_side_by_side
 from isdt_policy.lab.study.table import single_runs, toy_tables
@@ -379,5 +379,5 @@ def test_a_table_gives_mean_and_range_over_seeds_and_counts_divergence():
 
 
 def test_rows_are_chosen_by_name_once_each():
-    assert list(chosen_rows(["meanflow", "isd_t", "meanflow"])) == ["meanflow", "isd_t"]
-    assert list(chosen_rows([])) == list(ROWS)
+    assert chosen("row", ["meanflow", "isd_t", "meanflow"], list(ROWS)) == ["meanflow", "isd_t"]
+    assert chosen("row", [], list(ROWS)) == list(ROWS)

@@ -48,14 +48,14 @@ def interleaved(
 
 
 def summary(rounds: list[list[float]]) -> Timing:
-    """Of all calls, and the medians of the rounds they came in."""
+    """Summarise the calls of all rounds, in milliseconds."""
     flat = np.concatenate([np.asarray(r) for r in rounds])
     low, median, high, p99 = (float(q) for q in np.quantile(flat, [0.25, 0.5, 0.75, 0.99]))
     return Timing(median, low, high, p99, len(flat), tuple(float(np.median(r)) for r in rounds))
 
 
 def ratio(a: Timing, b: Timing) -> Ratio:
-    """a / b as the median over rounds, with the smallest and largest round: what the noise of the machine did to it."""
+    """a / b: its median over rounds, and its smallest and largest value in a round, which shows how noisy the machine is."""
     per_round = np.asarray(a.rounds) / np.asarray(b.rounds)
     return float(np.median(per_round)), float(per_round.min()), float(per_round.max())
 

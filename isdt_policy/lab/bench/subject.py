@@ -26,8 +26,8 @@ class Subject:
     """An untrained policy and its data.
 
     Attributes:
-        policy: for PushT, with a 1D UNet.
-        windows: of the demonstrations.
+        policy: acts in PushT, with a 1D UNet.
+        windows: windows of the demonstrations.
         down_dims: channels at each resolution of the UNet.
     """
 

@@ -35,7 +35,7 @@ def loss_terms(
     single term give "loss".
 
     Args:
-        seed: of the draws (noise, times, dropped conditions).
+        seed: decides the draws (noise, times, dropped conditions).
         keep: (batch, horizon) bool, see `Objective`.
     """
 

@@ -305,8 +305,8 @@ class Measures:
     Attributes:
         consistency, semigroup: over the (t, s) triangle.
         flow: against the network's own flow.
-        diversity: of one-step samples.
-        null_drift: of the null branch.
+        diversity: how varied one-step samples are.
+        null_drift: how far the null branch is from the conditional average.
         gradient_norms: term of the loss -> norm on each training batch; empty where there is no training run.
         executed: the steps of a chunk that are carried out.
     """

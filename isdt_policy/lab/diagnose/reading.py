@@ -44,9 +44,9 @@ class Line:
     """One finding.
 
     Attributes:
-        key: of what was measured.
-        title: for people.
-        good: False asks for a look; None says nothing (not measured, or of no consequence).
+        key: what was measured.
+        title: the same as people read it.
+        good: False asks for a look; None is no verdict (not measured, or without consequence).
         text: what was found.
         advice: what to do about it, "" for nothing.
     """

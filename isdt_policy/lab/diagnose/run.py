@@ -49,7 +49,7 @@ class Batches:
     """Training batches and the loss that is taken on them.
 
     Attributes:
-        windows: of the training episodes.
+        windows: windows of the training episodes.
         objective: the loss.
         size: windows in a batch.
         mask_padding: leave copies past an episode's end out of the loss.

@@ -20,7 +20,7 @@ class Cell:
     """One piece of work: a training run, or several side by side, with measurements.
 
     Attributes:
-        name: of its JSON file in the folder of cells, without suffix.
+        name: its JSON file's name, without suffix.
         settings: everything that decides the result; JSON values only.
         run: does the work and returns the result; JSON values only.
     """

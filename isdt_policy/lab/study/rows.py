@@ -26,7 +26,7 @@ class Row:
         title: as the table shows it.
         objective: key of `OBJECTIVES`.
         settings: what differs from the objective's own defaults.
-        interpolant, precondition: of the policy.
+        interpolant, precondition: settings of the policy.
         network: options of the network that differ from the cell's.
         warm_start: share of the steps that train the diagonal alone.
     """
@@ -115,11 +115,6 @@ ROWS: dict[str, Row] = {
     # Predicting the sample: with epsilon, diffusers' few-step spacing starts from a level that pure noise does not have.
     "ddim": Row("diffusion, DDIM", "diffusion", {"prediction": "sample"}, interpolant="trigonometric"),
 }  # fmt: skip
-
-
-def chosen_rows(names: Sequence[str]) -> dict[str, Row]:
-    """Rows by name; none means all. InputError for an unknown one."""
-    return {name: ROWS[name] for name in chosen("row", names, list(ROWS))}
 
 
 def chosen(kind: str, names: Sequence[str], allowed: Sequence[str]) -> list[str]:

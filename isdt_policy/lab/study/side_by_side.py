@@ -95,8 +95,8 @@ def train_side_by_side(
     A network whose gradient is no longer finite learns nothing more, and the others go on.
 
     Args:
-        policies: of equal shape; their condition is a constant zero.
-        points: of each policy, all it sees in training in this order, (steps * batch_size, 2).
+        policies: all of one shape; their condition is a constant zero.
+        points: (steps * batch_size, 2) for each policy: what it sees in training, in this order.
     """
     n, size = len(policies), config.batch_size
     cores = [cast(MLP, policy.network.network) for policy in policies]
