@@ -54,7 +54,8 @@ def examine(path: str, task: str | None = None, images: bool = True) -> list[Fin
 def table(found: list[Finding], path: str) -> str:
     """The findings for people, and how many there are."""
     levels = [finding.level for finding in found]
-    counts = ", ".join(f"{levels.count(level)} {level}s" for level in ("error", "warning", "note"))
+    numbers = {level: levels.count(level) for level in ("error", "warning", "note")}
+    counts = ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in numbers.items())
     lines = "\n".join(map(_line, found)) or "nothing found"
     return printable(f"{lines}\n\n{path}: {counts}")
 

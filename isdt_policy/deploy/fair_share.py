@@ -13,6 +13,7 @@ else:
 
 SHARE = 0.1  # of the loop's time
 CREDIT_S = 0.01  # that a connection may use at a stretch
+UNSEEN = 1.25  # what is measured, and what the loop does around it
 PIECE = 2048  # bytes that are handled before the clock is looked at
 
 
@@ -44,7 +45,7 @@ class FairShare(Base):
     def charge(self, seconds: float) -> None:
         """Count processor time that was spent on this connection elsewhere."""
         now = time.monotonic()
-        self._credit = min(CREDIT_S, self._credit + (now - self._counted) * SHARE) - seconds
+        self._credit = min(CREDIT_S, self._credit + (now - self._counted) * SHARE) - UNSEEN * seconds
         self._counted = now
 
     async def rested(self) -> None:

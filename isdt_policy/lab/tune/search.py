@@ -54,6 +54,8 @@ def tune(tuning: Tuning, fixed: Sequence[str], space: Space) -> report.Report:
             "nothing to search: give at least one key=choice(...), range(...) or interval(...), in quotes, such as "
             "'training.lr=tag(log,interval(5e-4,5e-3))'."
         )
+    some = {key: getattr(values, "choices", None) or (values.low,) for key, values in space.items()}
+    compose_config([*fixed, *report.overrides_of({key: values[0] for key, values in some.items()})])  # unknown keys
     states = _optuna().trial.TrialState
     with _study(tuning, fixed, space) as study:
         for killed in [t for t in study.trials if t.state == states.RUNNING]:
