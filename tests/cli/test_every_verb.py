@@ -46,7 +46,15 @@ NEEDS: dict[str, list[str]] = {
     "serve": ["nowhere"],
     "completion": ["bash"],
 }
-OUTPUTS = {"out", "video", "report", "curves", "pairs", "target", "work"}  # options that name a file or folder to be written
+OUTPUTS = {
+    "out",
+    "video",
+    "report",
+    "curves",
+    "pairs",
+    "target",
+    "work",
+}  # options that name a file or folder to be written
 
 
 def run(verb: str, args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -212,7 +212,7 @@ def test_a_new_time_makes_the_same_bits_new_and_an_old_time_makes_new_bits_old()
     None, 5, [], {}, {"action_pred": None}, {"action_pred": "abc"}, {"action_pred": [["a"]]},
     {"action_pred": np.zeros((1, 3, 1))}, {"action_pred": np.zeros((1, 8, 2))}, {"action_pred": np.zeros((2, 8, 1))},
     {"action_pred": np.zeros(8)}, {"action_pred": np.zeros((0, 8, 1))}, {"action_pred": np.zeros((1, 8, 1), complex)},
-    {"action_pred": np.array([[[object()]]])},
+    {"action_pred": np.array([[[None]]])},
 ], ids=str)  # fmt: skip
 def test_an_answer_that_is_no_chunk_is_held_for_and_asked_again(answer):
     runtime = Runtime(policy := Counting())
