@@ -302,10 +302,8 @@ class PolicyServer:
             return False
         except (InputError, PolicyFailed) as error:
             self.refused += 1
-            work = time.thread_time()
             text = f"InputError: {error}" if isinstance(error, InputError) else str(error)
             await connection.send(text if number is None else pack({"error": text, "request": number}))
-            connection.charge(time.thread_time() - work)
             return True
         if number is not None:
             reply["request"] = number
