@@ -1,5 +1,6 @@
 # make demo   environment, bundled demonstrations, training, evaluation at 1 and 2 steps, report
 # make test   what CI runs: format, lint, types, tests
+# make test-quick   for daily work: the tests that are not marked slow
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test lint types unit tree clean
+.PHONY: demo test test-quick lint types unit tree clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +51,9 @@ unit: $(VENV)/.dev
 	$(PYTEST) --durations 20
 
 test: lint types unit
+
+test-quick: $(VENV)/.dev
+	$(PYTEST) -m "not slow"
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -18,6 +18,8 @@ from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks.unet1d import UNet1d, UNet1dConfig
 from isdt_policy.method.objectives import ISD
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("count", [5_257_090, 5_000_000, 5_500_000])
 def test_the_baseline_has_as_many_parameters(count):

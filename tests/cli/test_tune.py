@@ -17,6 +17,8 @@ from isdt_policy.lab.tune.search import read_space, tune
 from isdt_policy.lab.tune.settings import Tuning
 from isdt_policy.shared import files
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "experiment=pusht_demo", "training.steps=4", "training.diagonal_steps=0", "training.compile=false",
     "training.batch_size=4", "training.threads=1", "training.loggers=[]", "network.down_dims=[8,16]",

@@ -12,6 +12,8 @@ from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def image_store(path, steps, side, dtype=np.uint8):
     """Frame t holds t everywhere (modulo 256)."""

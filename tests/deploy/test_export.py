@@ -17,6 +17,8 @@ from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.runner import OnnxPolicy
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def unet(tmp_path_factory):

@@ -21,6 +21,8 @@ from websockets.sync.client import connect
 from isdt_policy.deploy.client import PolicyClient
 from isdt_policy.deploy.wire import pack
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = 10_000
 SEEDS = np.array([[1, 1]])
 

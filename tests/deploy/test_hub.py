@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from isdt_deploy_toys import MLP, observations, tiny_policy
 
+pytestmark = pytest.mark.slow
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 

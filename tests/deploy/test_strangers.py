@@ -23,6 +23,8 @@ from isdt_policy.deploy.runtime import Runtime
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError, nearest
 
+pytestmark = pytest.mark.slow
+
 
 class Toy:
     """Answers with the seed of the row; raises or answers nonsense where the observation says so."""

@@ -17,6 +17,8 @@ from isdt_policy.envs.robomimic_args import env_args, make_from_env_args, task_o
 from isdt_policy.envs.robomimic_specs import SPECS
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 # Recordings of 1.4 and tasks that are tested with it alone are refused by robosuite 1.5; run there, the rest must pass.
 COMPOSITE = robosuite_compat.is_composite()
 needs_14 = pytest.mark.skipif(COMPOSITE, reason="robosuite 1.5 is installed: refused by design")

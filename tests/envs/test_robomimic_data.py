@@ -19,6 +19,8 @@ from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 needs_14 = pytest.mark.skipif(robosuite_compat.is_composite(), reason="robosuite 1.5 is installed: refused by design")
 
 

@@ -13,6 +13,8 @@ from isdt_eval_toys import Chaos, NoisyPolicy, SlowChaos, evaluate
 
 from isdt_policy.eval.protocol import Protocol
 
+pytestmark = pytest.mark.slow
+
 SEEDS = list(range(100_000, 100_012))
 
 

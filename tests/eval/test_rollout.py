@@ -41,6 +41,7 @@ class Unguarded:
 
 
 @pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_many_run_at_a_time(guarded):
     def run(n_envs):
         policy = torch_policy() if guarded else Unguarded(torch_policy())

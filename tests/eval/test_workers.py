@@ -8,6 +8,8 @@ from isdt_eval_toys import Chaos, NoisyPolicy, evaluate
 from isdt_policy.eval.protocol import Protocol
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SEEDS = list(range(100_000, 100_008))
 
 

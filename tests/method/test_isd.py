@@ -251,6 +251,7 @@ class TestWeightsByTimes:
         near[7] = False
         assert (after[near] < 1e-3 * before[near]).all()  # it counts for its neighbours
 
+    @pytest.mark.slow
     def test_the_minimiser_stays_the_mean_and_not_the_mode(self):
         """One prediction c for a target that is 1 for a fifth of the samples and 0 for the rest, whatever the time."""
         generator = torch.Generator().manual_seed(1)

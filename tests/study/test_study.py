@@ -301,6 +301,7 @@ def test_the_committed_pusht_cells_make_the_committed_table(tmp_path):
     assert (tmp_path / "pusht.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_a_pusht_cell_of_a_candidate_runs_to_its_scores(tmp_path):
     settings = PushtSettings(steps=2, episodes=1, compile=False)
     result = run_pusht(ROWS["isd_t"], 0, settings, tmp_path / "run", threads=1)

@@ -15,6 +15,8 @@ from isdt_policy.lab.study.tasks_report import draw, headline, results, rows_of,
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 ANY = Tasks(report="only")
 ROOT = Path(__file__).parents[2]
 TINY = [

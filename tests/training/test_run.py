@@ -42,6 +42,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 class TestInterruption:
+    @pytest.mark.slow
     def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(self, tiny_store, tmp_path):
         """And what goes on from there ends with the bits of a run that nobody stopped."""
         settings = ("training.steps=150", "training.checkpoint_every=150", "training.validate_every=150")

@@ -55,6 +55,7 @@ def losses(run: Path) -> dict[int, float]:
     return {r["step"]: r["loss"] for r in records if "loss" in r}
 
 
+@pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(tiny_store, tmp_path):
     """200 steps = 100 + kill -9 + 100: weights, EMA, optimiser, and every step's loss (noise, times, data order)."""
     settings = ("training.steps=200", "training.checkpoint_every=100", "training.validate_every=100")
@@ -210,6 +211,7 @@ FINISH = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_finish_goes_on_from_the_average_and_is_the_same_when_resumed(tiny_store, tmp_path):
     for name, until in (("straight", (30,)), ("stopped", (20, 24, 26, 28, 30))):
         for end in until:
@@ -286,6 +288,7 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(tiny_s
         assert torch.equal(mine, its)
 
 
+@pytest.mark.slow
 def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_path, monkeypatch, capsys):
     """A broken C++ compiler: the run equals one that never asked for compilation."""
     plain, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "plain", "training.steps=2")))
@@ -302,6 +305,7 @@ def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_p
     assert losses(tmp_path / "plain") == losses(tmp_path / "broken")
 
 
+@pytest.mark.slow
 def test_where_compiling_the_derivative_fails_training_goes_on(tiny_store, tmp_path, capsys):
     """It fails in the middle of a derivative, which stays open: torch has room for one at a time."""
     trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, "training.compile=true")))
