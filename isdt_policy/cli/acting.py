@@ -44,7 +44,7 @@ class Acting:
     """Options that say what acts.
 
     What acts:
-        checkpoint: a run, a checkpoint, or a folder written by save_pretrained.
+        checkpoint: a run, a checkpoint, a folder written by save_pretrained, or a trained policy of the zoo, zoo:NAME.
         policy: expert: the task's scripted expert acts, not a checkpoint.
         task: where it acts; default: the task that the checkpoint was trained on.
         n_action_steps: how many actions of a chunk are executed before the next chunk is asked for; default: as the checkpoint

@@ -43,7 +43,7 @@ class Deploy:
         isdt deploy checkpoint=outputs/pusht_demo clock=virtual episodes=100 latency=200ms mode=rtc
 
     What acts:
-        checkpoint: a run, a checkpoint, a folder of save_pretrained, a .onnx file, or ws://HOST:PORT of `isdt serve`.
+        checkpoint: a run, a checkpoint, a folder of save_pretrained, zoo:NAME, a .onnx file, or ws://HOST:PORT of `isdt serve`.
         nfe: network evaluations per chunk; default: 1, or the number that an exported policy or a server is fixed to.
         mode: sync: asks for a chunk when the last one is used up, and holds until it is there. async: executes the old chunk
             meanwhile. rtc: like async, and the new chunk continues the actions that are executed meanwhile.

@@ -22,6 +22,7 @@ from isdt_policy.eval.result import FILE, Result
 from isdt_policy.eval.rollout import EpisodeProgress, Scene, evaluate
 from isdt_policy.eval.seeds import FINAL_START, SELECTION_START, check_seeds
 from isdt_policy.eval.tables import summary
+from isdt_policy.method import zoo
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, at_least
 from isdt_policy.shared.extras import require
@@ -37,6 +38,7 @@ class Eval(Acting, Stepping):
     continues an interrupted evaluation.
 
     Examples:
+        isdt eval checkpoint=zoo:pusht_human episodes=10                       a trained policy that comes with isdt
         isdt eval checkpoint=outputs/pusht_demo                                one network evaluation, 100 final seeds
         isdt eval checkpoint=outputs/pusht_demo 'arms=[1,2,euler10]' episodes=200
         isdt eval checkpoint=outputs/pusht_demo seed_start=200000 episodes=50  selection seeds, to choose a checkpoint
@@ -175,8 +177,8 @@ class Eval(Acting, Stepping):
             return self.out
         if self.checkpoint is None:
             return Path("outputs") / f"eval_{self.policy}_{self.task}"
-        path = Path(self.checkpoint)
-        return (path if path.is_dir() else path.parent) / "eval"
+        path = zoo.beside(self.checkpoint)
+        return (path.parent if path.is_file() else path) / "eval"
 
     def options(self) -> dict[str, object]:
         """Every option as a JSON value."""

@@ -29,7 +29,7 @@ class Export:
         isdt export checkpoint=outputs/pusht_demo format=hub repo=me/pusht            and upload it
 
     What is written:
-        checkpoint: a run, a checkpoint, or a folder of save_pretrained.
+        checkpoint: a run, a checkpoint, a folder of save_pretrained, or zoo:NAME.
         format: onnx for onnxruntime, pt2 for torch.export.load, hub for a folder with a model card.
         out: file or folder; default: policy.onnx, policy.pt2 or hub_folder.
 

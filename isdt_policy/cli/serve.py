@@ -31,7 +31,7 @@ class Serve(Endpoint):
         ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    other machines can ask, with the key
 
     What is served:
-        checkpoint: a run, a checkpoint, a folder of save_pretrained, or a .onnx file.
+        checkpoint: a run, a checkpoint, a folder of save_pretrained, zoo:NAME, or a .onnx file.
         nfe: network evaluations per chunk; default: 1, or the number that an exported policy is fixed to.
         rtc: clients may send actions that the answer must continue, which takes two evaluations. A .onnx file that can do it
             does it without this option.

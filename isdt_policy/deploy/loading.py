@@ -30,8 +30,8 @@ def load_policy(checkpoint: str, mode: str = "sync") -> Policy:
     """Load what acts.
 
     Args:
-        checkpoint: address of a server (ws://HOST:PORT), a .onnx file, or a run, a checkpoint, a folder of save_pretrained.
-            The key of a server comes from the environment variable ISDT_API_KEY.
+        checkpoint: address of a server (ws://HOST:PORT), a .onnx file, or a run, a checkpoint, a folder of save_pretrained,
+            zoo:NAME. The key of a server comes from the environment variable ISDT_API_KEY.
         mode: the runtime's mode; "rtc" gives a policy that can continue a started chunk.
 
     Raises:

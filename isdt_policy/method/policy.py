@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from isdt_policy.method import zoo
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks.obs_encoder import StateEncoder
@@ -273,10 +274,10 @@ class Policy(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, inference_rows: int = INFERENCE_ROWS) -> Policy:
-        """Load a policy, ready to act, from a saved directory, a checkpoint, or a run directory (its last checkpoint).
+        """Load a policy, ready to act, from a saved directory, a checkpoint, a run directory (its last checkpoint), or the zoo.
 
         Args:
-            path: where it was saved.
+            path: where it was saved, or "zoo:pusht_human".
             inference_rows: see `Policy`.
 
         Raises:
@@ -328,14 +329,19 @@ def weights_sha256(path: str | Path) -> str:
 
 
 def find_policy(path: str | Path) -> Path:
-    """The directory that holds config.json: `path` itself, or the policy of the last checkpoint below it."""
+    """The directory that holds config.json: `path` itself, the policy of the last checkpoint below it, or that of `zoo:NAME`."""
+    if zoo.is_name(path):
+        return zoo.folder(path)
     path = Path(path)
     candidates = [path, path / "policy", path / "checkpoints" / "last" / "policy"]
     for folder in candidates:
         if (folder / "model.safetensors").is_file():
             return folder
     if not path.exists():
-        raise InputError(f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo")
+        raise InputError(
+            f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo; "
+            "or take a trained one: checkpoint=zoo:pusht_human"
+        )
     raise InputError(
         f"no policy at '{path}': looked for model.safetensors in {', '.join(str(c) for c in candidates)}. "
         "Give a run directory, one of its checkpoints, or a folder written by save_pretrained."

@@ -29,6 +29,7 @@ from isdt_policy.lab.diagnose.measure import (
     semigroup_error,
 )
 from isdt_policy.lab.diagnose.settings import Settings
+from isdt_policy.method import zoo
 from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy import Policy, find_policy
 from isdt_policy.shared import files, page
@@ -103,7 +104,7 @@ def diagnose(settings: Settings, command: str = "") -> Diagnosis:
         "seconds": round(time.monotonic() - started, 1), "reading": [asdict(line) for line in lines],
         "what_to_do": reading.what_to_do(lines),
     }  # fmt: skip
-    folder = settings.out or checkpoint / "diagnostics"
+    folder = settings.out or zoo.beside(settings.checkpoint) / "diagnostics"
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / "diagnostics.json", folder / "diagnostics.html"]
     files.write_text(written[0], json.dumps(info, indent=1) + "\n")

@@ -14,7 +14,7 @@ class Settings:
     """What is measured, on what, and how finely.
 
     Attributes:
-        checkpoint: a run, a checkpoint, or a folder written by save_pretrained.
+        checkpoint: a run, a checkpoint, a folder written by save_pretrained, or zoo:NAME (give data= then).
         data: demonstrations; default: those that the run was trained on. The episodes that were held out are used, or all
             episodes if the folder does not say which were.
         out: folder; default: CHECKPOINT/diagnostics.
