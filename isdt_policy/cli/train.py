@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from typing import ClassVar
 
 from isdt_policy.cli.command import PathText, options_of
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.terminal import styled
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Train:
         isdt train experiment=pusht_human data.path=/data/pusht_cchi_v7_replay.zarr
         isdt train experiment=pusht_demo objective.weight_power=0 objective.derivative=jvp name=ablation
         isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU with the same result to the last bit
+        isdt train experiment=pusht_demo training.max_minutes=30       end after half an hour, with a checkpoint
+        isdt train experiment=pusht_demo training.init=outputs/pusht_demo training.lr=2e-4 training.diagonal_steps=0    fine-tune
         isdt train experiment=pusht_demo --cfg                  print the settings and stop
         isdt train --keys                                       every setting with its explanation
 
@@ -73,7 +78,7 @@ class Train:
             folder = run.train(settings, command)
         except run.Interrupted as stop:
             return 128 + stop.signal
-        print(f"{folder}: trained. Evaluate: isdt eval checkpoint={folder} 'arms=[1,2]'")
+        print(styled(f"next: isdt eval checkpoint={folder} 'arms=[1,2]'", "bold", sys.stdout))
         return 0
 
 
@@ -89,7 +94,10 @@ def _explained(
     """
     lines = []
     for group, names in groups.items():
-        lines += [f"{group}=NAME", *(f"  {name:<22}{text}" for name, text in names.items()), ""]
+        lines += [f"{group}=NAME"]
+        for name, text in names.items():
+            lines += _wrapped(text, f"  {name:<22}", " " * 24)
+        lines.append("")
     for section, kind in kinds.items():
         values, texts = settings[section], options_of(kind)
         assert isinstance(values, Mapping)
@@ -104,5 +112,6 @@ def _shown(value: object) -> str:
     return json.dumps(value).replace(" ", "") if value != "" else "''"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, 100, initial_indent="    ", subsequent_indent="    ")
+def _wrapped(text: str, first: str = "    ", rest: str = "    ") -> list[str]:
+    width = min(100, shutil.get_terminal_size((100, 24)).columns)
+    return textwrap.wrap(text, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)

@@ -19,24 +19,26 @@ from isdt_policy import __version__
 from isdt_policy.method.device import find_device
 from isdt_policy.method.networks import network_name
 from isdt_policy.method.objectives import completed
-from isdt_policy.method.policy import Policy
-from isdt_policy.shared import files
+from isdt_policy.method.policy import Policy, weights_sha256
+from isdt_policy.shared import files, terminal
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import duration
 from isdt_policy.shared.provenance import commit
 from isdt_policy.training.config import RunConfig, Section, load_config
 from isdt_policy.training.data import fitted_policy, read_demonstrations
+from isdt_policy.training.init import begun_from
 from isdt_policy.training.interrupt import Interrupted
 from isdt_policy.training.settings import TrainingConfig
 from isdt_policy.training.trainer import Trainer
 
 # Settings in which a run may go on that was started with others: training does not read how a policy draws when it acts, and
 # where the run and its numbers are computed is not what is computed.
-_MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device", "training.loggers"}
+_MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device", "training.loggers",
+             "training.max_minutes"}  # fmt: skip
 
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
 LATER = {
-    "data.nudges": "off", "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "data.nudges": "off", "training.init": "", "training.finish_steps": 0, "training.endpoint_steps": 0,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 
@@ -79,7 +81,10 @@ def train(config: Mapping[str, object], command: str = "") -> Path:
         except Interrupted as stop:
             _say(f"stopped at step {stop.step} of {goal}; it is saved. Go on with: isdt train resume={run}")
             raise
-        _say(f"{run}: {goal} steps, {duration(time.monotonic() - start)}")
+        _say(f"{run}: {trainer.step} steps, {duration(time.monotonic() - start)}")
+        if trainer.step < goal:
+            _say(f"training.max_minutes={settings.training.max_minutes:g} is over before step {goal}; it is saved.")
+            _say(f"go on with: isdt train resume={run}")
     return run
 
 
@@ -101,6 +106,10 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
         torch.set_num_threads(settings.training.threads)
     data = read_demonstrations(settings.data, settings.task, settings.policy)
     policy = fitted_policy(settings.policy, settings.sigma_data, data, settings.training.seed)
+    if settings.training.init:
+        last = settings.run / "checkpoints" / "last"  # a run that goes on needs the other policy no more
+        goes_on = settings.if_exists == "resume" and last.exists()
+        policy = begun_from(policy, str(last) if goes_on else settings.training.init)
     trainer = Trainer(
         policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish
     )
@@ -160,6 +169,7 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
         f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads, "
         f"amp {trainer.amp}, compile {trainer.compile_note}",
+        *([f"begins    with the weights of {c.init}"] if c.init else []),
         *told,
         f"run       {settings.run}",
     ]
@@ -189,8 +199,9 @@ def _provenance(command: str, trainer: Trainer) -> Section:
         "command": command, "isdt_policy": __version__, "commit": commit(), "python": platform.python_version(),
         "torch": torch.__version__, "numpy": np.__version__, "cpu_count": os.cpu_count(), "machine": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        **({"init_sha256": weights_sha256(trainer.config.init)} if trainer.config.init else {}),
     }  # fmt: skip
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(terminal.fitted(text, sys.stderr, indent=10), file=sys.stderr, flush=True)

@@ -55,6 +55,11 @@ class TrainingConfig:
     Attributes:
         seed: seed of the initial weights, the data order and every draw.
         steps: optimiser steps.
+        max_minutes: end after so many minutes, compiling included, with a checkpoint from which `isdt train resume=RUN` goes on
+            for as many again; 0 has no end but `steps`, to which the learning rate is planned in any case.
+        init: fine-tune: begin with the weights and the normaliser of this policy, a run, a checkpoint or zoo:NAME. Observations,
+            network and normalisation must be the same. A low rate (training.lr=2e-4) and no warm start
+            (training.diagonal_steps=0) keep most of what it knows.
         batch_size: windows in a step.
         lr: largest learning rate of AdamW.
         betas: decay rates of AdamW's two averages.
@@ -87,6 +92,8 @@ class TrainingConfig:
 
     seed: int = 42
     steps: int = 20000
+    max_minutes: float = 0.0
+    init: str = ""
     batch_size: int = 256
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
@@ -115,6 +122,7 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
         for name in (
+            "max_minutes",
             "lr",
             "warmup_steps",
             "diagonal_steps",

@@ -247,13 +247,15 @@ class Trainer:
     def fit(self, until: int | None = None) -> None:
         """Train to `config.steps`, or to step `until` on the way there, logging and writing checkpoints, one at the end.
 
+        After `config.max_minutes` it ends too, with a checkpoint.
+
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step is written.
             NonFiniteLoss: see `train_step`.
         """
         goal = self.config.steps if until is None else min(until, self.config.steps)
         log = Log(self.run, self.step, self.config.loggers)
-        bar = Progress(self.config.steps, "train", initial=self.step)
+        bar = Progress(self.config.steps, "train", initial=self.step, trend=True)
         try:
             with stop_requests(bar.note) as stop:
                 self._fit(goal, log, bar, stop)
@@ -286,16 +288,20 @@ class Trainer:
                 log.write(self.step, {"val_action_mse": metric})
 
             # What is left of it.
-            if self.step % c.checkpoint_every == 0 or self.step == goal or stop.signal:
+            late = c.max_minutes > 0 and time.monotonic() - started >= 60 * c.max_minutes
+            if self.step % c.checkpoint_every == 0 or self.step == goal or stop.signal or late:
                 self.save(metric)
             if stop.signal and self.step < goal:
                 raise Interrupted(self.step, stop.signal)
+            if late:
+                return
 
     def _say_what_compiles(self, bar: Progress) -> None:
         """Each part of a run compiles in its first step, which looks like a standstill."""
         phase = phase_of(self.config, self.step)
         if self.compile_note == "on" and phase not in self._compiled:
             self._compiled.add(phase)
+            bar.pause()
             bar.note(
                 f"train: the first step of part '{phase}' compiles the network: minutes on one core; later steps are faster"
             )

@@ -18,13 +18,14 @@ from isdt_policy import cli
 from isdt_policy.envs import task_spec
 from isdt_policy.envs.registry import ActionPart
 from isdt_policy.method.device import find_device
+from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training import checkpoint
 from isdt_policy.training.config import RunConfig, compose_config, load_config
 from isdt_policy.training.data import _action_parts
 from isdt_policy.training.interrupt import Interrupted
-from isdt_policy.training.run import build_trainer, train
+from isdt_policy.training.run import build_trainer, train, write_run
 from isdt_policy.training.trainer import Trainer
 
 TINY = [
@@ -289,3 +290,95 @@ def test_parts_of_an_action_share_one_scale_only_where_the_task_names_them(tiny_
     with pytest.raises(InputError, match=r"task 'lift_abs' does not say what they are. Name them in its TaskSpec"):
         _action_parts(policy, hand)
     assert _action_parts(config.policy, hand) == (10,)
+
+
+class TestMaxMinutes:
+    def test_a_run_ends_with_a_checkpoint_and_goes_on_to_the_same_bits(self, tiny_store, tmp_path, monkeypatch, capsys):
+        settings = ("training.steps=8", "training.checkpoint_every=8", "training.validate_every=8")
+        short, straight = tmp_path / "short", tmp_path / "straight"
+        times = iter(range(0, 10_000, 20))  # every look at the clock is 20 s later
+        with monkeypatch.context() as patch:
+            patch.setattr("isdt_policy.training.trainer.time.monotonic", lambda: float(next(times)))
+            assert cli.main(["train", *overrides(tiny_store, short, *settings, "training.max_minutes=1")]) == 0
+        error = capsys.readouterr().err
+        assert "training.max_minutes=1 is over before step 8; it is saved." in error
+        assert f"go on with: isdt train resume={short}" in error
+        assert 0 < checkpoint.State.read(short / "checkpoints/last/state/trainer.json").step < 8
+        assert cli.main(["train", f"resume={short}"]) == 0
+        train(compose_config(overrides(tiny_store, straight, *settings)))
+        after, before = weights(short), weights(straight)
+        assert all(torch.equal(after[key], before[key]) for key in before)
+
+    def test_a_run_may_go_on_with_another_limit(self, tiny_store, tmp_path):
+        first = overrides(tiny_store, tmp_path / "run", "training.steps=2", "training.max_minutes=5")
+        train(compose_config(first))
+        train(compose_config([*first, "training.max_minutes=0", "if_exists=resume"]))
+
+
+class TestInit:
+    """Fine-tuning begins where another policy is, on data of its own."""
+
+    @pytest.fixture
+    def base(self, tiny_store, tmp_path):
+        return train(compose_config(overrides(tiny_store, tmp_path / "base", "training.steps=3")))
+
+    @pytest.fixture
+    def other_store(self, tmp_path):
+        return episodes(tmp_path / "other.zarr", [40, 50, 60, 70])
+
+    def test_weights_normaliser_and_spread_are_the_other_policys(self, base, other_store, tmp_path):
+        settings = overrides(other_store, tmp_path / "tuned", "training.steps=2", f"training.init={base}")
+        trainer, report = build_trainer(compose_config(settings))
+        begun, averaged, expected = trainer.policy.state_dict(), trainer.ema.module.state_dict(), weights(base)
+        assert all(torch.equal(begun[key], expected[key]) for key in expected)
+        assert all(torch.equal(averaged[key], expected[key]) for key in expected)
+        assert trainer.policy.config.sigma_data == Policy.from_pretrained(base).config.sigma_data
+        assert any("begins    with the weights of" in line for line in report)
+
+    def test_a_run_remembers_and_goes_on_without_the_other(self, base, other_store, tmp_path):
+        settings = overrides(other_store, tmp_path / "tuned", "training.steps=4", f"training.init={base}")
+        trainer, _ = build_trainer(compose_config(settings))
+        write_run(compose_config(settings), trainer, "")
+        trainer.fit(until=2)
+        known = json.loads((tmp_path / "tuned/provenance.json").read_text())["init_sha256"]
+        assert known == weights_sha256(base)
+        straight = train(compose_config([*settings, f"run_dir={tmp_path / 'straight'}"]))
+        base.rename(tmp_path / "moved")
+        assert cli.main(["train", f"resume={tmp_path / 'tuned'}"]) == 0
+        assert all(torch.equal(weights(tmp_path / "tuned")[key], value) for key, value in weights(straight).items())
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ("network.down_dims=[16,16]", "network"),
+            ("policy.horizon=8", "policy.horizon"),
+            ("data.obs_keys=[agent_pos]", "data.obs_keys"),
+            ("policy.action_normalization=gaussian", "policy.action_normalization"),
+        ],
+    )
+    def test_another_shape_is_refused_with_the_setting(self, base, tiny_store, tmp_path, change, named, capsys):
+        asked = overrides(tiny_store, tmp_path / "tuned", f"training.init={base}", "policy.n_action_steps=4", change)
+        assert cli.main(["train", *asked]) == 2
+        error = capsys.readouterr().err
+        assert f"this run {named}=" in error
+        assert len(error.splitlines()) == 1
+        assert not (tmp_path / "tuned").exists()
+
+    def test_nothing_there_is_one_line(self, tiny_store, tmp_path, capsys):
+        asked = overrides(tiny_store, tmp_path / "tuned", "training.init=zoo:nothing")
+        assert cli.main(["train", *asked]) == 2
+        assert "not in the zoo" in capsys.readouterr().err
+        assert not (tmp_path / "tuned").exists()
+
+
+def test_every_setting_is_explained_and_fits(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["train", "experiment=pusht_human_nudges", "--keys"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert max(map(len, told)) <= 80
+    settings = compose_config(["experiment=pusht_human_nudges"])
+    for section in ("data", "policy", "network", "objective", "training"):
+        for key in set(settings[section]) - {"name"}:
+            found = [i for i, line in enumerate(told) if line.startswith(f"{section}.{key}=")]
+            assert len(found) == 1, f"{section}.{key}"
+            assert told[found[0] + 1].startswith("    "), f"{section}.{key} has no explanation"
