@@ -106,6 +106,19 @@ def derive(stored: Arrays, key: str) -> NDArray[np.float32]:
     return state[..., columns[key]]
 
 
+def mirror(episode: Arrays) -> dict[str, NDArray[np.float32]]:
+    """Reflect {"state": (..., 6), "action": (..., 2)} about x = 0.5, the cylinders' axis of symmetry.
+
+    The reflected start is 5 cm beside the start of every episode; the rest of the way is as good as a demonstrated one.
+    """
+    state, action = (np.asarray(episode[key], np.float64) for key in ("state", "action"))
+    across = np.array([1.0, 0.0] * 3)
+    return {
+        "state": (across + state * (1 - 2 * across)).astype(np.float32),
+        "action": (action * [-1.0, 1.0]).astype(np.float32),
+    }
+
+
 _LOW, _HIGH = -2.0, 2.0
 
 SPEC = TaskSpec(
@@ -127,6 +140,7 @@ SPEC = TaskSpec(
     seed_protocols=("fixed",),
     stored_keys=("state",),
     derive_fn=derive,
+    mirror_fn=mirror,
     default_obs_keys=("desired_pos", "measured_pos"),
     modes=N_MODES,
 )

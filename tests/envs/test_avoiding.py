@@ -36,6 +36,21 @@ def test_the_expert_takes_every_way_and_the_environment_names_it():
     assert all(info["success"] for info in infos)
 
 
+def test_a_mirror_image_succeeds_on_the_other_side():
+    for episode, info in generate_episodes("avoiding", 6):
+        seen = avoiding.mirror(episode)
+        env = make("avoiding")
+        env.reset(options={"reset_to_state": seen["state"][0].astype(np.float64)})
+        for action in seen["action"]:
+            *_, terminated, _, ended = env.step(action)
+            if terminated:
+                break
+        assert ended["is_success"]
+        sides = np.unravel_index([info["mode"], ended["mode"]], (2, 3, 4))
+        assert [sum(side) for side in sides] == [1, 2, 3]
+        assert np.allclose(avoiding.mirror(seen)["state"], episode["state"], atol=1e-6)
+
+
 def test_the_expert_as_a_policy_draws_its_way_from_the_episode():
     policy, ways = expert("avoiding"), set()
     for seed in range(12):
