@@ -43,6 +43,8 @@ def plots_of(result: Result) -> list[Plot]:
         if all(summary.latency for summary in result.arms.values()):
             found.insert(0, _plot("Success against inference latency", partial(_latency, result=result)))
         found.insert(0, _plot("Success against network evaluations", partial(_evaluations, result=result)))
+    if any(record.mode is not None for record in result.episodes):
+        found.append(_plot("How many ways the successes took", partial(_ways, result=result)))
     return found
 
 
@@ -113,6 +115,18 @@ def _scores(axes: Axes, result: Result) -> None:
     axes.set(xlabel="episodes, % (sorted)", ylabel="highest reward", ylim=(-0.02, 1.05), xlim=(0, 100))
     if (highest := max(record.max_reward for record in result.episodes)) > 1.05:
         axes.set_ylim(top=1.05 * highest)
+    axes.grid(axis="y")
+    _legend_above(axes)
+
+
+def _ways(axes: Axes, result: Result) -> None:
+    for arm, colour in zip(result.arms, (GOOD, *SERIES) * (1 + len(result.arms) // len(SERIES))):
+        taken = np.bincount([r.mode for r in result.of(arm) if r.mode is not None] or [0])
+        taken = np.sort(taken[taken > 0])[::-1]
+        label = f"{arm.title}: {len(taken)}"
+        axes.plot(np.arange(1, len(taken) + 1), taken, "o-", ms=3, color=colour, lw=2, label=label)
+    axes.set(xlabel="ways, from the most to the least frequent", ylabel="successes")
+    axes.set_ylim(bottom=0)
     axes.grid(axis="y")
     _legend_above(axes)
 
