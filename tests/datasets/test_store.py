@@ -277,11 +277,17 @@ def _no_metadata(path, tmp_path):
     return path
 
 
+def _a_text(path, tmp_path):
+    (tmp_path / "demos.hdf5").write_text("no HDF5")
+    return tmp_path / "demos.hdf5"
+
+
 DAMAGE = {
     "a zip cut short": (_truncate_zip, "not a complete .zip"),
     "a zip member outside": (_climbing_zip, "points outside"),
     "a link out of the store": (_link_out, "points out of the store"),
     "no group metadata": (_no_metadata, "not a Zarr store"),
+    "another file": (_a_text, "is no file of demonstrations; a store is a folder"),
     "not there": (lambda path, tmp_path: tmp_path / "nowhere.zarr", "does not exist"),
 }
 
