@@ -7,14 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets.store import DemoStore
+from isdt_policy.datasets.windows import Store
 from isdt_policy.envs import TaskSpec
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Array
 
 
 class MemoryStore:
-    """Episodes held in memory, readable like a `DemoStore`.
+    """Episodes held in memory, readable like a store.
 
     Attributes:
         origin: (n_episodes,) number of the recorded episode that each was made from.
@@ -38,7 +38,7 @@ class MemoryStore:
         return np.flatnonzero(np.isin(self.origin, recorded))
 
 
-def with_mirror_images(store: DemoStore | MemoryStore, task: TaskSpec) -> MemoryStore:
+def with_mirror_images(store: Store, task: TaskSpec) -> MemoryStore:
     """Every episode is followed by itself as seen in the mirror."""
     if task.mirror_fn is None:
         raise InputError(f"task '{task.id}' has no mirror symmetry; set data.mirror=false.")
@@ -46,7 +46,7 @@ def with_mirror_images(store: DemoStore | MemoryStore, task: TaskSpec) -> Memory
     return _made(store, task, lambda episode: [episode, mirror(episode)])
 
 
-def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec, nudges: bool = False) -> MemoryStore:
+def with_goals_in_hindsight(store: Store, task: TaskSpec, nudges: bool = False) -> MemoryStore:
     """Every episode gives way to what it demonstrates with goals named in hindsight; see `TaskSpec.hindsight_fn`.
 
     Args:
@@ -65,7 +65,7 @@ def with_goals_in_hindsight(store: DemoStore | MemoryStore, task: TaskSpec, nudg
 
 
 def _made(
-    store: DemoStore | MemoryStore,
+    store: Store,
     task: TaskSpec,
     make: Callable[[dict[str, Array]], list[dict[str, Array]]],
 ) -> MemoryStore:

@@ -35,9 +35,12 @@ def copies_of_the_action(demos: Demos) -> list[str]:
     """Observations that hold the action of the same step."""
     action = demos.low_dim.get("action", np.zeros((0, 0)))
     same = (key for key, value in demos.observations.items() if value.shape == action.shape)
-    return [
-        key for key in same if np.ptp(action, axis=0).any() and (demos.low_dim[key] == action).all(axis=1).mean() > 0.99
-    ]
+    return [key for key in same if np.ptp(action, axis=0).any() and equal_rows(demos.low_dim[key], action) > 0.99]
+
+
+def equal_rows(values: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Share of the rows that are equal, but for the rounding of a float32."""
+    return float(np.isclose(values, others, rtol=1e-6, atol=0).all(axis=1).mean())
 
 
 def leak(demos: Demos) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from isdt_policy.eval.ray_backend import RaySlots
 from isdt_policy.eval.rollout import Workers
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.recorded import Recorded
 
 Scripted = Literal["expert"]
 
@@ -86,6 +87,11 @@ class Acting:
         checkpoint = str(self.checkpoint)
         policy = method.Policy.from_pretrained(checkpoint).acting(self.n_action_steps, self.noise_scale)
         task = self.task or policy.task
+        if not task and Recorded.of(policy):
+            raise InputError(
+                "this policy was trained on recordings of a robot, for which there is no simulator to run episodes in. Held-out "
+                f"recordings: isdt eval data checkpoint={checkpoint}"
+            )
         if not task:
             raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
         spec = task_spec(task)

@@ -26,6 +26,7 @@ class Train:
         isdt train experiment=pusht_demo                        bundled demonstrations, ten minutes on two cores
         isdt train experiment=pusht_demo training.seed=43 name=pusht_demo_43
         isdt train experiment=pusht_human data.path=/data/pusht_cchi_v7_replay.zarr
+        isdt train data.path=my_robot.zarr                      a robot of your own, from its recordings alone
         isdt train experiment=pusht_demo objective.weight_power=0 objective.derivative=jvp name=ablation
         isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU with the same result to the last bit
         isdt train experiment=pusht_demo training.max_minutes=30       end after half an hour, with a checkpoint
@@ -78,7 +79,10 @@ class Train:
             folder = run.train(settings, command)
         except run.Interrupted as stop:
             return 128 + stop.signal
-        print(styled(f"next: isdt eval checkpoint={folder} 'arms=[1,2]'", "bold", sys.stdout))
+        evaluate = (
+            f"isdt eval checkpoint={folder} 'arms=[1,2]'" if settings["task"] else f"isdt eval data checkpoint={folder}"
+        )
+        print(styled(f"next: {evaluate}", "bold", sys.stdout))
         return 0
 
 

@@ -179,6 +179,7 @@ def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None
         "steps": str(nfe),
         "evaluations": len(inpainting_grid(nfe)) - 1 if prefix else policy.plan(nfe).evaluations,
         "noise_draws": CANDIDATES + len(inpainting_grid(nfe)) - 2 if prefix else 0,
+        "recorded": None if config.recorded is None else asdict(config.recorded),
         "limits": {} if limits is None else limits.as_dict(),
         "source": source,
         "weights_sha256": weights_hash(policy),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +17,11 @@ import numpy as np
 from isdt_policy.deploy.client import PolicyClient
 from isdt_policy.deploy.limits import FILE, Limits, no_motion
 from isdt_policy.deploy.runner import OnnxPolicy
-from isdt_policy.envs import task_spec
-from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.recorded import Recorded
 
 if TYPE_CHECKING:
+    from isdt_policy.envs.protocol import Policy
     from isdt_policy.envs.registry import TaskSpec
 
 ADDRESS = ("ws://", "wss://")
@@ -67,9 +68,40 @@ def task_of(policy: Policy, asked: str | None) -> TaskSpec:
         InputError: neither names one, or it is unknown.
     """
     name = str(asked or getattr(policy, "task", "") or "")
+    if not name and Recorded.of(policy) is not None:
+        raise InputError(
+            "this policy was trained on recordings of a robot, for which there is no simulator. Run it on the robot: "
+            "docs/own_robot.md; or in a task that gives the same observations: task=NAME."
+        )
     if not name:
         raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
-    return task_spec(name)
+    return _task_spec(name)
+
+
+def load_for_robot(checkpoint: str) -> tuple[Policy, Limits, Recorded]:
+    """Load what drives a robot of one's own: the policy, the limits of its commands, and what its recordings show.
+
+    Args:
+        checkpoint: see `load_policy`.
+
+    Raises:
+        InputError: nothing there that can be loaded, or a policy that was not trained on recordings of a robot.
+    """
+    policy = load_policy(checkpoint)
+    recorded = Recorded.of(policy)
+    if recorded is None:
+        raise InputError(
+            f"'{checkpoint}' was not trained on recordings of a robot, so it does not say how fast and within which limits to "
+            "command one. In its simulator: isdt deploy"
+        )
+    return policy, find_limits(checkpoint, policy, None), recorded
+
+
+def _task_spec(task: str) -> TaskSpec:
+    """Looked up only where a task is named: a robot's computer may have no Gymnasium."""
+    from isdt_policy.envs import task_spec
+
+    return task_spec(task)
 
 
 def find_limits(
@@ -79,7 +111,7 @@ def find_limits(
 
     Args:
         checkpoint: where the policy came from; limits.json beside its weights counts as the policy's.
-        policy: an exported file carries its limits.
+        policy: an exported file carries its limits; a policy that was trained on recordings alone knows what they show.
         spec: the task; None takes the policy's own, if it is known here.
         path: the user's file, or None.
         loosen: only the user's file holds, even where it allows what the task or the policy does not.
@@ -90,9 +122,11 @@ def find_limits(
     mine = Limits() if path is None else Limits.load(path)
     if loosen and path is None:
         raise InputError("loosen=true lets limits=FILE replace the other limits; give the file.")
-    if spec is None:
-        with contextlib.suppress(InputError):  # a task that is not known on this machine says nothing
-            spec = task_spec(str(getattr(policy, "task", "") or ""))
+    if spec is None and (name := str(getattr(policy, "task", "") or "")):
+        with contextlib.suppress(
+            InputError, ModuleNotFoundError
+        ):  # a task that is not known on this machine says nothing
+            spec = _task_spec(name)
     task, own = task_limits(spec, policy), _own_limits(checkpoint, policy)
     if loosen:
         return Limits(position=own.position, neutral=own.neutral or task.neutral).and_also(mine, str(path))
@@ -119,4 +153,8 @@ def _own_limits(checkpoint: str, policy: Policy) -> Limits:
     for folder in (checkpoint, f"{checkpoint}/policy", f"{checkpoint}/checkpoints/last/policy"):
         if (Path(folder) / FILE).is_file():
             return Limits.load(Path(folder) / FILE)
-    return Limits()
+    robot = Recorded.of(policy)
+    if robot is None:
+        return Limits()
+    known = {key: value for key, value in asdict(robot).items() if key != "rate_hz"}
+    return Limits.from_dict({**known, "position": robot.position or None})

@@ -133,14 +133,8 @@ class PolicyServer:
         self.contract = c = Contract.of(policy)
         self.metadata = {
             "server": "isdt-policy",
-            "task": c.task,
-            "obs_dims": dict(c.obs_dims),
-            "action_dim": c.action_dim,
-            "n_obs_steps": c.n_obs_steps,
-            "n_action_steps": c.n_action_steps,
-            "horizon": c.horizon,
+            **c.metadata(),
             "steps": str(settings.nfe),  # the protocol's word for network evaluations
-            "continues": c.continues,
             "numbers": True,
         }
         self._closing, self._answering = False, 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from isdt_policy.deploy.wire import unpack
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.recorded import Recorded
 
 RESERVED = ("reset", "noise_seeds", "known", "weight", "request")
 MAX_BATCH = 64
@@ -38,6 +39,7 @@ class Contract:
         action_dim, n_obs_steps, n_action_steps, horizon: see `isdt_policy.method.policy`; None where a policy does not say.
         task: that it was trained on, or "".
         continues: whether it can continue a started chunk.
+        recorded: the robot as its recordings show it, or None.
     """
 
     obs_dims: Mapping[str, int]
@@ -47,6 +49,7 @@ class Contract:
     action_dim: int | None
     task: str
     continues: bool
+    recorded: Recorded | None = None
 
     @classmethod
     def of(cls, policy: Policy) -> Contract:
@@ -70,7 +73,21 @@ class Contract:
             action_dim=getattr(policy, "action_dim", None) or getattr(config, "action_dim", None),
             task=str(getattr(policy, "task", "")),
             continues=hasattr(policy, "continue_action"),
+            recorded=Recorded.of(policy),
         )
+
+    def metadata(self) -> dict[str, object]:
+        """As a server tells its clients."""
+        return {
+            "task": self.task,
+            "obs_dims": dict(self.obs_dims),
+            "action_dim": self.action_dim,
+            "n_obs_steps": self.n_obs_steps,
+            "n_action_steps": self.n_action_steps,
+            "horizon": self.horizon,
+            "continues": self.continues,
+            **({"recorded": asdict(self.recorded)} if self.recorded else {}),
+        }
 
 
 @dataclass(frozen=True)

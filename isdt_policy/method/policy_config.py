@@ -11,6 +11,7 @@ from isdt_policy.method.networks import NetworkConfig, read_network, write_netwo
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.recorded import Recorded
 
 # Version 1 lists states by their sizes ("obs_dims"); it is still what is written for a policy that reads states alone, so
 # that earlier installations read it.
@@ -40,6 +41,7 @@ class PolicyConfig:
         noise_scale: of the initial noise when acting, 1 as in training; towards 0 every draw is nearer to the middle of what
             the policy would draw. Later noise of a stochastic sampler and chunks that continue started ones keep 1.
         sampling: what the objective taught the network; it decides what `nfe` may be.
+        recorded: the robot as its recordings show it, for a policy without a registered task; None for the others.
     """
 
     task: str
@@ -61,6 +63,7 @@ class PolicyConfig:
     action_type: str = ""
     noise_scale: float = 1.0
     sampling: Sampling = FLOW_MAP
+    recorded: Recorded | None = None
 
     def __post_init__(self) -> None:
         if min(self.n_obs_steps, self.horizon, self.n_action_steps) < 1:
@@ -93,6 +96,8 @@ class PolicyConfig:
         """As config.json holds it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["observations"]
+        if values.pop("recorded") is not None:
+            values["recorded"] = asdict(self.recorded)  # type: ignore[arg-type]
         return {
             "format_version": FORMAT_VERSION,
             "task": values.pop("task"),
@@ -135,4 +140,6 @@ class PolicyConfig:
             raw["network"] = read_network(raw["network"])  # type: ignore[arg-type]
         if "sampling" in raw:
             raw["sampling"] = Sampling.read(raw["sampling"])  # type: ignore[arg-type]
+        if "recorded" in raw:
+            raw["recorded"] = Recorded.read(raw["recorded"], source)
         return cls(**raw)  # type: ignore[arg-type]

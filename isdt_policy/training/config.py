@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TypedDict, TypeVar, cast
@@ -23,6 +24,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from isdt_policy.datasets.store import DemoStore
+from isdt_policy.envs import task_spec
 from isdt_policy.method.networks import NETWORKS, read_network, write_network
 from isdt_policy.method.objectives import OBJECTIVES
 from isdt_policy.method.objectives.base import Objective
@@ -36,11 +39,12 @@ Section = dict[str, object]
 T = TypeVar("T")
 
 GROUPS = ("experiment", "objective", "network", "size")
+OWN_ROBOT = "own_robot"  # the experiment for recordings without a registered task
 IF_EXISTS = ("error", "resume", "overwrite")
 _SECTIONS = ("data", "policy", "network", "objective", "training")
 
 # Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
-_DERIVED = {"task", "observations", "action_dim", "network", "action_type", "sampling"}
+_DERIVED = {"task", "observations", "action_dim", "network", "action_type", "sampling", "recorded"}
 _UNKNOWN: Section = {"task": "", "observations": {}, "action_dim": 0}  # until the data are read
 
 
@@ -51,7 +55,7 @@ class Settings(TypedDict):
         name: of the run.
         run_dir: where the run goes.
         if_exists: what to do if a run is there already: "error", "resume" or "overwrite".
-        task: id of the task.
+        task: id of the task; empty: a task is made from the data.
         data, policy, network, objective, training: sections; see the dataclasses in `SECTIONS`.
     """
 
@@ -126,7 +130,9 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
     """Compose the settings of a run.
 
     Args:
-        overrides: Hydra overrides as on the command line, e.g. ["experiment=pusht_demo", "training.seed=43"].
+        overrides: Hydra overrides as on the command line, e.g. ["experiment=pusht_demo", "training.seed=43"]. With data.path=
+            but neither task= nor experiment=, the task is the one that the store names; if none of that name is registered,
+            experiment=own_robot is taken.
 
     Raises:
         InputError: an unknown key or group option (with the nearest name), or a value that cannot be parsed.
@@ -137,10 +143,13 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
     with initialize_config_module("isdt_policy.configs", version_base="1.3"):
         try:
             config = compose(config_name, overrides=list(overrides), return_hydra_config=True)
+            if not {override.split("=")[0] for override in overrides} & {"task", "experiment"}:
+                overrides = [*_task_of(config.data.path), *overrides]
+                config = compose(config_name, overrides=overrides, return_hydra_config=True)
             chosen = {**config.hydra.runtime.choices}
             OmegaConf.set_struct(config, False)
             del config["hydra"]
-            config.name = config.name or run_name(config.task, config.training.seed, chosen)
+            config.name = config.name or run_name(config.task or _stem(config.data.path), config.training.seed, chosen)
             config.run_dir = config.run_dir or f"outputs/{config.name}"
             composed = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
@@ -158,7 +167,26 @@ def run_name(task: str, seed: int, chosen: Mapping[str, str | None]) -> str:
         seed: of the training.
         chosen: the file that was chosen of each group of configurations.
     """
-    return f"{chosen.get('experiment') or task}-{chosen.get('objective')}-s{seed}"
+    experiment = chosen.get("experiment")
+    return f"{task if experiment in (None, OWN_ROBOT) else experiment}-{chosen.get('objective')}-s{seed}"
+
+
+def _task_of(path: str) -> list[str]:
+    """What to choose for demonstrations of which no task was said: theirs, or the experiment for a robot of one's own."""
+    if path == DataConfig.path:
+        return []
+    try:
+        named = DemoStore.open(path).task
+    except InputError:
+        return []  # said when the data are read, with all that is wrong
+    with suppress(InputError):
+        return [f"task={task_spec(named).id}"] if named else [f"experiment={OWN_ROBOT}"]
+    return [f"experiment={OWN_ROBOT}"]
+
+
+def _stem(path: str) -> str:
+    """A name for a run on demonstrations without a task."""
+    return re.sub(r"\W+", "_", Path(path).name.split(".")[0]) or "demonstrations"
 
 
 def load_config(run: str | Path) -> Settings:
@@ -261,7 +289,7 @@ def _fits(value: object, default: object) -> bool:
 def _complete(values: Mapping[str, object]) -> Settings:
     """Refuse settings without a name or a section, as `task=null` or `training=null` leaves them."""
     for key in ("name", "run_dir", "if_exists", "task"):
-        if not isinstance(values.get(key), str) or not values[key]:
+        if not isinstance(values.get(key), str) or not (values[key] or key == "task"):
             raise InputError(f"{key}={_shown(values.get(key))} must be a text, such as {key}={_EXAMPLES[key]}.")
     for key in _SECTIONS:
         if not isinstance(values.get(key), Mapping):

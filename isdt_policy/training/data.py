@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.augment import MemoryStore, with_goals_in_hindsight, with_mirror_images
 from isdt_policy.datasets.frames import is_image
+from isdt_policy.datasets.own_task import OwnTask, Renamed, Told, own_task, with_action
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import WindowDataset, train_val_split
 from isdt_policy.envs import TaskSpec, task_spec
@@ -37,6 +38,7 @@ class Demonstrations:
         validation: windows of the held-out episodes; None if there are none.
         finish: what the finish of a run learns from, if that is more than `train`; None if not.
         notes: what people should know about them, one line each.
+        own: the task as it was made from the store; None for a registered one.
     """
 
     spec: TaskSpec
@@ -45,6 +47,7 @@ class Demonstrations:
     validation: WindowDataset | None
     finish: WindowDataset | None
     notes: tuple[str, ...]
+    own: OwnTask | None = None
 
 
 def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> Demonstrations:
@@ -52,15 +55,13 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
 
     Args:
         data: which demonstrations.
-        task: its id; the store must have been recorded for it.
+        task: its id; the store must have been recorded for it. Empty: a task is made from the store.
         policy: its window (`horizon`, `n_obs_steps`, `n_action_steps`) and its `action_reference`.
 
     Raises:
         InputError: no such store, task, key or mask; demonstrations of another task; or no training window.
     """
-    spec = task_spec(task)
-    recorded = DemoStore.open(data.path)
-    check_recorded(spec, recorded.attrs, data.path)
+    spec, own, recorded = opened(data, task)
     keys = _obs_keys(data, spec, recorded, policy.action_reference)
 
     store, episodes, held_out = _augmented(recorded, data, spec, nudges=data.nudges == "always")
@@ -75,7 +76,7 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
             f"steps, policy.horizon={policy.horizon} needs {needed}. Lower policy.horizon."
         )
 
-    def windows(store: DemoStore | MemoryStore, chosen: Episodes) -> WindowDataset:
+    def windows(store: DemoStore | Renamed | MemoryStore, chosen: Episodes) -> WindowDataset:
         return WindowDataset(
             store, keys, policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
         )  # fmt: skip
@@ -93,18 +94,18 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
         )
     if len(held_out) and validation is None:
         notes.append("          no held-out episode holds a window, so there is no validation")
-    return Demonstrations(spec, keys, train, validation, finish, tuple(notes))
+    return Demonstrations(spec, keys, train, validation, finish, (*(own.notes if own else ()), *notes), own)
 
 
 def _augmented(
-    recorded: DemoStore, data: DataConfig, spec: TaskSpec, nudges: bool
-) -> tuple[DemoStore | MemoryStore, Episodes, Episodes]:
+    recorded: DemoStore | Renamed, data: DataConfig, spec: TaskSpec, nudges: bool
+) -> tuple[DemoStore | Renamed | MemoryStore, Episodes, Episodes]:
     """The store with what is made of its episodes, and the numbers of the training and of the held-out episodes in it.
 
     What was made of one recording stays on the same side of the split.
     """
     episodes, held_out = split(recorded, data)
-    store: DemoStore | MemoryStore = recorded
+    store: DemoStore | Renamed | MemoryStore = recorded
     if data.hindsight:
         store = with_goals_in_hindsight(store, spec, nudges)
     if data.mirror:
@@ -114,7 +115,7 @@ def _augmented(
     return store, episodes, held_out
 
 
-def split(store: DemoStore, data: DataConfig) -> tuple[Episodes, Episodes]:
+def split(store: DemoStore | Renamed, data: DataConfig) -> tuple[Episodes, Episodes]:
     """Numbers of the training and of the held-out episodes, both rising."""
     episodes, held_out = train_val_split(store.n_episodes, data.val_ratio, data.split_seed)
     if data.val_mask:
@@ -159,7 +160,8 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     normalizer.fit(statistics, config.obs_normalization, config.action_normalization, parts)
     complete = dataclasses.replace(
         config,
-        task=data.spec.id,
+        task="" if data.own else data.spec.id,
+        recorded=data.own.recorded if data.own else None,
         observations=observations,
         action_dim=action_dim,
         action_type=data.spec.action_type,
@@ -179,7 +181,31 @@ def _action_parts(config: PolicyConfig, spec: TaskSpec) -> tuple[int, ...]:
     return tuple(part.size for part in spec.action_parts)
 
 
-def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore, reference: str) -> tuple[str, ...]:
+def opened(data: DataConfig, task: str) -> tuple[TaskSpec, OwnTask | None, DemoStore | Renamed]:
+    """The task, how it was made if it was made from the store, and the store with its action.
+
+    Raises:
+        InputError: no such store, task or key; demonstrations of another task; or something that only the user can say.
+    """
+    if task:
+        spec = task_spec(task)
+        _check_unsaid(data, task)
+        store = DemoStore.open(data.path)
+        check_recorded(spec, store.attrs, data.path)
+        return spec, None, with_action(store, data.action_key)
+    store = DemoStore.open(data.path)
+    own = own_task(store, Told(tuple(data.obs_keys), data.action_key, data.actions, data.rate_hz))
+    return own.spec, own, with_action(store, own.action_key)
+
+
+def _check_unsaid(data: DataConfig, task: str) -> None:
+    """Refuse what only a robot's own recordings may be told."""
+    for name in ("actions", "rate_hz"):
+        if getattr(data, name):
+            raise InputError(f"data.{name} is for recordings without a registered task; task '{task}' says it itself.")
+
+
+def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore | Renamed, reference: str) -> tuple[str, ...]:
     keys = tuple(data.obs_keys) or spec.default_obs_keys
     for key in keys:
         known = spec.observations.get(key)
@@ -198,7 +224,7 @@ def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore, reference: str
     return keys
 
 
-def _masked(store: DemoStore, name: str) -> Episodes:
+def _masked(store: DemoStore | Renamed, name: str) -> Episodes:
     masks = store.masks
     if name not in masks:
         known = ", ".join(masks) or "none"

@@ -38,7 +38,8 @@ _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training
 
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
 LATER = {
-    "data.nudges": "off", "training.init": "", "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "data.action_key": "", "data.actions": "", "data.rate_hz": 0.0, "data.nudges": "off", "training.init": "",
+    "training.finish_steps": 0, "training.endpoint_steps": 0,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 

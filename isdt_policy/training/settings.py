@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from isdt_policy.datasets.own_task import ACTIONS
 from isdt_policy.shared.errors import InputError, nearest
 
 
@@ -13,7 +14,11 @@ class DataConfig:
 
     Attributes:
         path: a store (directory or .zip), or "bundled:pusht_expert".
-        obs_keys: observations the policy reads; empty takes the task's default.
+        obs_keys: observations the policy reads; empty takes the task's default, or what a robot's own recordings show.
+        action_key: key that holds the commanded action, if it is not called action.
+        actions: what the actions of a robot's own recordings are, if they do not say it: "absolute" for positions to go to,
+            "delta" for displacements and velocities. It decides which command means that the robot stands still.
+        rate_hz: steps per second of a robot's own recordings, if they do not say it; 0: as they say.
         max_train_episodes: use at most this many training episodes; 0 uses all.
         mask: train on the episodes of this named mask only, such as robomimic's "train"; empty takes all.
         val_mask: hold out the episodes of this mask, such as "valid", instead of a share drawn by val_ratio.
@@ -29,6 +34,9 @@ class DataConfig:
 
     path: str = "bundled:pusht_expert"
     obs_keys: tuple[str, ...] = ()
+    action_key: str = ""
+    actions: str = ""
+    rate_hz: float = 0.0
     max_train_episodes: int = 0
     mask: str = ""
     val_mask: str = ""
@@ -44,6 +52,12 @@ class DataConfig:
             raise InputError(
                 f"data.nudges='{self.nudges}' is not one of {', '.join(allowed)}.{nearest(self.nudges, allowed)}"
             )
+        if self.actions not in ("", *ACTIONS):
+            raise InputError(
+                f"data.actions='{self.actions}' is not one of {', '.join(ACTIONS)}.{nearest(self.actions, ACTIONS)}"
+            )
+        if not 0 <= self.rate_hz < float("inf"):
+            raise InputError(f"data.rate_hz={self.rate_hz} must be above 0, or 0 to believe the recordings.")
         if self.nudges != "off" and not self.hindsight:
             raise InputError("data.nudges are goals named in hindsight; add data.hindsight=true.")
 
