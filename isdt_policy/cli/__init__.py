@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "eval": "isdt_policy.cli.eval:Eval",
     "eval repeat": "isdt_policy.cli.eval:EvalRepeat",
     "eval curve": "isdt_policy.cli.eval:EvalCurve",
+    "eval data": "isdt_policy.cli.eval_data:EvalData",
     "compare": "isdt_policy.cli.compare:Compare",
     "diagnose": "isdt_policy.cli.diagnose:Diagnose",
     "study toys": "isdt_policy.cli.study:Toys",

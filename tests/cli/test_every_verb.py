@@ -27,6 +27,7 @@ NEEDS: dict[str, list[str]] = {
     "eval": ["checkpoint=nowhere"],
     "eval repeat": ["nowhere"],
     "eval curve": ["checkpoint=nowhere"],
+    "eval data": ["checkpoint={policy}", "episodes=all"],
     "compare": ["nowhere"],
     "diagnose": ["checkpoint={policy}"],
     "study tasks": ["experiments=[pusht_demo]"],

@@ -158,7 +158,7 @@ def _measure(policy: Policy, held_out: Windows, batches: Batches | None, setting
 
 def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, str, Batches | None]:
     """(windows to measure on, what they are, training batches) of the run that made the checkpoint; or all of `data`."""
-    config = _run_config(checkpoint)
+    config = run_config(checkpoint)
     if config is None:
         if data is None:
             raise InputError(
@@ -167,7 +167,12 @@ def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, 
             )
         store, c = DemoStore.open(data), policy.config
         everything = WindowDataset(
-            store, policy.obs_keys, c.horizon, c.n_obs_steps, c.n_action_steps, task=task_spec(policy.task)
+            store,
+            policy.obs_keys,
+            c.horizon,
+            c.n_obs_steps,
+            c.n_action_steps,
+            task=task_spec(policy.task) if policy.task else None,
         )
         return everything, f"all {store.n_episodes} episodes of {data}", None
     if data is not None:
@@ -183,7 +188,7 @@ def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, 
     return trainer.validation or trainer.train, f"{side} episodes of {config['data']['path']}", batches
 
 
-def _run_config(checkpoint: Path) -> RunSettings | None:
+def run_config(checkpoint: Path) -> RunSettings | None:
     """Settings of the run directory at or above a checkpoint."""
     for folder in [checkpoint, *checkpoint.resolve().parents[:3]]:
         with suppress(InputError):  # a policy's config.json is none of a run
