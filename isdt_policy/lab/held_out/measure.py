@@ -120,8 +120,8 @@ def _features(policy: Policy, rows: Rows) -> torch.Tensor | None:
 def disagreement(rows: Rows, predicted: Array, execute: int) -> Array:
     """Root mean square (action_dim,) of what two consecutive chunks say of the same steps: `execute` steps apart."""
     place = {(int(e), int(s)): i for i, (e, s) in enumerate(zip(rows.episode, rows.step))}
-    pairs = [(i, place.get((e, s + execute))) for (e, s), i in place.items()]
-    here, there = (np.array(side, np.int64) for side in zip(*[(i, j) for i, j in pairs if j is not None] or [((), ())]))
+    pairs = [(i, place[e, s + execute]) for (e, s), i in place.items() if (e, s + execute) in place]
+    here, there = np.array(pairs, np.int64).reshape(-1, 2).T
     steps = predicted.shape[1] - execute
     if not len(here) or steps < 1:
         return np.full(predicted.shape[2], np.nan)
