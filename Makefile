@@ -1,5 +1,7 @@
 # make demo   environment, bundled demonstrations, training, evaluation at 1 and 2 steps, report
 # make test   what CI runs: format, lint, types, tests
+# make test-python PY=3.13   the wheel in a fresh environment of another Python
+# make docs   the site, in build/site/html
 # make test-quick   for daily work: the tests that are not marked slow
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +10,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-quick lint types unit tree clean
+.PHONY: demo test test-quick test-python lint types unit tree docs tutorials clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +56,26 @@ test: lint types unit
 
 test-quick: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
+
+# The wheel in a fresh environment of another Python, and tests of what people do first, against what is installed there.
+PY     ?= 3.12
+FRESH  := $(CURDIR)/build/python$(PY)
+FOUND  = $(firstword $(wildcard $(HOME)/.pyenv/versions/$(PY).*/bin/python) $(shell command -v python$(PY)))
+FIRST  := test_old_files.py test_public.py shared cli/test_zoo.py cli/test_cli.py method/test_policy.py datasets/test_store.py \
+	eval/test_result.py deploy/test_runtime.py
+test-python:
+	@test -n "$(FOUND)" || { echo "There is no Python $(PY) here."; exit 2; }
+	$(FOUND) -m venv --clear $(FRESH)
+	$(FRESH)/bin/pip install --quiet --quiet --upgrade pip
+	$(FRESH)/bin/pip wheel --quiet --quiet --no-deps --wheel-dir $(FRESH)/dist .
+	$(FRESH)/bin/pip install --quiet --quiet $(INDEX) --constraint constraints.txt \
+		"$$(ls $(FRESH)/dist/isdt_policy-*.whl)[pusht,report,formats,diffusers,runtime,serve,export]" \
+		pytest pytest-timeout hypothesis scipy psutil beartype
+	cd $(FRESH) && OMP_NUM_THREADS=1 bin/pytest -q --config-file $(CURDIR)/pyproject.toml $(addprefix $(CURDIR)/tests/,$(FIRST))
+
+# Pages, search and links, in build/site/html.
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_site.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -172,7 +172,9 @@ def _folder(path: Path) -> tuple[zarr.Group, Listing]:
 
 def _zip(path: Path) -> tuple[zarr.Group, Listing]:
     if path.suffix != ".zip" and not zipfile.is_zipfile(path):
-        raise InputError(f"'{path}' is no file of demonstrations; a store is a folder (.zarr) or an archive (.zarr.zip).")
+        raise InputError(
+            f"'{path}' is no file of demonstrations; a store is a folder (.zarr) or an archive (.zarr.zip)."
+        )
     if not zipfile.is_zipfile(path):
         raise InputError(f"'{path}' is a file but not a complete .zip archive; download or pack it again.")
     with zipfile.ZipFile(path) as archive:

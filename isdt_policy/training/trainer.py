@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import shutil
 import sys
 import time
@@ -38,6 +37,11 @@ from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_reques
 from isdt_policy.training.loggers import Log
 from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of
 from isdt_policy.training.settings import TrainingConfig
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 _VALIDATION_WINDOWS, _VALIDATION_BATCH = 1024, 256
 
@@ -280,7 +284,7 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 speed = {"steps_per_s": (self.step - first) / elapsed, "elapsed_s": elapsed}
                 epoch = {"epoch": self.step * c.batch_size / self.train.n_windows}
-                log.write(self.step, {**_means(window), **speed, **epoch, "peak_rss_mb": _peak_rss_mb()})
+                log.write(self.step, {**_means(window), **speed, **epoch, **_peak_memory()})
                 window = []
             metric = None
             if self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal):
@@ -328,6 +332,9 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
     return {**means, "grad_norm_max": max(v["grad_norm"] for v in window)}
 
 
-def _peak_rss_mb() -> float:
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def _peak_memory() -> dict[str, float]:
+    """Largest memory of this process so far, where the system counts it: Linux in KiB, macOS in bytes."""
+    if resource is None:
+        return {}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}

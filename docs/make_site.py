@@ -1,0 +1,48 @@
+"""Build the site: `python docs/make_site.py`, which `make docs` calls. It ends with an error at the first broken link.
+
+The pages are laid out as the repository has them, so that a link means the same on the site and in the clone.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+from mkdocs.exceptions import Abort
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE")
+
+
+def lay_out(target: Path) -> None:
+    """Copy every page, and what pages show, below a folder."""
+    shutil.rmtree(target, ignore_errors=True)
+    files = [ROOT / name for name in PAGES]
+    files += [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png", ".gif", ".svg")]
+    files += [path for path in (ROOT / "results").rglob("*") if path.suffix in (".md", ".png")]
+    for file in files:
+        copy = target / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+
+
+def make(out: Path) -> None:
+    """Lay out and build below a folder.
+
+    Raises:
+        Abort: a link, an anchor or an entry of the navigation that leads nowhere, or a page that is in none.
+    """
+    lay_out(out / "pages")
+    config = load_config(str(ROOT / "mkdocs.yml"), docs_dir=str(out / "pages"), site_dir=str(out / "html"), strict=True)
+    build(config)
+
+
+if __name__ == "__main__":
+    try:
+        make(ROOT / "build" / "site")
+    except Abort as error:
+        sys.exit(f"the site was not built: {error}")
+    print("Open build/site/html/index.html")
