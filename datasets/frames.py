@@ -149,7 +149,7 @@ def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, 
         return {key: OnDisk(store, key) for key in keys}
     if mode == "mmap":
         # Half for the mapping: batches and what decodes them take room too.
-        return {key: Mapped(_decoded(store, key, limit), limit // 2 // len(keys)) for key in keys}
+        return {key: Mapped(decoded_file(store, key, limit), limit // 2 // len(keys)) for key in keys}
     return {key: _in_memory(store, key) for key in keys}
 
 
@@ -181,7 +181,7 @@ def _in_memory(store: Store, key: str) -> Array:
     return np.ascontiguousarray(values).reshape(len(values), -1)
 
 
-def _decoded(store: Store, key: str, limit: int) -> Path:
+def decoded_file(store: Store, key: str, limit: int) -> Path:
     """The frames as a .npy file, written once per state of the store, block by block, in well under `limit` bytes."""
     file = cache() / "frames" / f"{_fingerprint(store, key)}.npy"
     if not file.exists():
@@ -209,6 +209,11 @@ def _decoded(store: Store, key: str, limit: int) -> Path:
 
 def _fingerprint(store: Store, key: str) -> str:
     """Changes when the store is written: its path, its episodes, and when its files' folder last changed."""
-    path = Path(getattr(store, "path", "memory")).resolve()
-    changed = [p.stat().st_mtime_ns for p in (path, path / "zarr.json", path / "data" / key) if p.exists()]
-    return hashlib.sha256(repr((str(path), key, changed, store.episode_ends.tolist())).encode()).hexdigest()[:24]
+    inner = getattr(store, "store", store)
+    name = getattr(store, "names", {}).get(key) or key
+    path = Path(getattr(inner, "path", "memory")).resolve()
+    changed = [p.stat().st_mtime_ns for p in (path, path / "zarr.json", path / "data" / name) if p.exists()]
+    # What is not read as it is stored says itself when it changes.
+    identity = getattr(store, "identity", None)
+    more = () if identity is None else (identity(key),)
+    return hashlib.sha256(repr((str(path), key, changed, store.episode_ends.tolist(), *more)).encode()).hexdigest()[:24]

@@ -198,6 +198,12 @@ class WindowDataset:
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """Windows by number."""
+        found = self.numbers(indices)
+        obs = {key: found["obs"][key] if key in found["obs"] else self._images(key, indices) for key in self.obs_keys}
+        return {**found, "obs": obs}
+
+    def numbers(self, indices: NDArray[np.int64]) -> Batch:
+        """Windows by number, without their images."""
         indices = np.ascontiguousarray(indices, np.int64)
         count, at = len(indices), 0
         # One buffer and one call for all low-dimensional keys: allocations and calls cost as much as copying.
@@ -212,9 +218,12 @@ class WindowDataset:
             end = at + count * steps * size
             blocks.append(buffer[at:end].reshape(count, steps, size))
             at = end
-        low_dim = dict(zip(self._flat_keys[:-1], blocks))
-        obs = {key: low_dim[key] if key in low_dim else self._images(key, indices) for key in self.obs_keys}
-        return {"obs": obs, "action": blocks[-1], "is_pad": is_pad}
+        return {"obs": dict(zip(self._flat_keys[:-1], blocks)), "action": blocks[-1], "is_pad": is_pad}
+
+    @property
+    def image_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one image, per image key."""
+        return dict(self._shapes)
 
     def _images(self, key: str, indices: NDArray[np.int64]) -> Array:
         rows, source = self._rows[indices], self._frames[key]

@@ -28,12 +28,14 @@ class ObsSpec:
         kind: "state" (numbers, normalised by their statistics) or "image" (height, width, channel; scaled by a constant).
         dtype: NumPy name.
         unit: physical unit of the entries, if it is known.
+        crop: (height, width) of the part of a picture that the policy reads; None reads all of it.
     """
 
     shape: tuple[int, ...]
     kind: Literal["state", "image"] = "state"
     dtype: str = "float32"
     unit: str = ""
+    crop: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -71,7 +73,7 @@ class Policy(Protocol):
 
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         *,
         nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,

@@ -14,13 +14,14 @@ Spec sheet
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.protocol import Info, Observation
+from isdt_policy.envs.protocol import Arrays, Info, Observation
 from isdt_policy.envs.pusht_scene import SUCCESS_COVERAGE, derive, hindsight, legacy_state, mirror, nudges, success
 from isdt_policy.envs.registry import (
     ActionPart,
@@ -37,6 +38,16 @@ TESTED_GYM_PUSHT = "0.1.8"
 
 # The block can be squeezed out of the walls, so bounds are wide; the agent follows targets inside [0, 512].
 _LOW, _HIGH = -512.0, 1024.0
+
+
+def _draw(stored: Arrays, key: str) -> NDArray[np.uint8]:
+    """Pictures (n, 96, 96, 3) of {"state": (n, 5)}."""
+    return _artist().draw(np.asarray(stored["state"], np.float64))
+
+
+@functools.cache
+def _artist() -> PushTEnv:
+    return PushTEnv(("pixels",))
 
 
 SPEC = TaskSpec(
@@ -97,6 +108,8 @@ SPEC = TaskSpec(
     hindsight_fn=hindsight,
     nudges_fn=nudges,
     success_fn=success,
+    recorded_as={"pixels": ("img", "image")},
+    draw_fn=_draw,
 )
 
 
@@ -116,6 +129,9 @@ class PushTEnv(Env):
         render_size: side of the square images of `render()`, px. The "pixels" observation is always 96.
         end_on_success: False lets a demonstrator go on improving after success, up to the step limit.
     """
+
+    # False leaves pictures in an observation empty, for steps whose pictures nobody reads.
+    draw_images: bool
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012 - Gymnasium's contract
 
@@ -137,6 +153,7 @@ class PushTEnv(Env):
         self.end_on_success = end_on_success
         self.observation_space = observation_space(SPEC, self.obs_keys)
         self.action_space = SPEC.action.space()
+        self.draw_images = True
         self._steps: int | None = None  # None: not running
 
     def reset(self, *, seed: int | None = None, options: Info | None = None) -> tuple[Observation, Info]:
@@ -186,11 +203,24 @@ class PushTEnv(Env):
         """Return agent x, y, block x, y (px) and block angle in [0, 2 pi), in full precision."""
         return np.asarray(self._sim.get_obs(), np.float64)
 
+    def draw(self, states: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Pictures (n, 96, 96, 3) of states (n, 5) at rest. It ends the episode, if one runs."""
+        self._steps = None
+        pictures = np.empty((len(states), 96, 96, 3), np.uint8)
+        self._sim._setup()
+        for picture, state in zip(pictures, states):
+            self._place(checked_array(state, (5,), "state"))
+            picture[:] = self._image(96)
+        return pictures
+
     def _observation(self) -> Observation:
         state = {"state": self.state()}
         # Rounding 2 pi - tiny to float32 gives float32(2 pi): inside the space's bound.
         low_dim = {key: derive(state, key) for key in self.obs_keys if key != "pixels"}
-        return {key: low_dim[key] if key in low_dim else self._image(96) for key in self.obs_keys}
+        return {key: low_dim[key] if key in low_dim else self._seen() for key in self.obs_keys}
+
+    def _seen(self) -> NDArray[np.uint8]:
+        return self._image(96) if self.draw_images else np.zeros((96, 96, 3), np.uint8)
 
     def _image(self, size: int, mark_action: bool = False) -> NDArray[np.uint8]:
         image = self._sim._get_img(self._sim._draw(), width=size, height=size, render_action=mark_action)
@@ -198,6 +228,9 @@ class PushTEnv(Env):
 
     def _set_exactly(self, state: NDArray[np.float64]) -> None:
         self._sim._setup()
+        self._place(state)
+
+    def _place(self, state: NDArray[np.float64]) -> None:
         sim = self._sim
         sim.agent.position = state[:2].tolist()
         # The angle turns the block about its centre of mass and so moves its origin: position has to come last.

@@ -106,6 +106,9 @@ class TaskSpec:
         hindsight_fn: {key: (T, d)} of an episode's stored keys and "action" -> the episodes it demonstrates with goals named in
             hindsight, each in a scene placed so that its end is the goal; None for tasks where that cannot be done.
         nudges_fn: the same for the beginnings of what is done in an episode, with the goal close to where it started.
+        recorded_as: per picture, other names under which recordings hold it.
+        draw_fn: ({key: (n, d)} of stored keys, name of a picture) -> (n, height, width, 3) uint8, as the environment draws it; None
+            for tasks that cannot draw a scene from what is stored.
         success_fn: {key: (n, d)} of stored keys -> (n,) whether each state is a success; None where that takes the simulator.
         modes: number of ways in which an episode can succeed, where the environment names the way (`info["mode"]`, from 0); 0
             elsewhere.
@@ -132,6 +135,8 @@ class TaskSpec:
     mirror_fn: Callable[[Arrays], dict[str, NDArray[np.float32]]] | None = None
     hindsight_fn: Callable[[Arrays], list[dict[str, NDArray[np.float32]]]] | None = None
     nudges_fn: Callable[[Arrays], list[dict[str, NDArray[np.float32]]]] | None = None
+    recorded_as: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    draw_fn: Callable[[Arrays, str], NDArray[np.uint8]] | None = None
     success_fn: Callable[[Arrays], NDArray[np.bool_]] | None = None
     modes: int = 0
     neutral: tuple[float | None, ...] | None = None

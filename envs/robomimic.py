@@ -74,6 +74,7 @@ class RobosuiteEnv(Env):
         )
         self.seed_protocol, self.render_mode = seed_protocol, render_mode
         self.render_size, self.end_on_success = render_size, end_on_success
+        self.draw_images = True  # False leaves pictures empty, for steps whose pictures nobody reads
         self.max_episode_steps = spec.max_episode_steps
         self.observation_space = observation_space(spec, self.obs_keys)
         action = action_spec(self.scene.n_arms, self.control, self.rotation)
@@ -136,7 +137,9 @@ class RobosuiteEnv(Env):
         values = robosuite_compat.observations(self.sim)
         result: Observation = {}
         for key in self.obs_keys:
-            if key.endswith("_image"):
+            if key.endswith("_image") and not self.draw_images:
+                result[key] = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+            elif key.endswith("_image"):
                 result[key] = robosuite_compat.image(self.sim, key.removesuffix("_image"), IMAGE_SIZE)
             else:
                 name = "object-state" if key == "object" else key
