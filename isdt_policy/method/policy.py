@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from isdt_policy.method import zoo
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
+from isdt_policy.method.networks.image_encoder import Cameras
 from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.normalization import Normalizer
@@ -34,6 +35,7 @@ from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import Plan, plan
 from isdt_policy.method.shapes import Chunks, Embeddings, no_type_check
 from isdt_policy.shared.errors import InputError, at_least, nearest
+from isdt_policy.shared.pixels import check_bytes, check_layout
 
 # A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
 # rows an episode's actions do not depend on how many others are evaluated beside it.
@@ -65,8 +67,14 @@ class Policy(nn.Module):
         path = INTERPOLANTS[config.interpolant]()
         core = config.network.build(config.action_dim, config.cond_dim, config.horizon)
         self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
+        self.cameras = Cameras(config.images, config.n_obs_steps, config.image_encoder) if config.images else None
         self.encoder = StateEncoder(
-            config.obs_dims, config.n_obs_steps, config.cond_dim, config.encoder_hidden, config.encoder_octaves
+            config.obs_dims,
+            config.n_obs_steps,
+            config.cond_dim,
+            config.encoder_hidden,
+            config.encoder_octaves,
+            extra=self.cameras.n_features if self.cameras is not None else 0,
         )
         self.null = nn.Parameter(torch.zeros(config.cond_dim))
         self.normalizer = normalizer or Normalizer(
@@ -143,15 +151,24 @@ class Policy(nn.Module):
     def reset(self) -> None:
         """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
 
-    def encode(self, obs: Mapping[str, Tensor]) -> Embeddings:
-        """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim)."""
-        return self.encoder(self.normalizer.normalize_obs(obs))
+    def encode(
+        self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, bf16: bool = False
+    ) -> Embeddings:
+        """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim).
+
+        Args:
+            obs: states, and pictures as bytes (batch, n_obs_steps, height, width, 3).
+            corners: where pictures are cropped, see `Cameras.draw_corners`; None takes their middle.
+            bf16: run convolutions, and nothing else, in bfloat16.
+        """
+        seen = None if self.cameras is None else self.cameras(obs, corners, bf16)
+        return self.encoder(self.normalizer.normalize_obs(obs), seen)
 
     @no_type_check
     @torch.inference_mode()
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating] | Tensor],
+        obs: Mapping[str, NDArray[np.generic] | Tensor],
         *,
         nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
@@ -159,7 +176,8 @@ class Policy(nn.Module):
         """Action chunks for a batch of observation histories; see `isdt_policy.envs.protocol.Policy`.
 
         Args:
-            obs: {key: (batch, n_obs_steps, d)} in the environment's units. Keys beyond `obs_keys` are ignored.
+            obs: {key: (batch, n_obs_steps, d)} in the environment's units, pictures as bytes (batch, n_obs_steps, height, width,
+                3). Keys beyond `obs_keys` are ignored.
             nfe: 1, 2, ... composes the flow map; "euler10", "heun5", "restart2" are baselines of the same network. For
                 policies of other kinds see `samplers.plan`; a diffusion policy takes "ddim10", "ddpm100".
             noise_seeds: (batch, 2) integers; row i's noise is a function of row i alone. None draws fresh noise.
@@ -176,8 +194,8 @@ class Policy(nn.Module):
         chunks = []
         for start in range(0, batch, rows):
             part = {
-                key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=np.float32))
-                for key in self.obs_keys
+                key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=spec.dtype))
+                for key, spec in self.config.observations.items()
             }
             z, seeds = noise[start : start + rows], row_seeds[start : start + rows]
             n = z.shape[0]
@@ -228,12 +246,15 @@ class Policy(nn.Module):
 
     def _check_obs(self, obs: Mapping[str, object]) -> int:
         batch = None
-        for key, dim in self.config.obs_dims.items():
+        for key, spec in self.config.observations.items():
             if key not in obs:
                 raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
-            value = np.asarray(obs[key])
-            expected = f"(batch, n_obs_steps={self.n_obs_steps}, {dim})"
-            if value.ndim != 3 or value.shape[1:] != (self.n_obs_steps, dim) or (batch not in (None, value.shape[0])):
+            value, shape = np.asarray(obs[key]), (spec.size,) if spec.kind == "state" else spec.shape
+            if spec.kind == "image":
+                check_layout(value.shape[2:], key, shape)
+                check_bytes(value.dtype, key)
+            expected = f"(batch, n_obs_steps={self.n_obs_steps}, {', '.join(map(str, shape))})"
+            if value.shape[1:] != (self.n_obs_steps, *shape) or (batch not in (None, value.shape[0])):
                 raise InputError(f"observation '{key}' has shape {value.shape}, expected {expected}.")
             if not np.isfinite(value).all():
                 raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")

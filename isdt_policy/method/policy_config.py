@@ -8,14 +8,15 @@ from dataclasses import asdict, dataclass, fields
 from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks import NetworkConfig, read_network, write_network
+from isdt_policy.method.networks.image_encoder import ImageEncoderConfig
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.recorded import Recorded
 
 # Version 1 lists states by their sizes ("obs_dims"); it is still what is written for a policy that reads states alone, so
-# that earlier installations read it.
-FORMAT_VERSION = 1
+# that earlier installations read it. Version 2 adds pictures ("images", "image_encoder").
+FORMAT_VERSIONS = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class PolicyConfig:
         network: sizes of the network, of a class in `NETWORKS`.
         cond_dim, encoder_hidden, encoder_octaves: size of the observation embedding, hidden widths of its MLP, and how
             many sines and cosines it reads of every entry (see `StateEncoder`).
+        image_encoder: how pictures are read, if any are.
         precondition: scale network input and output to unit variance.
         sigma_data: standard deviation of the normalised actions.
         obs_normalization, action_normalization: "limits", "gaussian" or (actions) "gaussian_per_step", "gaussian_vectors"; see
@@ -55,6 +57,7 @@ class PolicyConfig:
     cond_dim: int = 128
     encoder_hidden: tuple[int, ...] = (256, 256)
     encoder_octaves: int = 0
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()  # noqa: RUF009 - frozen
     precondition: bool = True
     sigma_data: float = 0.5
     obs_normalization: str = "limits"
@@ -92,16 +95,26 @@ class PolicyConfig:
         """Features per key of the states it reads."""
         return {key: spec.size for key, spec in self.observations.items() if spec.kind == "state"}
 
+    @property
+    def images(self) -> dict[str, ObsSpec]:
+        """The pictures it reads."""
+        return {key: spec for key, spec in self.observations.items() if spec.kind == "image"}
+
     def to_json(self) -> dict[str, object]:
         """As config.json holds it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["observations"]
+        del values["observations"], values["image_encoder"]
+        pictures = {
+            key: {"shape": list(s.shape), "crop": list(s.crop or s.shape[:2])} for key, s in self.images.items()
+        }
         if values.pop("recorded") is not None:
             values["recorded"] = asdict(self.recorded)  # type: ignore[arg-type]
+        seen = {"images": pictures, "image_encoder": asdict(self.image_encoder)}
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSIONS[bool(pictures)],
             "task": values.pop("task"),
             "obs_dims": self.obs_dims,
+            **(seen if pictures else {}),
             **values,
             "network": write_network(self.network),
             "sampling": asdict(self.sampling),
@@ -119,21 +132,31 @@ class PolicyConfig:
         """
         raw = dict(values)
         version = raw.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise InputError(f"{source}: policy format {version}, this version reads {FORMAT_VERSION}.")
-        known = {field.name for field in fields(cls)} - {"observations"} | {"obs_dims"}
+        if version not in FORMAT_VERSIONS:
+            raise InputError(f"{source}: policy format {version}, this version reads 1 and 2.")
+        known = {field.name for field in fields(cls)} - {"observations"} | {"obs_dims", "images"}
         unknown = sorted(set(raw) - known)
         if unknown:
             raise InputError(f"{source}: unknown key '{unknown[0]}'.{nearest(unknown[0], known)}")
         missing = sorted({"task", "obs_dims", "action_dim"} - set(raw))
         if missing:
             raise InputError(f"{source} has no '{missing[0]}'; it is not complete. Copy the folder again.")
-        sections = {"obs_dims": dict, "network": dict, "sampling": dict, "encoder_hidden": list}
+        sections = {
+            "obs_dims": dict,
+            "network": dict,
+            "sampling": dict,
+            "encoder_hidden": list,
+            "images": dict,
+            "image_encoder": dict,
+        }
         for name, kind in sections.items():
             if not isinstance(raw.get(name, kind()), kind):
                 raise InputError(f"{source}: '{name}' must be {'an object' if kind is dict else 'a list'}.")
         dims = raw.pop("obs_dims")
-        raw["observations"] = {key: ObsSpec((int(size),)) for key, size in dims.items()}  # type: ignore[attr-defined]
+        states = {key: ObsSpec((int(size),)) for key, size in dims.items()}  # type: ignore[attr-defined]
+        raw["observations"] = {**states, **_pictures(raw.pop("images", {}), source)}
+        if "image_encoder" in raw:
+            raw["image_encoder"] = _image_encoder(raw["image_encoder"], source)
         if "encoder_hidden" in raw:
             raw["encoder_hidden"] = tuple(raw["encoder_hidden"])  # type: ignore[arg-type]
         if "network" in raw:
@@ -143,3 +166,29 @@ class PolicyConfig:
         if "recorded" in raw:
             raw["recorded"] = Recorded.read(raw["recorded"], source)
         return cls(**raw)  # type: ignore[arg-type]
+
+
+def _pictures(values: object, source: str) -> dict[str, ObsSpec]:
+    """Cameras of a config.json."""
+    assert isinstance(values, Mapping)
+    found = {}
+    for key, entry in values.items():
+        try:
+            shape, crop = (tuple(int(n) for n in entry[name]) for name in ("shape", "crop"))
+        except (TypeError, KeyError, ValueError):
+            raise InputError(f"{source}: images.{key} must have 'shape' and 'crop', lists of whole numbers.") from None
+        if len(shape) != 3 or shape[2] != 3 or len(crop) != 2 or not all(0 < c <= n for c, n in zip(crop, shape)):
+            raise InputError(
+                f"{source}: images.{key} has shape {shape} and crop {crop}; the crop must fit (height, width, 3)."
+            )
+        found[str(key)] = ObsSpec(shape, "image", "uint8", crop=(crop[0], crop[1]))
+    return found
+
+
+def _image_encoder(values: object, source: str) -> ImageEncoderConfig:
+    assert isinstance(values, Mapping)
+    known = [field.name for field in fields(ImageEncoderConfig)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InputError(f"{source}: image_encoder has no '{unknown[0]}'.{nearest(unknown[0], known)}")
+    return ImageEncoderConfig(**values)
