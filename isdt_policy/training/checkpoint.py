@@ -149,4 +149,7 @@ def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tenso
         parameter, key = parameters[name.rsplit("/", 1)[0]], name.rsplit("/", 1)[1]
         group = groups[id(parameter)]
         on_host = key == "step" and not (group.get("fused") or group.get("capturable"))
-        optimizer.state[parameter][key] = value.to("cpu" if on_host else parameter.device, copy=True)
+        value = value.to("cpu" if on_host else parameter.device, copy=True)
+        if value.shape == parameter.shape:  # in the order of its numbers in memory, which fused steps take for granted
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        optimizer.state[parameter][key] = value

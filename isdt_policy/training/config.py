@@ -27,11 +27,13 @@ from omegaconf.errors import OmegaConfBaseException
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import task_spec
 from isdt_policy.method.networks import NETWORKS, read_network, write_network
+from isdt_policy.method.networks.image_encoder import ImageEncoderConfig
 from isdt_policy.method.objectives import OBJECTIVES
 from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.training.hydra_says import explain
 from isdt_policy.training.loggers import meant
 from isdt_policy.training.settings import DataConfig, TrainingConfig
 
@@ -41,10 +43,12 @@ T = TypeVar("T")
 GROUPS = ("experiment", "objective", "network", "size")
 OWN_ROBOT = "own_robot"  # the experiment for recordings without a registered task
 IF_EXISTS = ("error", "resume", "overwrite")
-_SECTIONS = ("data", "policy", "network", "objective", "training")
+_SECTIONS = ("data", "policy", "network", "images", "objective", "training")
 
 # Fields of PolicyConfig that follow from the data or the objective, or stand in a section of their own.
-_DERIVED = {"task", "observations", "action_dim", "network", "action_type", "sampling", "recorded"}
+_DERIVED = {
+    "task", "observations", "action_dim", "network", "action_type", "sampling", "recorded", "image_encoder",
+}  # fmt: skip
 _UNKNOWN: Section = {"task": "", "observations": {}, "action_dim": 0}  # until the data are read
 
 
@@ -56,7 +60,7 @@ class Settings(TypedDict):
         run_dir: where the run goes.
         if_exists: what to do if a run is there already: "error", "resume" or "overwrite".
         task: id of the task; empty: a task is made from the data.
-        data, policy, network, objective, training: sections; see the dataclasses in `SECTIONS`.
+        data, policy, network, images, objective, training: sections; see the dataclasses in `SECTIONS`.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Settings(TypedDict):
     data: Section
     policy: Section
     network: Section
+    images: Section
     objective: Section
     training: Section
 
@@ -111,7 +116,11 @@ class RunConfig:
         if sigma is not None and not (isinstance(sigma, (int, float)) and sigma > 0):
             raise InputError(f"policy.sigma_data must be a number above 0, or null to measure it; got {sigma}.")
         sampling = Sampling.read(cast(Section, policy.pop("sampling", {})))
-        network = read_network(s["network"])
+        parts = {
+            "network": read_network(s["network"]),
+            "image_encoder": build("images", ImageEncoderConfig, s["images"]),
+            "sampling": sampling,
+        }
         training = build("training", TrainingConfig, s["training"])
         meant(training.loggers)  # refuses what is none
         return cls(
@@ -119,7 +128,7 @@ class RunConfig:
             if_exists=s["if_exists"],
             task=s["task"],
             data=build("data", DataConfig, s["data"]),
-            policy=build("policy", PolicyConfig, {**policy, **_UNKNOWN, "network": network, "sampling": sampling}),
+            policy=build("policy", PolicyConfig, {**policy, **_UNKNOWN, **parts}),
             sigma_data=None if sigma is None else float(sigma),
             objective=read_objective(s["objective"]),
             training=training,
@@ -153,7 +162,7 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
             config.run_dir = config.run_dir or f"outputs/{config.name}"
             composed = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
-            raise InputError(_explain(error, overrides)) from error
+            raise InputError(explain(error, overrides, GROUPS)) from error
     settings = _complete(cast(Section, composed))
     _follow_objective(settings, overrides)
     return settings
@@ -199,6 +208,8 @@ def load_config(run: str | Path) -> Settings:
         saved = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
+    if isinstance(saved, dict):
+        saved.setdefault("images", _values(ImageEncoderConfig()))  # of before policies could see
     if not isinstance(saved, dict) or not set(_SECTIONS) <= set(saved):
         raise InputError(f"'{run}' is not a run directory: its config.json does not hold the settings of a run.")
     training = saved["training"]
@@ -221,8 +232,8 @@ def kinds(settings: Settings) -> dict[str, type]:
     """The dataclass behind each section; its docstring explains the settings."""
     c = RunConfig.read(settings)
     return {
-        "data": DataConfig, "policy": PolicyConfig, "network": type(c.policy.network), "objective": type(c.objective),
-        "training": TrainingConfig,
+        "data": DataConfig, "policy": PolicyConfig, "network": type(c.policy.network), "images": ImageEncoderConfig,
+        "objective": type(c.objective), "training": TrainingConfig,
     }  # fmt: skip
 
 
@@ -328,6 +339,7 @@ def _schema() -> Section:
         "task": "pusht",
         "data": _values(DataConfig()),
         "policy": {**policy, "sigma_data": None},  # None: measured on the normalised training actions
+        "images": _values(ImageEncoderConfig()),
         "training": _values(TrainingConfig()),
     }
 
@@ -366,33 +378,3 @@ def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
         settings["training"].update(finish_steps=training.finish_steps + training.endpoint_steps, endpoint_steps=0)
         training = build("training", TrainingConfig, settings["training"])
     training.check_parts(warm_start_given)
-
-
-# What Hydra says.
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    text = " ".join(str(error).split())
-    allowed = [*_flat_keys(OmegaConf.to_container(compose("train"), resolve=False)), *GROUPS]
-    for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if "=" not in override:
-            return f"'{override}' is not key=value, e.g. training.seed=43."
-        if f"Could not override '{key}'" in text:
-            if key in GROUPS:
-                break
-            inside = [name for name in allowed if name.split(".")[-1] == key]  # steps -> training.steps
-            hint = f" Did you mean '{inside[0]}'?" if inside else nearest(key, allowed)
-            return f"unknown key '{key}'.{hint} Every key: isdt train --keys."
-    group = re.search(r"Could not find '([^']+)' Available options in '([^']+)': (.*?)(?: Config search path|$)", text)
-    if group:
-        found = [o for o in group[3].split() if o != "schema"]
-        given = group[1].split("/")[-1]
-        return f"no {group[2]} named '{given}'; there are: {', '.join(found)}.{nearest(given, found)}"
-    return text
-
-
-def _flat_keys(node: object, prefix: str = "") -> list[str]:
-    if not isinstance(node, dict):
-        return [prefix]
-    return [key for name, child in node.items() for key in _flat_keys(child, f"{prefix}.{name}" if prefix else name)]

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.augment import MemoryStore, with_goals_in_hindsight, with_mirror_images
-from isdt_policy.datasets.frames import is_image
 from isdt_policy.datasets.own_task import OwnTask, Renamed, Told, own_task, with_action
+from isdt_policy.datasets.pictures import is_picture, with_pictures
 from isdt_policy.datasets.store import DemoStore
-from isdt_policy.datasets.windows import WindowDataset, train_val_split
+from isdt_policy.datasets.windows import Store, WindowDataset, train_val_split
 from isdt_policy.envs import TaskSpec, task_spec
 from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.envs.registry import check_recorded
@@ -65,6 +65,7 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
     keys = _obs_keys(data, spec, recorded, policy.action_reference)
 
     store, episodes, held_out = _augmented(recorded, data, spec, nudges=data.nudges == "always")
+    seen = with_pictures(store, spec, keys)  # once: what was drawn or decoded is shared
 
     # Which of them hold a window.
     needed = max(1, policy.horizon - (policy.n_obs_steps - 1) - (policy.n_action_steps - 1))
@@ -76,14 +77,17 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
             f"steps, policy.horizon={policy.horizon} needs {needed}. Lower policy.horizon."
         )
 
-    def windows(store: DemoStore | Renamed | MemoryStore, chosen: Episodes) -> WindowDataset:
+    def windows(store: Store, chosen: Episodes) -> WindowDataset:
         return WindowDataset(
             store, keys, policy.horizon, policy.n_obs_steps, policy.n_action_steps, episodes=chosen, task=spec
         )  # fmt: skip
 
-    train = windows(store, episodes)
-    finish = windows(*_augmented(recorded, data, spec, nudges=True)[:2]) if data.nudges == "finish" else None
-    validation = windows(store, held_out) if len(held_out) > short_held_out else None
+    train = windows(seen, episodes)
+    finish = None
+    if data.nudges == "finish":
+        more, chosen, _ = _augmented(recorded, data, spec, nudges=True)
+        finish = windows(with_pictures(more, spec, keys), chosen)
+    validation = windows(seen, held_out) if len(held_out) > short_held_out else None
     made = (", mirror images included" if data.mirror else "") + (", goals in hindsight" if data.hindsight else "")
     made += f", nudges: {data.nudges}" if data.nudges != "off" else ""
     notes = [f"data      {data.path}: {len(episodes)} episodes, {train.n_windows} windows{made}"]
@@ -143,18 +147,20 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         InputError: actions of another size than the task's, or settings that do not fit each other.
     """
     statistics = data.train.statistics()
-    observations = {key: ObsSpec(np.shape(statistics[key]["min"])) for key in data.keys}
+    pictures = data.train.image_shapes
+    observations = {key: ObsSpec(np.shape(statistics[key]["min"])) for key in data.keys if key not in pictures}
+    sizes = {key: spec.size for key, spec in observations.items()}
+    observations |= {key: config.image_encoder.seen(shape, key) for key, shape in pictures.items()}
     action_dim, expected = int(np.size(statistics["action"]["min"])), int(np.prod(data.spec.action.shape))
     if action_dim != expected:
         raise InputError(
             f"the demonstrations have actions of {action_dim} entries, task '{data.spec.id}' takes {expected}."
         )
     n = data.train.n_windows
-    blocks = (data.train.batch(np.arange(i, min(i + _BLOCK, n))) for i in range(0, n, _BLOCK))
+    blocks = (data.train.numbers(np.arange(i, min(i + _BLOCK, n))) for i in range(0, n, _BLOCK))
     statistics["action"] = action_statistics(blocks, config.action_reference)
 
     torch.manual_seed(seed)
-    sizes = {key: spec.size for key, spec in observations.items()}
     normalizer = Normalizer(sizes, config.horizon, action_dim, config.action_reference)
     parts = _action_parts(config, data.spec)
     normalizer.fit(statistics, config.obs_normalization, config.action_normalization, parts)
@@ -207,19 +213,15 @@ def _check_unsaid(data: DataConfig, task: str) -> None:
 
 def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore | Renamed, reference: str) -> tuple[str, ...]:
     keys = tuple(data.obs_keys) or spec.default_obs_keys
-    for key in keys:
-        known = spec.observations.get(key)
-        if (known is not None and len(known.shape) == 3) or (key in store.keys and is_image(store, key)):
-            numbers = [k for k in keys if k != key]
-            raise InputError(
-                f"data.obs_keys: '{key}' is a picture, and policies read numbers only so far. Leave it out: "
-                f"data.obs_keys=[{','.join(numbers) or ','.join(spec.default_obs_keys)}]."
-            )
-    absent = [key for key in reference.split(",") if reference and key not in keys]
+    # A picture goes by the task's name, whatever the recording calls it: that is what the environment gives.
+    names = {other: key for key, others in spec.recorded_as.items() for other in others}
+    keys = tuple(dict.fromkeys(names.get(key, key) for key in keys))
+    pictures = [key for key in keys if is_picture(store, spec, key)]
+    absent = [key for key in reference.split(",") if reference and (key not in keys or key in pictures)]
     if absent:
         raise InputError(
-            f"policy.action_reference='{','.join(absent)}' is not among the observations the policy reads ({', '.join(keys)}); "
-            "add it to data.obs_keys."
+            f"policy.action_reference='{','.join(absent)}' is not among the states the policy reads "
+            f"({', '.join(key for key in keys if key not in pictures)}); add it to data.obs_keys."
         )
     return keys
 

@@ -11,7 +11,7 @@ from isdt_policy.shared.errors import InputError
 _SAME = {
     "observations": "data.obs_keys", "action_dim": "task", "network": "network", "interpolant": "policy.interpolant",
     "n_obs_steps": "policy.n_obs_steps", "horizon": "policy.horizon", "cond_dim": "policy.cond_dim",
-    "encoder_hidden": "policy.encoder_hidden", "encoder_octaves": "policy.encoder_octaves",
+    "encoder_hidden": "policy.encoder_hidden", "encoder_octaves": "policy.encoder_octaves", "image_encoder": "images",
     "precondition": "policy.precondition", "obs_normalization": "policy.obs_normalization",
     "action_normalization": "policy.action_normalization", "action_reference": "policy.action_reference",
 }  # fmt: skip

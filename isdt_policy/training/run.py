@@ -39,7 +39,7 @@ _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
 LATER = {
     "data.action_key": "", "data.actions": "", "data.rate_hz": 0.0, "data.nudges": "off", "training.init": "",
-    "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "training.draws_per_obs": 1, "training.finish_steps": 0, "training.endpoint_steps": 0,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 
@@ -168,12 +168,24 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
     )
     return [
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
+        *_cameras(policy),
         f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads, "
         f"amp {trainer.amp}, compile {trainer.compile_note}",
         *([f"begins    with the weights of {c.init}"] if c.init else []),
         *told,
         f"run       {settings.run}",
     ]
+
+
+def _cameras(policy: Policy) -> list[str]:
+    """What is seen of each picture, and whether that is too little."""
+    lines = []
+    for key, spec in policy.config.images.items():
+        part, whole = ("x".join(map(str, size)) for size in (spec.crop or spec.shape[:2], spec.shape[:2]))
+        lines.append(f"          {key}: {part} of {whole} px, {policy.config.image_encoder.trunk}")
+        if policy.config.image_encoder.crop < 0.5:
+            lines[-1] += "; images.crop leaves out more than half of each side, so much of the scene may never be seen"
+    return lines
 
 
 def _check_same(old: Mapping[str, object], new: Mapping[str, object], run: Path) -> None:

@@ -75,6 +75,8 @@ class TrainingConfig:
             network and normalisation must be the same. A low rate (training.lr=2e-4) and no warm start
             (training.diagonal_steps=0) keep most of what it knows.
         batch_size: windows in a step.
+        draws_per_obs: how often each window of a batch is used, each time with noise and times of its own. Observations are encoded
+            once for all of them, which is what costs most where a policy reads pictures.
         lr: largest learning rate of AdamW.
         betas: decay rates of AdamW's two averages.
         weight_decay: of AdamW.
@@ -109,6 +111,7 @@ class TrainingConfig:
     max_minutes: float = 0.0
     init: str = ""
     batch_size: int = 256
+    draws_per_obs: int = 1
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-6
@@ -132,7 +135,7 @@ class TrainingConfig:
     loggers: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+        for name in ("steps", "batch_size", "draws_per_obs", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
         for name in (

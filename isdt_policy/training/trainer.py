@@ -177,15 +177,29 @@ class Trainer:
         keep = ~torch.as_tensor(batch["is_pad"]).to(self.device) if c.mask_padding else None
         generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.step) % 2**63)
         # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
-        cond = self.policy.encode(obs)
-        x = self.policy.normalizer.normalize_action(action, obs)
+        # Of pictures the convolutions may be rounded; what tells where something is, is not.
+        look = self._look(len(action))
+        encode = partial(_encoded, look=look, copies=c.draws_per_obs)
+        cond = encode(self.policy, obs)
+        x = _repeated(self.policy.normalizer.normalize_action(action, obs), c.draws_per_obs)
+        keep = keep if keep is None else _repeated(keep, c.draws_per_obs)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16"):
             objective = self.objectives[phase_of(c, self.step)]
             if not isinstance(objective, ISD) or objective.endpoint_weight <= 0:
                 return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep)
             with torch.no_grad():
-                teacher = Averaged(self.averaged_flow_map, self.ema.module.encode(obs))
+                teacher = Averaged(self.averaged_flow_map, encode(self.ema.module, obs))
             return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep, averaged=teacher)
+
+    def _look(self, batch: int) -> tuple[dict[str, Tensor] | None, bool]:
+        """How this step reads pictures: where each window is cropped, and whether convolutions run in bfloat16."""
+        cameras = self.policy.cameras
+        if cameras is None:
+            return None, False
+        # Of its own, so that noise and times are what they are without pictures.
+        seed = (self.config.seed * 1_000_003 + self.step) * 2 + 1
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        return cameras.draw_corners(batch, generator), self.amp == "bf16"
 
     def _windows(self, step: int) -> Windows:
         """What a step learns from."""
@@ -314,6 +328,18 @@ class Trainer:
 _NON_FINITE_ADVICE = (
     "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
 )
+
+
+def _encoded(
+    policy: Policy, obs: dict[str, Tensor], look: tuple[dict[str, Tensor] | None, bool], copies: int
+) -> Tensor:
+    """Embeddings of a batch, encoded once."""
+    return _repeated(policy.encode(obs, *look), copies)
+
+
+def _repeated(rows: Tensor, copies: int) -> Tensor:
+    """All rows, and all of them again: the first rows of a batch stay different windows."""
+    return rows if copies == 1 else rows.repeat(copies, *[1] * (rows.ndim - 1))
 
 
 def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:

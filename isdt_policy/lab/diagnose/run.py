@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from isdt_policy.datasets.pictures import with_pictures
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.envs import task_spec
@@ -166,14 +167,9 @@ def _data(checkpoint: Path, policy: Policy, data: str | None) -> tuple[Windows, 
                 "give data=PATH."
             )
         store, c = DemoStore.open(data), policy.config
-        everything = WindowDataset(
-            store,
-            policy.obs_keys,
-            c.horizon,
-            c.n_obs_steps,
-            c.n_action_steps,
-            task=task_spec(policy.task) if policy.task else None,
-        )
+        spec = task_spec(policy.task) if policy.task else None
+        seen = store if spec is None else with_pictures(store, spec, policy.obs_keys)
+        everything = WindowDataset(seen, policy.obs_keys, c.horizon, c.n_obs_steps, c.n_action_steps, task=spec)
         return everything, f"all {store.n_episodes} episodes of {data}", None
     if data is not None:
         config["data"]["path"] = data
