@@ -97,7 +97,7 @@ class Reply:
     """What a runner answers: either a history to decide on, or a finished episode's record, or an error.
 
     Attributes:
-        history: per key (n_obs_steps, *shape) float32; None when the episode is over.
+        history: per key (n_obs_steps, *shape): float32, pictures as bytes; None when the episode is over.
         record: the finished episode's numbers; None while it runs.
         error: the exception raised by the environment, or how the worker was lost.
         bad_input: the error will not go away by trying again (an observation that is not finite).
@@ -105,7 +105,7 @@ class Reply:
         kept: trajectory and frames, if they were asked for.
     """
 
-    history: dict[str, NDArray[np.float32]] | None = None
+    history: dict[str, NDArray[np.generic]] | None = None
     record: EpisodeRecord | None = None
     error: str | None = None
     bad_input: bool = False
@@ -161,6 +161,7 @@ class EpisodeRunner:
             options = {"reset_to_state": np.asarray(start.state)}
             if start.model_file is not None:
                 options["model_file"] = start.model_file
+        self._draw(True)
         observation, _ = self.env.reset(seed=seed, options=options)
         self._trace = trace = _Trace(episode, recipe, observation)
         self._keep_frame()
@@ -176,7 +177,10 @@ class EpisodeRunner:
         env, trace = self.env, self._trace
         assert env is not None
         assert trace is not None
-        for action in np.asarray(actions):
+        # Drawing is dear: only what a history will hold is drawn, or all, if the whole trajectory is kept.
+        unread = 0 if "trajectory" in self.recipe.keep else len(actions) - trace.length
+        for number, action in enumerate(np.asarray(actions)):
+            self._draw(number >= unread)
             observation, reward, terminated, truncated, info = env.step(action.astype(env.action_space.dtype))
             trace.step(action, observation, float(reward), info)
             self._keep_frame()
@@ -184,6 +188,11 @@ class EpisodeRunner:
             if terminated or truncated or (limit is not None and len(trace.rewards) >= limit):
                 return Reply(record=trace.record(), kept=trace.kept())
         return Reply(history=trace.window())
+
+    def _draw(self, draw: bool) -> None:
+        """Tell the environment whether the pictures of its next observation will be read, if it asks."""
+        if self.env is not None and hasattr(self.env.unwrapped, "draw_images"):
+            self.env.unwrapped.draw_images = draw
 
     def _keep_frame(self) -> None:
         if "frames" in self.recipe.keep:
@@ -207,8 +216,8 @@ class _Trace:
         self._digest = hashlib.blake2b(digest_size=16)
         _check_finite(observation, 0)
         self._initial = _state(observation)
-        length = recipe.n_obs_steps + recipe.n_latency_steps
-        self._history = deque([self._select(observation)] * length, maxlen=length)
+        self.length = recipe.n_obs_steps + recipe.n_latency_steps
+        self._history = deque([self._select(observation)] * self.length, maxlen=self.length)
 
     def step(
         self, action: NDArray[np.floating], observation: Observation, reward: float, info: Mapping[str, object]
@@ -235,7 +244,7 @@ class _Trace:
         if success and self.success_step is None:
             self.success_step = number
 
-    def window(self) -> dict[str, NDArray[np.float32]]:
+    def window(self) -> dict[str, NDArray[np.generic]]:
         """The history that the policy may see now: per key (n_obs_steps, *shape)."""
         oldest = list(self._history)[: self.recipe.n_obs_steps]
         return {key: np.stack([step[key] for step in oldest]) for key in self.recipe.obs_keys}
@@ -266,8 +275,9 @@ class _Trace:
             return None
         return Kept({key: np.stack(values) for key, values in self.steps.items()}, self.frames)
 
-    def _select(self, observation: Observation) -> dict[str, NDArray[np.float32]]:
-        return {key: np.array(observation[key], np.float32) for key in self.recipe.obs_keys}
+    def _select(self, observation: Observation) -> dict[str, NDArray[np.generic]]:
+        found = {key: np.asarray(observation[key]) for key in self.recipe.obs_keys}
+        return {key: np.array(v, v.dtype if v.dtype == np.uint8 else np.float32) for key, v in found.items()}
 
 
 def _picture(rendered: object) -> NDArray[np.uint8]:

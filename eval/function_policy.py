@@ -31,7 +31,7 @@ class FunctionPolicy:
 
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         *,
         nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,

@@ -21,7 +21,7 @@ from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Json
 
-Observation = Mapping[str, NDArray[np.float32]]
+Observation = Mapping[str, NDArray[np.generic]]
 
 CALLS = 20
 WARM_UP = 2  # the first calls choose algorithms and allocate
@@ -140,7 +140,7 @@ def percentiles(seconds: Sequence[float]) -> Percentiles:
 
 
 def single_row_seconds(
-    policy: Policy, obs: Mapping[str, NDArray[np.floating]], arm: Arm, calls: int = CALLS
+    policy: Policy, obs: Mapping[str, NDArray[np.generic]], arm: Arm, calls: int = CALLS
 ) -> list[float]:
     """Time calls with one row, as a robot makes them, without the rows that an evaluation adds.
 

@@ -195,7 +195,7 @@ class _Run:
         self.journal, self.listener, self.total = journal, listener, len(queue) + len(finished)
         self.playing: dict[int, Episode] = {}
         self.decisions: dict[int, int] = {}
-        self.waiting: dict[int, dict[str, NDArray[np.float32]]] = {}  # slots whose history awaits a decision
+        self.waiting: dict[int, dict[str, NDArray[np.generic]]] = {}  # slots whose history awaits a decision
         self.attempts: dict[tuple[int, Arm], int] = {}
         self.lost: dict[tuple[int, Arm], int] = {}
         self.kept: dict[tuple[int, Arm], Kept] = {}

@@ -10,12 +10,13 @@ from typing import Literal
 from isdt_policy.cli.command import PathText
 from isdt_policy.envs import task_spec
 from isdt_policy.envs.experts import expert
-from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.protocol import ObsSpec, Policy
 from isdt_policy.envs.registry import TaskSpec
 from isdt_policy.eval.ray_backend import RaySlots
 from isdt_policy.eval.rollout import Workers
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.pixels import check_layout
 from isdt_policy.shared.recorded import Recorded
 
 Scripted = Literal["expert"]
@@ -121,6 +122,9 @@ def check_fits(policy: Policy, spec: TaskSpec) -> None:
         shape = spec.observations[key].shape
         if (dim,) != shape:
             raise InputError(f"the policy reads '{key}' with {dim} features; task '{spec.id}' gives shape {shape}.")
+    images: Mapping[str, ObsSpec] = getattr(config, "images", None) or {}
+    for key, seen in images.items():
+        check_layout(spec.observations[key].shape, f"{spec.id}: {key}", seen.shape)
     size: int | None = getattr(config, "action_dim", None)
     if size is not None and (size,) != spec.action.shape:
         raise InputError(
