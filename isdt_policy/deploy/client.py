@@ -60,12 +60,13 @@ class PolicyClient:
         m = self.metadata
         try:
             self.obs_dims = {str(key): int(size) for key, size in m["obs_dims"].items()}
+            self.image_shapes = {str(key): tuple(map(int, shape)) for key, shape in m.get("images", {}).items()}
             self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
             self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
             self.task, self.nfe = str(m["task"]), str(m["steps"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{uri} does not say what its policy reads and answers ({error!r}).") from None
-        self.obs_keys = tuple(self.obs_dims)
+        self.obs_keys = (*self.obs_dims, *self.image_shapes)
         if m.get("continues"):
             self.continue_action = self._continue_action
 
@@ -86,7 +87,7 @@ class PolicyClient:
 
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         *,
         nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
@@ -101,7 +102,7 @@ class PolicyClient:
 
     def _continue_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
@@ -114,14 +115,15 @@ class PolicyClient:
 
     def _request(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         nfe: int | str | None,
         noise_seeds: NDArray[np.int64] | None,
         frozen: Mapping[str, NDArray[np.float32]],
     ) -> dict[str, NDArray[np.float32]]:
         if nfe is not None and str(nfe) != self.nfe:
             raise InputError(f"nfe={nfe}: the server runs nfe={self.nfe}; start it with another nfe=.")
-        message: dict[str, object] = {key: np.asarray(obs[key], np.float32) for key in self.obs_keys if key in obs}
+        message: dict[str, object] = {key: np.asarray(obs[key], np.float32) for key in self.obs_dims if key in obs}
+        message.update({key: np.asarray(obs[key]) for key in self.image_shapes if key in obs})
         message.update(frozen)
         if noise_seeds is not None:
             message["noise_seeds"] = np.asarray(noise_seeds, np.int64)

@@ -3,7 +3,8 @@
 Graph: noise and raw observation histories in, actions in the environment's units out. Noise is an input, so a graph is a
 pure function and agrees with the policy to rounding.
 
-    inputs   noise (batch, horizon, action_dim); one "obs.<key>" (batch, n_obs_steps, d) per key; all float32
+    inputs   noise (batch, horizon, action_dim); one "obs.<key>" (batch, n_obs_steps, d) per key; all float32. A picture is uint8
+             (batch, n_obs_steps, height, width, 3): crop and scale are inside
     output   action_pred (batch, horizon, action_dim)
 
 With prefix=True it continues started chunks (see `freezing`): noise has an axis of draws, (batch, noise_draws,
@@ -39,7 +40,7 @@ from isdt_policy.deploy.freezing import (
     require_flow_map,
 )
 from isdt_policy.deploy.limits import Limits
-from isdt_policy.deploy.runner import DIGEST, FORMAT, METADATA, ZEROS, OnnxPolicy
+from isdt_policy.deploy.runner import DIGEST, METADATA, VERSIONS, ZEROS, OnnxPolicy
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
@@ -92,7 +93,8 @@ class PolicyGraph(nn.Module):
         config = self.policy.config
         shape = (config.horizon, config.action_dim)
         noise = torch.randn(batch, *((self.draws,) if self.prefix else ()), *shape)
-        obs = [torch.zeros(batch, config.n_obs_steps, dim) for dim in config.obs_dims.values()]
+        specs = config.observations.values()
+        obs = [torch.from_numpy(np.zeros((batch, config.n_obs_steps, *s.shape), s.dtype)) for s in specs]
         return (noise, *obs, *((torch.zeros(batch, *shape), torch.zeros(batch, config.horizon)) if self.prefix else ()))
 
 
@@ -168,9 +170,14 @@ def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None
     """What travels inside an exported file, as JSON values."""
     config = policy.config
     return {
-        "format": FORMAT,
+        "format": VERSIONS[bool(config.images)],
         "task": config.task,
         "obs_dims": dict(config.obs_dims),
+        **(
+            {"images": {k: {"shape": s.shape, "crop": s.crop} for k, s in config.images.items()}}
+            if config.images
+            else {}
+        ),
         "action_dim": config.action_dim,
         "action_type": config.action_type,
         "n_obs_steps": config.n_obs_steps,
@@ -293,14 +300,17 @@ def parity(
 ) -> float:
     """Largest difference between a policy and its exported file, in normalised actions.
 
-    Observations are drawn from N(0, 1) in normalised units; with `prefix`, the known actions likewise and the weights
-    from {0, 1}.
+    Observations are drawn from N(0, 1) in normalised units, pictures from all bytes (at most 64 inputs then); with `prefix`, the
+    known actions likewise and the weights from {0, 1}.
     """
     config, rng = policy.config, np.random.default_rng(seed)
+    inputs = min(inputs, 64) if config.images else inputs
     obs = {}
     for key, dim in config.obs_dims.items():
         x = torch.from_numpy(rng.standard_normal((inputs, config.n_obs_steps, dim), dtype=np.float32))
         obs[key] = policy.normalizer.obs[key].inverse(x).numpy()  # type: ignore[operator]
+    for key, spec in config.images.items():
+        obs[key] = rng.integers(0, 256, (inputs, config.n_obs_steps, *spec.shape), np.uint8)
     seeds = np.stack([np.full(inputs, seed), np.arange(inputs)], axis=1)
     shape = (inputs, config.horizon, config.action_dim)
     if prefix:

@@ -136,7 +136,7 @@ class PrefixPolicy:
 
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         *,
         nfe: int | str = 1,
         noise_seeds: NDArray[np.int64] | None = None,
@@ -147,7 +147,7 @@ class PrefixPolicy:
     @torch.inference_mode()
     def continue_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
@@ -173,7 +173,8 @@ class PrefixPolicy:
         if not np.isin(weight, (0, 1)).all():
             raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
         device = policy.null.device
-        given = {key: torch.as_tensor(np.asarray(obs[key], np.float32), device=device) for key in self.obs_keys}
+        specs = policy.config.observations
+        given = {key: torch.as_tensor(np.asarray(obs[key], specs[key].dtype), device=device) for key in specs}
         times = inpainting_grid(nfe)
         z = torch.from_numpy(candidate_noise(shape, self.candidates + len(times) - 2, noise_seeds)).to(device)
         y = torch.as_tensor(np.asarray(known, np.float32), device=device)

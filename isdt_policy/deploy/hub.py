@@ -151,7 +151,8 @@ tags: [robotics, imitation-learning, diffusion-policy, flow-map, isdt-policy]
 A one-step diffusion policy, trained from scratch by improved self-distillation of flow maps \
 ([arXiv 2601.22679](https://arxiv.org/abs/2601.22679)) with isdt-policy {__version__}.
 """
-    observations = ", ".join(f"{key} ({dim})" for key, dim in config.obs_dims.items())
+    pictures = {key: "x".join(map(str, spec.shape)) + " uint8" for key, spec in config.images.items()}
+    observations = ", ".join(f"{key} ({size})" for key, size in {**config.obs_dims, **pictures}.items())
     parameters = sum(p.numel() for p in policy.parameters())
     facts = [
         ("task", config.task or "none named"),
@@ -161,7 +162,9 @@ A one-step diffusion policy, trained from scratch by improved self-distillation 
         ("initial noise", f"standard normal times {config.noise_scale:g}"),
         ("network", f"{network_name(config.network)}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path"),
     ]
-    shapes = ", ".join(f"{key!r}: ({dim},)" for key, dim in config.obs_dims.items())
+    shapes = ", ".join(
+        f"{key!r}: {(s.size,) if s.kind == 'state' else s.shape}" for key, s in config.observations.items()
+    )
     use = f"""## Use
 
 ```python

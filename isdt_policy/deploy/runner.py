@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
+from isdt_policy.shared.pixels import check_bytes, check_layout
 from isdt_policy.shared.values import Json
 
-FORMAT = 2
+VERSIONS = (2, 3)  # 3 is 2 with pictures
 METADATA = "isdt_policy"
 DIGEST = "isdt_policy_sha256"
 ZEROS = "sha256:" + 64 * "0"
+Inputs = dict[str, NDArray[np.generic]]
 
 
 def check_digest(data: bytes, name: str = "file") -> None:
@@ -74,11 +76,12 @@ class OnnxPolicy:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
         self.metadata: Json = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
-        if self.metadata["format"] != FORMAT:
-            raise InputError(f"{path}: exported format {self.metadata['format']}, this version reads {FORMAT}.")
+        if self.metadata["format"] not in VERSIONS:
+            raise InputError(f"{path}: exported format {self.metadata['format']}, this version reads 2 and 3.")
         m = self.metadata
         self.obs_dims: dict[str, int] = m["obs_dims"]
-        self.obs_keys = tuple(self.obs_dims)
+        self.image_shapes = {key: tuple(entry["shape"]) for key, entry in m.get("images", {}).items()}
+        self.obs_keys = (*self.obs_dims, *self.image_shapes)
         self.n_obs_steps, self.n_action_steps, self.horizon = m["n_obs_steps"], m["n_action_steps"], m["horizon"]
         self.action_dim, self.task, self.nfe = m["action_dim"], m["task"], m["steps"]
         if m["noise_draws"]:
@@ -89,7 +92,7 @@ class OnnxPolicy:
 
     def predict_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         *,
         nfe: int | str | None = None,
         noise_seeds: NDArray[np.int64] | None = None,
@@ -114,7 +117,7 @@ class OnnxPolicy:
 
     def _continue_action(
         self,
-        obs: Mapping[str, NDArray[np.floating]],
+        obs: Mapping[str, NDArray[np.generic]],
         known: NDArray[np.floating],
         weight: NDArray[np.floating],
         *,
@@ -132,23 +135,33 @@ class OnnxPolicy:
             )
         return self._run(inputs)
 
-    def _run(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def _run(self, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
         pred = np.asarray(self._session.run(["action_pred"], inputs)[0], np.float32)
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 
-    def _inputs(self, obs: Mapping[str, object], nfe: int | str | None) -> tuple[dict[str, NDArray[np.float32]], int]:
+    def _inputs(self, obs: Mapping[str, object], nfe: int | str | None) -> tuple[Inputs, int]:
         if nfe is not None and str(nfe) != self.nfe:
             raise InputError(f"nfe={nfe}: this file was exported with nfe={self.nfe}; export another for {nfe}.")
-        inputs: dict[str, NDArray[np.float32]] = {}
+        inputs: Inputs = {}
         batch = None
-        for key, dim in self.obs_dims.items():
+        shapes: dict[str, tuple[int, ...]] = {
+            **{key: (dim,) for key, dim in self.obs_dims.items()},
+            **self.image_shapes,
+        }
+        for key, shape in shapes.items():
             if key not in obs:
                 raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
-            value = np.asarray(obs[key], np.float32)
-            if value.ndim != 3 or value.shape[1:] != (self.n_obs_steps, dim) or batch not in (None, value.shape[0]):
+            value = np.asarray(obs[key])
+            if key in self.image_shapes:
+                check_layout(value.shape[2:], key, shape)
+                check_bytes(value.dtype, key)
+            else:
+                value = np.asarray(value, np.float32)
+            if value.shape[1:] != (self.n_obs_steps, *shape) or batch not in (None, value.shape[0]):
+                one = ", ".join(map(str, shape))
                 raise InputError(
-                    f"observation '{key}' has shape {value.shape}, expected (batch, n_obs_steps={self.n_obs_steps}, {dim})."
+                    f"observation '{key}' has shape {value.shape}, expected (batch, n_obs_steps={self.n_obs_steps}, {one})."
                 )
             if not np.isfinite(value).all():
                 raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")

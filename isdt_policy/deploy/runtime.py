@@ -269,7 +269,11 @@ class Runtime:
         for key in self.policy.obs_keys:
             if key not in obs:
                 raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
-            row[key] = np.array(obs[key], np.float32)  # a copy: simulators like to reuse their buffers
+            value = np.asarray(obs[key])
+            picture = value.dtype == np.uint8 and value.ndim == 3
+            row[key] = np.array(
+                value, np.uint8 if picture else np.float32
+            )  # a copy: simulators like to reuse their buffers
             expected = self._history[-1][key].shape if self._history else row[key].shape
             if row[key].shape != expected:
                 raise InputError(f"observation '{key}' has shape {row[key].shape}, before it was {expected}.")

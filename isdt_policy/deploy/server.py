@@ -3,7 +3,7 @@
 Protocol, one msgpack message per frame (see `wire`):
 
     server -> client   on connecting: metadata (keys, shapes, window, task, ...)
-    client -> server   one observation: {key: (d,)} or {key: (n_obs_steps, d)} or {key: (batch, n_obs_steps, d)}
+    client -> server   one observation: {key: (d,)}, {key: (n_obs_steps, d)} or {key: (batch, n_obs_steps, d)}; pictures (h, w, 3)
     server -> client   {"actions": (n_action_steps, action_dim), "action_pred": (horizon, action_dim), "server_timing": {...}}
                        with a leading batch axis if the observation had one
                        a TEXT frame if something was wrong; the connection stays open unless the frame was unreadable
@@ -73,7 +73,7 @@ class Endpoint:
     Attributes:
         host: listen on this address; 0.0.0.0 is every address of this machine.
         port: listen on this port; 0 takes a free one.
-        max_bytes: refuse larger messages.
+        max_bytes: refuse larger messages; default: 1 MiB, or twice one history of all pictures.
         max_rate: refuse more messages per second from one connection, averaged over a second.
         max_connections: refuse more connections at a time.
         message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
@@ -81,13 +81,14 @@ class Endpoint:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    max_bytes: int = 1 << 20
+    max_bytes: int | None = None
     max_rate: float = 500.0
     max_connections: int = 64
     message_timeout: float = 10.0
 
     def __post_init__(self) -> None:
-        if min(self.max_bytes, self.max_rate, self.max_connections, self.message_timeout) <= 0:
+        most = 1 if self.max_bytes is None else self.max_bytes
+        if min(most, self.max_rate, self.max_connections, self.message_timeout) <= 0:
             raise InputError("max_bytes, max_rate, max_connections and message_timeout must be above 0.")
 
 
@@ -113,7 +114,7 @@ class PolicyServer:
     """Serves one policy.
 
     Args:
-        policy: anything behind the policy protocol, with `obs_dims` or a `config` that has them.
+        policy: anything behind the policy protocol, with `obs_dims` or a `config` that has them (and `image_shapes`).
         settings: see `Serving`.
 
     Attributes:
@@ -153,8 +154,7 @@ class PolicyServer:
 
         # One call before the first client, who should not pay for allocations and kernel choices.
         c, s = self.contract, self.settings
-        blank = {key: np.zeros((1, c.n_obs_steps, d), np.float32) for key, d in c.obs_dims.items()}
-        await self._infer([Question(blank, np.zeros((1, 2), np.int64), None, True)])
+        await self._infer([Question(c.blank(), np.zeros((1, 2), np.int64), None, True)])
         try:
             self._server = await serve(
                 self._handle,
@@ -163,7 +163,7 @@ class PolicyServer:
                 create_connection=Connection,
                 origins=[None],
                 compression=None,  # arrays of floats do not shrink; it would cost latency
-                max_size=s.max_bytes,
+                max_size=c.max_bytes if s.max_bytes is None else s.max_bytes,
                 max_queue=4,
                 ping_interval=s.message_timeout,
                 ping_timeout=s.message_timeout,
@@ -358,7 +358,7 @@ class PolicyServer:
 
     def _compute(self, questions: list[Question]) -> list[Answer]:
         begin = time.perf_counter()
-        obs = {key: np.concatenate([q.obs[key] for q in questions]) for key in self.contract.obs_dims}
+        obs = {key: np.concatenate([q.obs[key] for q in questions]) for key in self.contract.shapes}
         seeds = np.concatenate([q.noise_seeds for q in questions])
         known = [q.known for q in questions if q.known is not None]
         try:

@@ -5,10 +5,11 @@ A question is checked alone and completely, so that it cannot spoil the batch in
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from isdt_policy.deploy.wire import unpack
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.pixels import check_bytes, check_layout, image_shapes
 from isdt_policy.shared.recorded import Recorded
 
 RESERVED = ("reset", "noise_seeds", "known", "weight", "request")
 MAX_BATCH = 64
-Obs = dict[str, NDArray[np.float32]]
+Obs = dict[str, NDArray[np.generic]]  # float32, pictures uint8
 Known = tuple[
     NDArray[np.float32], NDArray[np.float32]
 ]  # actions (batch, horizon, action_dim), weights (batch, horizon)
@@ -40,6 +42,7 @@ class Contract:
         task: that it was trained on, or "".
         continues: whether it can continue a started chunk.
         recorded: the robot as its recordings show it, or None.
+        images: (height, width, 3) per picture.
     """
 
     obs_dims: Mapping[str, int]
@@ -50,6 +53,22 @@ class Contract:
     task: str
     continues: bool
     recorded: Recorded | None = None
+    images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one step of every observation."""
+        return {**{key: (size,) for key, size in self.obs_dims.items()}, **self.images}
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest message that is read unless somebody says otherwise: a MiB, or twice one history of all pictures."""
+        return max(1 << 20, 2 * self.n_obs_steps * sum(math.prod(shape) for shape in self.images.values()))
+
+    def blank(self) -> Obs:
+        """One row of observations that say nothing."""
+        types = {key: np.uint8 if key in self.images else np.float32 for key in self.shapes}
+        return {key: np.zeros((1, self.n_obs_steps, *shape), types[key]) for key, shape in self.shapes.items()}
 
     @classmethod
     def of(cls, policy: Policy) -> Contract:
@@ -62,7 +81,8 @@ class Contract:
         dims: Mapping[str, int] | None = getattr(policy, "obs_dims", None) or getattr(config, "obs_dims", None)
         if dims is None:
             raise InputError("the policy does not say how many features its observations have (obs_dims).")
-        for key in dims:
+        images = image_shapes(policy)
+        for key in (*dims, *images):
             if key in RESERVED:
                 raise InputError(f"an observation may not be called '{key}': the server's protocol uses that name.")
         return cls(
@@ -74,13 +94,16 @@ class Contract:
             task=str(getattr(policy, "task", "")),
             continues=hasattr(policy, "continue_action"),
             recorded=Recorded.of(policy),
+            images=images,
         )
 
     def metadata(self) -> dict[str, object]:
         """As a server tells its clients."""
+        images = {"images": {key: list(shape) for key, shape in self.images.items()}} if self.images else {}
         return {
             "task": self.task,
             "obs_dims": dict(self.obs_dims),
+            **images,
             "action_dim": self.action_dim,
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
@@ -198,39 +221,50 @@ class Session:
         return known, weight
 
     def _observations(self, given: Mapping[object, object]) -> tuple[Obs, bool]:
-        """{key: (batch, n_obs_steps, d)} and whether the message had the batch axis."""
-        n, dims = self.contract.n_obs_steps, self.contract.obs_dims
+        """{key: (batch, n_obs_steps, *shape)} and whether the message had the batch axis."""
+        n, shapes = self.contract.n_obs_steps, self.contract.shapes
         obs: Obs = {}
-        for key, dim in dims.items():
+        leading: set[tuple[int, ...]] = set()  # axes before those of one step
+        for key, shape in shapes.items():
             if key not in given:
                 names = [str(name)[:100] for name, _ in zip(given, range(50))]
                 raise InputError(
                     f"the policy reads observation '{key}', given: {', '.join(names)[:200] or 'nothing'}.{nearest(key, names)}"
                 )
-            obs[key] = self._observation(key, given[key], dim)
-        if len({(value.ndim, value.shape[: value.ndim - 1]) for value in obs.values()}) > 1:
+            obs[key] = self._observation(key, given[key], shape)
+            leading.add(obs[key].shape[: obs[key].ndim - len(shape)])
+        if len(leading) > 1:
             raise InputError("the observations disagree on whether they have history and batch axes.")
-        ndim = next(iter(obs.values())).ndim
-        if ndim == 3:
+        axes = len(leading.pop())
+        if axes == 2:
             return obs, True
-        if ndim == 2:
+        if axes == 1:
             return {key: value[None] for key, value in obs.items()}, False
         self._history.extend([obs] * (n if not self._history else 1))
-        return {key: np.stack([row[key] for row in self._history])[None] for key in dims}, False
+        return {key: np.stack([row[key] for row in self._history])[None] for key in shapes}, False
 
-    def _observation(self, key: str, given: object, dim: int) -> NDArray[np.float32]:
-        n = self.contract.n_obs_steps
+    def _observation(self, key: str, given: object, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        n, picture = self.contract.n_obs_steps, key in self.contract.images
         try:
             value = np.asarray(given)
         except (TypeError, ValueError, OverflowError):  # a ragged list
             value = np.asarray(None)
         if value.dtype.kind not in "biuf":
             raise InputError(f"observation '{key}' is not an array of numbers.")
-        allowed = {1: (dim,), 2: (n, dim), 3: (value.shape[0], n, dim) if value.ndim == 3 else None}
-        if value.shape != allowed.get(value.ndim) or (value.ndim == 3 and not 1 <= len(value) <= MAX_BATCH):
+        if picture and value.ndim >= 3:
+            grey = value.shape[-2:] == shape[:2] and value.shape[-3] not in (1, 3, 4)
+            check_layout(value.shape[-2:] if grey else value.shape[-3:], key, shape)
+            check_bytes(value.dtype, key)
+        axes = value.ndim - len(shape)
+        allowed = {0: shape, 1: (n, *shape), 2: (value.shape[0], n, *shape) if value.ndim else None}
+        if value.shape != allowed.get(axes) or (axes == 2 and not 1 <= len(value) <= MAX_BATCH):
+            one = ", ".join(map(str, shape))
             raise InputError(
-                f"observation '{key}' has shape {value.shape}; allowed: ({dim},), ({n}, {dim}) or (1..{MAX_BATCH}, {n}, {dim})."
+                f"observation '{key}' has shape {value.shape}; allowed: ({one}{',' * (len(shape) == 1)}), ({n}, {one}) or "
+                f"(1..{MAX_BATCH}, {n}, {one})."
             )
+        if picture:
+            return value
         value = _float32(value)
         if not np.isfinite(value).all():
             raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")

@@ -44,9 +44,8 @@ def measure(what: Serve) -> Measured:
         with server(checkpoint, what.threads) as uri:
             with PolicyClient(uri) as remote:
                 say(f"one request, served and in this process, {what.rounds} times {what.calls}")
-                frames, answers = questions(local, remote.obs_dims, what.clients)
-                dims = remote.obs_dims.items()
-                obs = {key: np.full((1, remote.n_obs_steps, dim), 200, np.float32) for key, dim in dims}
+                frames, answers = questions(local, remote, what.clients)
+                obs = question(remote, 200, 201)
                 timings = interleaved(
                     {"served": lambda: remote.predict_action(obs), "in process": lambda: local.predict_action(obs)},
                     rounds=what.rounds, calls=what.calls, warmup=10,
@@ -94,17 +93,21 @@ class Load:
     ms: list[float] = field(default_factory=list)
 
 
-def questions(policy: Policy, obs_dims: dict[str, int], clients: int) -> tuple[list[list[bytes]], NDArray[np.float32]]:
+def question(remote: PolicyClient, low: int, high: int, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    """One row of observations between two numbers."""
+    rng, n = np.random.default_rng(seed), remote.n_obs_steps
+    states = {k: rng.uniform(low, high, (1, n, d)).astype(np.float32) for k, d in remote.obs_dims.items()}
+    return {**states, **{k: rng.integers(low, high, (1, n, *s), np.uint8) for k, s in remote.image_shapes.items()}}
+
+
+def questions(policy: Policy, remote: PolicyClient, clients: int) -> tuple[list[list[bytes]], NDArray[np.float32]]:
     """Return messages per client, no two alike, and the right answers (clients, QUESTIONS, n_action_steps, d)."""
-    rng, answers = np.random.default_rng(0), []
+    answers = []
     frames: list[list[bytes]] = []
     for client in range(clients):
         frames.append([])
         for k in range(QUESTIONS):
-            obs = {
-                key: rng.uniform(50, 450, (1, policy.n_obs_steps, dim)).astype(np.float32)
-                for key, dim in obs_dims.items()
-            }
+            obs = question(remote, 50, 250, seed=client * QUESTIONS + k)
             seeds = np.array([[client, k]])
             frames[-1].append(pack({**{key: value[0] for key, value in obs.items()}, "noise_seeds": seeds}))
             answers.append(policy.predict_action(obs, noise_seeds=seeds)["action"][0])
