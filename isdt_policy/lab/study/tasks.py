@@ -118,8 +118,8 @@ def finished(folder: Path, config: JsonObject, arms: Sequence[str]) -> bool:
     return set(map(Arm.parse, arms)) <= set(result.arms)
 
 
-# Where the data lie, how many threads learn from them, in which precision: no part of what a cell is.
-OF_THE_MACHINE = {"path", "threads", "device", "amp", "tensorboard", "loggers", "keep_checkpoints"}
+# Where the data lie, how many threads learn from them and until when, in which precision: no part of what a cell is.
+OF_THE_MACHINE = {"path", "threads", "max_minutes", "device", "amp", "tensorboard", "loggers", "keep_checkpoints"}
 
 
 def arms_of(objective: str, config: JsonObject, wanted: Sequence[str] = ()) -> tuple[str, ...]:
