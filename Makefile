@@ -23,7 +23,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	# Other projects' own code, to test against. Without their requirements: robomimic's bring torchvision and a GL probe
 	# that has to be compiled, openpi-client's an old NumPy, robosuite's a keyboard driver built from source; what the tests
 	# call needs none of them.
-	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client robosuite
+	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client dm-tree wrapt robosuite
 	touch $@
 
 demo: $(VENV)/.demo

@@ -9,7 +9,7 @@ Protocol, one msgpack message per frame (see `wire`):
                        a TEXT frame if something was wrong; the connection stays open unless the frame was unreadable
 
 With {key: (d,)} the connection keeps the history, one observation per message: right if the client asks in every control
-step. A client that executes whole chunks sends histories, or steps of the history would be missing.
+step. A client that executes whole chunks sends histories, or is served with history=chunks.
 
 Further keys of a message: "reset": True forgets the connection's history and begins a new stream of noise (before the
 observation in the same message, which may be absent); "noise_seeds" (batch, 2) makes the answer a function of the message;
@@ -36,7 +36,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +77,8 @@ class Endpoint:
         max_rate: refuse more messages per second from one connection, averaged over a second.
         max_connections: refuse more connections at a time.
         message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
+        history: what single observations are. steps: one a control step; the server keeps the history. chunks: one a chunk, as
+            openpi's ActionChunkBroker sends them; the history is then the newest observation, repeated.
     """
 
     host: str = "127.0.0.1"
@@ -85,6 +87,7 @@ class Endpoint:
     max_rate: float = 500.0
     max_connections: int = 64
     message_timeout: float = 10.0
+    history: Literal["steps", "chunks"] = "steps"
 
     def __post_init__(self) -> None:
         most = 1 if self.max_bytes is None else self.max_bytes
@@ -237,7 +240,9 @@ class PolicyServer:
             self.refused += 1
             await connection.close(1013, "too many connections")
             return
-        session = self._sessions[connection] = Session(self.contract, self.settings.max_rate)
+        session = self._sessions[connection] = Session(
+            self.contract, self.settings.max_rate, self.settings.history == "chunks"
+        )
         try:
             await connection.send(pack(self.metadata))
             while (frame := await self._read(connection)) is not None:

@@ -5,6 +5,7 @@ A question is checked alone and completely, so that it cannot spoil the batch in
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -19,6 +20,8 @@ from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.pixels import check_bytes, check_layout, image_shapes
 from isdt_policy.shared.recorded import Recorded
+
+log = logging.getLogger("isdt_policy.deploy")
 
 RESERVED = ("reset", "noise_seeds", "known", "weight", "request")
 MAX_BATCH = 64
@@ -140,14 +143,16 @@ class Session:
     Args:
         contract: shapes that the policy reads and answers.
         max_rate: messages per second, averaged over a second.
+        chunks: single observations come once a chunk, not once a control step: the history is the newest, repeated.
 
     Attributes:
         previous_ms: how long the last answer took, or None.
         heard: when the last message came, in seconds.
     """
 
-    def __init__(self, contract: Contract, max_rate: float) -> None:
-        self.contract, self.max_rate = contract, max_rate
+    def __init__(self, contract: Contract, max_rate: float, chunks: bool = False) -> None:
+        self.contract, self.max_rate, self._chunks = contract, max_rate, chunks
+        self._told = chunks or contract.n_obs_steps == 1  # whether the reading of single observations needs no word
         self.previous_ms: float | None = None
         self.heard = self._last = time.perf_counter()
         self._tokens = max_rate
@@ -240,7 +245,13 @@ class Session:
             return obs, True
         if axes == 1:
             return {key: value[None] for key, value in obs.items()}, False
-        self._history.extend([obs] * (n if not self._history else 1))
+        if not self._told and self._history:
+            self._told = True
+            log.warning(
+                "a client sends single observations; they are taken for consecutive control steps. If it executes whole chunks "
+                "(openpi's ActionChunkBroker), serve with history=chunks, or send histories of %d", n,
+            )  # fmt: skip
+        self._history.extend([obs] * (n if self._chunks or not self._history else 1))
         return {key: np.stack([row[key] for row in self._history])[None] for key in shapes}, False
 
     def _observation(self, key: str, given: object, shape: tuple[int, ...]) -> NDArray[np.generic]:

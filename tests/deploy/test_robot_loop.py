@@ -16,6 +16,7 @@ from isdt_policy.datasets.store import DemoStore
 from isdt_policy.deploy.loading import load_for_robot
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LOOP, ARM = (runpy.run_path(str(EXAMPLES / f"{name}.py")) for name in ("robot_loop", "mujoco_arm"))
 drive, Arm = LOOP["drive"], ARM["Arm"]

@@ -69,6 +69,31 @@ def test_single_observations_make_a_history_that_reset_forgets(running, policy):
     assert np.array_equal(client.infer({**new, "noise_seeds": seeds})["actions"], expected(new, new))
 
 
+def test_openpis_broker_asks_once_a_chunk(policy):
+    """As its documentation has it: single observations, n_action_steps of every answer executed."""
+    from openpi_client import action_chunk_broker, websocket_client_policy
+
+    seeds, n = np.array([[5, 2]]), policy.n_action_steps
+    with Running(policy, history="chunks") as server:
+        client = websocket_client_policy.WebsocketClientPolicy(server.uri)
+        broker = action_chunk_broker.ActionChunkBroker(client, action_horizon=n)
+        for number in (1, 2):
+            now = {key: value[0, 1] for key, value in observations(1, seed=number).items()}
+            still = {key: np.stack([value, value])[None] for key, value in now.items()}
+            chunk = [broker.infer({**now, "noise_seeds": seeds})["actions"] for _ in range(n)]
+            assert np.array_equal(np.stack(chunk), policy.predict_action(still, noise_seeds=seeds)["action"][0])
+
+
+def test_how_single_observations_are_taken_is_said_once(policy, caplog):
+    for history, said in (("steps", 1), ("chunks", 0)):
+        caplog.clear()
+        with Running(policy, history=history) as server:
+            client = FromTheDocuments(server.uri)
+            for _ in range(3):
+                client.infer({key: value[0, 0] for key, value in observations(1).items()})
+        assert caplog.text.count("serve with history=chunks") == said
+
+
 def test_clients_asked_at_once_share_batches_and_nothing_else(running, policy):
     n, rounds = 12, 10
     obs = [observations(1, seed=i) for i in range(n)]
