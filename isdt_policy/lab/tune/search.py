@@ -54,7 +54,7 @@ def tune(tuning: Tuning, fixed: Sequence[str], space: Space) -> report.Report:
             "nothing to search: give at least one key=choice(...), range(...) or interval(...), in quotes, such as "
             "'training.lr=tag(log,interval(5e-4,5e-3))'."
         )
-    some = {key: getattr(values, "choices", None) or (values.low,) for key, values in space.items()}
+    some = {key: getattr(values, "choices", None) or [getattr(values, "low", None)] for key, values in space.items()}
     compose_config([*fixed, *report.overrides_of({key: values[0] for key, values in some.items()})])  # unknown keys
     states = _optuna().trial.TrialState
     with _study(tuning, fixed, space) as study:
