@@ -112,7 +112,7 @@ def own_task(store: DemoStore, told: Told) -> OwnTask:
     rate, kind = told.rate_hz or space.get("rate_hz") or 0, told.actions or str(space.get("type") or "")
     skipped = _skipped(store, action_key, action)
     keys = told.obs_keys or tuple(key for key in store.keys if key not in skipped)
-    _check_read(store, keys, skipped if told.obs_keys else {})
+    _check_read(store, keys, skipped)
     low_dim = {key: _flat(store, key) for key in keys if is_low_dim(store, key)}
     missing = [*_rate_missing(rate), *_kind_missing(kind, action, low_dim)]
     if missing:
@@ -201,7 +201,10 @@ def _check_read(store: DemoStore, keys: Sequence[str], skipped: dict[str, str]) 
                 f"data.obs_keys: a policy cannot read a key with a dot, '{key}'. Convert with rename={key}:{key.replace('.', '_')}"
             )
     if not keys:
-        raise InputError(f"'{store.path}' holds nothing that a policy could read: {', '.join(store.keys)}.")
+        why = ", ".join(f"{key} ({reason})" for key, reason in skipped.items())
+        raise InputError(
+            f"'{store.path}' holds nothing that a policy could read: {why}. Name keys: data.obs_keys=[KEY,...]"
+        )
 
 
 def _rate_missing(rate: float) -> list[str]:
