@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
+from isdt_policy.shared.cores import wait_passively
 from isdt_policy.shared.errors import InputError, nearest
 
 # verb -> module:class in this folder. The one-line help is the first sentence of the class's docstring.
@@ -75,6 +76,7 @@ EXAMPLES = """
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns 0 on success, 2 on bad input (one line on stderr), 130 when interrupted."""
+    wait_passively()  # before a verb loads torch
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

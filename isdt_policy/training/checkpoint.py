@@ -42,18 +42,21 @@ class State:
         seed: of the run.
         amp: precision that was chosen: "bf16" or "off".
         best: smallest validation error so far; None before the first.
+        threads: CPU threads that were chosen; 0 if that was not written down. Their number decides about last bits.
     """
 
     step: int
     seed: int
     amp: str
     best: float | None = None
+    threads: int = 0
 
     @classmethod
     def read(cls, path: Path) -> State:
         """From trainer.json."""
         saved = json.loads(path.read_text())
-        return cls(int(saved["step"]), int(saved.get("seed", 0)), str(saved.get("amp", "")), saved["best"])
+        seed, threads = int(saved.get("seed", 0)), int(saved.get("threads", 0))
+        return cls(int(saved["step"]), seed, str(saved.get("amp", "")), saved["best"], threads)
 
 
 @dataclass(frozen=True)

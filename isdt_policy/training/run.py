@@ -21,6 +21,7 @@ from isdt_policy.method.networks import network_name
 from isdt_policy.method.objectives import completed
 from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared import files, terminal
+from isdt_policy.shared.cores import free_cores
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import duration
 from isdt_policy.shared.provenance import commit
@@ -75,7 +76,7 @@ def train(config: Mapping[str, object], command: str = "") -> Path:
         for line in report:
             _say(line)
         if trainer.step:
-            _say(f"resuming at step {trainer.step}")
+            _say(f"resuming at step {trainer.step}, with {torch.get_num_threads()} threads and amp {trainer.amp}")
         start = time.monotonic()
         try:
             trainer.fit()
@@ -103,8 +104,8 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
     """
     settings = RunConfig.read(config)
     find_device(settings.training.device, "training.device")
-    if settings.training.threads:
-        torch.set_num_threads(settings.training.threads)
+    most = torch.get_num_threads()
+    torch.set_num_threads(settings.training.threads or free_cores(most))
     data = read_demonstrations(settings.data, settings.task, settings.policy)
     policy = fitted_policy(settings.policy, settings.sigma_data, data, settings.training.seed)
     if settings.training.init:
@@ -114,7 +115,10 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
     trainer = Trainer(
         policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish
     )
-    return trainer, [*data.notes, *_describe(trainer, policy, settings)]
+    left = (
+        "" if settings.training.threads or torch.get_num_threads() == most else f" (of {most} cores; others are busy)"
+    )
+    return trainer, [*data.notes, *_describe(trainer, policy, settings, left)]
 
 
 def write_run(config: Mapping[str, object], trainer: Trainer, command: str) -> None:
@@ -159,7 +163,7 @@ def _claimed(run: Path) -> Iterator[None]:
         yield
 
 
-def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str]:
+def _describe(trainer: Trainer, policy: Policy, settings: RunConfig, left: str) -> list[str]:
     millions = sum(parameter.numel() for parameter in policy.parameters()) / 1e6
     c = settings.training
     why = "" if c.device != "auto" or trainer.device.type == "cuda" else " (PyTorch finds no CUDA GPU)"
@@ -169,7 +173,7 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig) -> list[str
     return [
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
         *_cameras(policy),
-        f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads, "
+        f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads{left}, "
         f"amp {trainer.amp}, compile {trainer.compile_note}",
         *([f"begins    with the weights of {c.init}"] if c.init else []),
         *told,

@@ -95,7 +95,7 @@ class TrainingConfig:
             runs everything in float32; "auto" takes bf16 where the device multiplies it in hardware. The checkpoint keeps the
             choice, so that a run that goes on elsewhere stays the same run.
         compile: compile the network with torch.compile. If that fails, training says why and runs without it.
-        threads: CPU threads; 0 leaves PyTorch's choice.
+        threads: CPU threads; 0 takes as many as there are free cores when the run begins, and keeps that number when it goes on.
         device: "auto" takes a CUDA GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
         log_every: steps between lines of the log.
         validate_every: steps between measurements of the validation error.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import shutil
 import sys
 import time
@@ -249,6 +250,8 @@ class Trainer:
         self.step, self.best = state.step, math.inf if state.best is None else state.best
         if self.config.amp == "auto" and state.amp:
             self.amp = state.amp
+        if state.threads and not self.config.threads and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(state.threads)
 
     def save(self, metric: float | None = None) -> Path:
         """Write a checkpoint; `metric` is the validation error, if it was just measured."""
@@ -256,7 +259,7 @@ class Trainer:
         if best and metric is not None:
             self.best = metric
         lowest = self.best if math.isfinite(self.best) else None
-        state = checkpoint.State(self.step, self.config.seed, self.amp, lowest)
+        state = checkpoint.State(self.step, self.config.seed, self.amp, lowest, torch.get_num_threads())
         return checkpoint.save(self.run, self._trained(), state, best=best, keep=self.config.keep_checkpoints)
 
     def _trained(self) -> checkpoint.Trained:

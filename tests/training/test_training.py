@@ -288,6 +288,26 @@ def test_a_run_keeps_its_precision_on_a_machine_that_would_choose_another(tiny_s
         assert torch.equal(mine, its)
 
 
+def test_a_run_keeps_the_number_of_threads_that_it_found_free(tiny_store, tmp_path, monkeypatch):
+    """threads=0: as many as there are free cores; a run that goes on at a busy moment keeps the number, and so its bits."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    settings = [s for s in overrides(tiny_store, tmp_path / "run", "training.steps=4") if "threads" not in s]
+    config, before = compose_config(settings), torch.get_num_threads()
+    try:
+        monkeypatch.setattr("isdt_policy.training.run.free_cores", lambda most: 2)
+        first, lines = build_trainer(config)
+        assert any("2 threads" in line for line in lines)
+        first.run.mkdir()
+        first.fit(until=2)
+        monkeypatch.setattr("isdt_policy.training.run.free_cores", lambda most: 1)
+        other, lines = build_trainer(config)
+        assert any("1 threads (of 2 cores; others are busy)" in line for line in lines)
+        other.resume()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.slow
 def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_path, monkeypatch, capsys):
     """A broken C++ compiler: the run equals one that never asked for compilation."""
