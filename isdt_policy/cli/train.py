@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import textwrap
@@ -31,6 +32,7 @@ class Train:
         isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU with the same result to the last bit
         isdt train experiment=pusht_demo training.max_minutes=30       end after half an hour, with a checkpoint
         isdt train experiment=pusht_demo training.init=outputs/pusht_demo training.lr=2e-4 training.diagonal_steps=0    fine-tune
+        isdt train experiment=pusht_demo nproc=2                two processes share every batch; with GPUs, one each
         isdt train experiment=pusht_demo --cfg                  print the settings and stop
         isdt train --keys                                       every setting with its explanation
 
@@ -43,6 +45,10 @@ class Train:
     Instead of settings:
         resume: a run that goes on with its own settings.
 
+    Where:
+        nproc: how many processes of this machine train together. They share every batch, so what is learnt does not depend on
+            their number, up to rounding; a run may go on with another. Across machines: torchrun -m isdt_policy train.
+
     Instead of training:
         keys: print every setting with its value and its explanation.
         cfg: print the settings as JSON.
@@ -50,6 +56,7 @@ class Train:
 
     overrides: tuple[str, ...] = ()
     resume: PathText | None = None
+    nproc: int = 1
     keys: bool = False
     cfg: bool = False
 
@@ -63,7 +70,7 @@ class Train:
 
     def run(self, command: str) -> int:
         """Return 0, or 128 and the number of the signal that ended training early."""
-        from isdt_policy.training import config, run
+        from isdt_policy.training import config, distributed, launch, run
 
         settings = config.load_config(self.resume) if self.resume else config.compose_config(self.overrides)
         if self.resume:
@@ -75,14 +82,20 @@ class Train:
         if self.cfg:
             print(json.dumps(settings, indent=2))
             return 0
+        if self.nproc != 1:
+            config.RunConfig.read(settings)  # what is wrong is told once
+            return launch.start(self.nproc, [arg for arg in shlex.split(command)[2:] if not arg.startswith("nproc=")])
         try:
             folder = run.train(settings, command)
         except run.Interrupted as stop:
             return 128 + stop.signal
+        except distributed.Told:
+            return 2
         evaluate = (
             f"isdt eval checkpoint={folder} 'arms=[1,2]'" if settings["task"] else f"isdt eval data checkpoint={folder}"
         )
-        print(styled(f"next: {evaluate}", "bold", sys.stdout))
+        if distributed.from_environment().rank == 0:
+            print(styled(f"next: {evaluate}", "bold", sys.stdout))
         return 0
 
 

@@ -35,6 +35,13 @@ def find_device(name: str, option: str = "device") -> torch.device:
     return device
 
 
+def sent(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Numbers of the CPU on the device and in the type of `like`. A GPU copies them by itself: nothing waits for it."""
+    if like.device.type == "cuda" and numbers.device.type == "cpu":
+        numbers = numbers.pin_memory()
+    return numbers.to(like, non_blocking=True)
+
+
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware. Elsewhere they are emulated, forty times as slow as float32 on AVX2."""
     if device.type == "cuda":

@@ -42,7 +42,8 @@ class State:
         seed: of the run.
         amp: precision that was chosen: "bf16" or "off".
         best: smallest validation error so far; None before the first.
-        threads: CPU threads that were chosen; 0 if that was not written down. Their number decides about last bits.
+        threads: CPU threads that were chosen, of all processes together; 0 if that was not written down. Their number
+            decides about last bits.
     """
 
     step: int

@@ -82,6 +82,16 @@ class Log:
             logger.close()
 
 
+class Silence:
+    """The log of a process that writes nothing, because another one does."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
 def meant(names: Sequence[str]) -> list[str]:
     """The loggers that `training.loggers` names; "auto" is TensorBoard if it is installed.
 

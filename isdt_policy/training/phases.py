@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 from isdt_policy.method.objectives.base import Objective
+from isdt_policy.method.objectives.isd import ISD
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.settings import TrainingConfig
 
@@ -61,6 +63,21 @@ def _with(objective: Objective, setting: str, **weights: float) -> Objective:
     if not all(hasattr(objective, name) for name in weights):
         raise InputError(f"training.{setting} needs an objective with a self-distillation term.")
     return dataclasses.replace(objective, **weights)  # type: ignore[type-var]
+
+
+def rows_of(objectives: Iterable[Objective], config: TrainingConfig) -> dict[str, int]:
+    """How many rows of a batch the terms of objectives are taken on, by the setting that says so."""
+    counts, batch = {"training.batch_size": config.batch_size}, config.batch_size * config.draws_per_obs
+    for objective in objectives:
+        if isinstance(objective, ISD) and objective.off_diagonal_weight > 0:
+            name = (
+                f"the share of the batch that objective.off_diagonal_fraction={objective.off_diagonal_fraction:g} takes"
+            )
+            counts[name] = objective.off_diagonal_rows(batch)
+        if isinstance(objective, ISD) and objective.endpoint_weight > 0:
+            name = f"the share of the batch that objective.endpoint_fraction={objective.endpoint_fraction:g} takes"
+            counts[name] = math.ceil(objective.endpoint_fraction * batch)
+    return counts
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:

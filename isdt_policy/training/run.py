@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +27,7 @@ from isdt_policy.shared.progress import duration
 from isdt_policy.shared.provenance import commit
 from isdt_policy.training.config import RunConfig, Section, load_config
 from isdt_policy.training.data import fitted_policy, read_demonstrations
+from isdt_policy.training.distributed import ALONE, World, digest, joined
 from isdt_policy.training.init import begun_from
 from isdt_policy.training.interrupt import Interrupted
 from isdt_policy.training.settings import TrainingConfig
@@ -61,40 +62,58 @@ def train(config: Mapping[str, object], command: str = "") -> Path:
         InputError: settings, data or a directory that cannot be used; nothing is written then.
         Interrupted: a signal ended the run early.
         NonFiniteLoss: the loss became NaN or infinite.
+        Told: an error of a training in several processes, raised in another process than the first, which raises it as it is.
     """
+    with joined(RunConfig.read(config).training.device) as world, ExitStack() as held:
+        return _train(config, command, world, held)
+
+
+def _train(config: Mapping[str, object], command: str, world: World, held: ExitStack) -> Path:
+    """`train` in one of the processes that train together; `held` is let go of at the end."""
     settings = RunConfig.read(config)
     run, goal = settings.run, settings.training.steps
-    _check_free(settings)
-    trainer, report = build_trainer(config)  # everything is checked before anything is written
-    with _claimed(run):
+    say = _say if world.rank == 0 else _say_nothing
+    world.first(lambda: _check_free(settings))
+    # Everything is checked before anything is written.
+    trainer, report = world.together(lambda: build_trainer(config, world))
+    world.agree(_facts(config, trainer))
+
+    def begin() -> None:
+        held.enter_context(_claimed(run))
         if settings.if_exists == "overwrite" and (run / "config.json").exists():
             files.remove(run)
         write_run(config, trainer, command)
-        if trainer.step >= goal:
-            _say(f"{run}: complete, {trainer.step} of {goal} steps")
-            return run
-        for line in report:
-            _say(line)
-        if trainer.step:
-            _say(f"resuming at step {trainer.step}, with {torch.get_num_threads()} threads and amp {trainer.amp}")
-        start = time.monotonic()
-        try:
-            trainer.fit()
-        except Interrupted as stop:
-            _say(f"stopped at step {stop.step} of {goal}; it is saved. Go on with: isdt train resume={run}")
-            raise
-        _say(f"{run}: {trainer.step} steps, {duration(time.monotonic() - start)}")
-        if trainer.step < goal:
-            _say(f"training.max_minutes={settings.training.max_minutes:g} is over before step {goal}; it is saved.")
-            _say(f"go on with: isdt train resume={run}")
+
+    world.first(begin)
+    if world.rank and (run / "checkpoints" / "last").exists():
+        trainer.resume()
+    world.agree({"the step of the last checkpoint": trainer.step})
+    if trainer.step >= goal:
+        say(f"{run}: complete, {trainer.step} of {goal} steps")
+        return run
+    for line in report:
+        say(line)
+    if trainer.step:
+        say(f"resuming at step {trainer.step}, with {torch.get_num_threads()} threads and amp {trainer.amp}")
+    start = time.monotonic()
+    try:
+        trainer.fit()
+    except Interrupted as stop:
+        say(f"stopped at step {stop.step} of {goal}; it is saved. Go on with: isdt train resume={run}")
+        raise
+    say(f"{run}: {trainer.step} steps, {duration(time.monotonic() - start)}")
+    if trainer.step < goal:
+        say(f"training.max_minutes={settings.training.max_minutes:g} is over before step {goal}; it is saved.")
+        say(f"go on with: isdt train resume={run}")
     return run
 
 
-def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
+def build_trainer(config: Mapping[str, object], world: World = ALONE) -> tuple[Trainer, list[str]]:
     """Open the data, build policy and objective, and write nothing.
 
     Args:
         config: settings, from `compose_config` or `load_config`.
+        world: the processes that train together.
 
     Returns:
         The trainer at step 0, and lines that say what it will train.
@@ -103,9 +122,10 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
         InputError: settings or data that cannot be used.
     """
     settings = RunConfig.read(config)
-    find_device(settings.training.device, "training.device")
+    find_device(world.device(settings.training.device), "training.device")
     most = torch.get_num_threads()
-    torch.set_num_threads(settings.training.threads or free_cores(most))
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if world.size > 1 else 1
+    torch.set_num_threads(settings.training.threads or max(1, free_cores(most) // on_this_machine))
     data = read_demonstrations(settings.data, settings.task, settings.policy)
     policy = fitted_policy(settings.policy, settings.sigma_data, data, settings.training.seed)
     if settings.training.init:
@@ -113,7 +133,7 @@ def build_trainer(config: Mapping[str, object]) -> tuple[Trainer, list[str]]:
         goes_on = settings.if_exists == "resume" and last.exists()
         policy = begun_from(policy, str(last) if goes_on else settings.training.init)
     trainer = Trainer(
-        policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish
+        policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish, world
     )
     left = (
         "" if settings.training.threads or torch.get_num_threads() == most else f" (of {most} cores; others are busy)"
@@ -170,6 +190,7 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig, left: str) 
     told = (
         ["          every step is of the warm start: nothing is self-distilled"] if c.diagonal_steps >= c.steps else []
     )
+    told += [f"          {trainer.world.size} processes share every batch"] if trainer.world.size > 1 else []
     return [
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
         *_cameras(policy),
@@ -220,5 +241,17 @@ def _provenance(command: str, trainer: Trainer) -> Section:
     }  # fmt: skip
 
 
+def _facts(config: Mapping[str, object], trainer: Trainer) -> Section:
+    """What processes that train together must have in common: settings, data and the weights that they begin with."""
+    return {
+        **{key: value for key, value in _flat(config).items() if key not in ("training.threads",)},
+        "the number of windows": trainer.train.n_windows, "weights and statistics": digest(trainer.policy.state_dict()),
+    }  # fmt: skip
+
+
 def _say(text: str) -> None:
     print(terminal.fitted(text, sys.stderr, indent=10), file=sys.stderr, flush=True)
+
+
+def _say_nothing(text: str) -> None:
+    """What process 0 says is said once."""

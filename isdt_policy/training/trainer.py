@@ -8,6 +8,7 @@ state and repeats nothing: 200 steps and 100 + kill + 100 steps give the same bi
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import shutil
@@ -33,16 +34,21 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
+from isdt_policy.training.distributed import ALONE, World, check_divides
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
-from isdt_policy.training.loggers import Log
-from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of
+from isdt_policy.training.loggers import Log, Silence
+from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of, rows_of
+from isdt_policy.training.prefetch import Prefetch
+from isdt_policy.training.readings import BEHIND, NonFiniteLoss, Readings
 from isdt_policy.training.settings import TrainingConfig
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
+
+__all__ = ["NonFiniteLoss", "Trainer", "TrainingConfig", "Windows"]
 
 _VALIDATION_WINDOWS, _VALIDATION_BATCH = 1024, 256
 
@@ -58,10 +64,6 @@ class Windows(Protocol):
         ...
 
 
-class NonFiniteLoss(InputError):
-    """A loss term became NaN or infinite; names the step and the term."""
-
-
 class Trainer:
     """Trains one policy on one set of windows in one run directory.
 
@@ -73,10 +75,11 @@ class Trainer:
         config: see `TrainingConfig`.
         run: directory for log and checkpoints.
         finish: windows that the finish learns from, if not from `train`.
+        world: the processes that train together.
 
     Raises:
-        InputError: nothing to train on, a policy without statistics, a device that is not there, or a warm start for an
-            objective that has none.
+        InputError: nothing to train on, a policy without statistics, a device that is not there, a warm start for an
+            objective that has none, or a batch that the processes cannot share equally.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Trainer:
         config: TrainingConfig,
         run: Path,
         finish: Windows | None = None,
+        world: World = ALONE,
     ) -> None:
         if not train.n_windows:
             raise InputError("the training set holds no windows; lower the horizon, or check the episodes.")
@@ -95,7 +99,8 @@ class Trainer:
         self.config, self.run, self.objective = config, Path(run), objective
         self.train, self.validation = train, validation if validation and validation.n_windows else None
         self.finish = finish or train
-        self.device = find_device(config.device, "training.device")
+        self.world = world
+        self.device = find_device(world.device(config.device), "training.device")
         self.amp = config.amp if config.amp != "auto" else "bf16" if multiplies_bf16(self.device) else "off"
         self.policy = policy.to(self.device).train()
         self.ema = EMA(self.policy, Policy(policy.config).to(self.device), config.ema_decay)
@@ -104,6 +109,10 @@ class Trainer:
             self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         self.objectives = objectives_of(objective, config)
+        check_divides(world.size, rows_of(self.objectives.values(), config))
+        on_gpu = self.device.type == "cuda"
+        self.readings = Readings(BEHIND if on_gpu else 0)
+        self.batches = Prefetch(lambda step: self._windows(step).batch(self.indices(step)), ahead=on_gpu, pin=on_gpu)
         self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
         self.averaged_flow_map = self.ema.module.flow_map
         if self.compile_note == "on" and config.endpoint_steps:
@@ -120,16 +129,25 @@ class Trainer:
         return learning_rate(self.config, step)
 
     def indices(self, step: int) -> NDArray[np.int64]:
-        """Windows of a step; see `batch_indices`."""
-        return batch_indices(self._windows(step).n_windows, self.config.batch_size, self.config.seed, step)
+        """Windows of a step that this process learns from; see `batch_indices`."""
+        whole = batch_indices(self._windows(step).n_windows, self.config.batch_size, self.config.seed, step)
+        return whole[self.world.rank :: self.world.size]
 
     def train_step(self) -> dict[str, float]:
-        """Do step `self.step` and return its numbers.
+        """Do step `self.step`, wait for its numbers and return them; see `advance`."""
+        return [*self.advance(), *self.readings.rest()][-1]
+
+    def advance(self) -> list[dict[str, float]]:
+        """Do step `self.step`, and return the numbers of the steps that are known by now: on a CPU those of this one.
+
+        A GPU is not waited for. It leaves the weights as they are in a step whose numbers are not finite, and the error comes
+        when they are read.
 
         A step in which torch.compile fails (the first one, or the first of the second phase) is done again without it.
 
         Raises:
-            NonFiniteLoss: the loss, one of its terms or the gradient is not finite; the weights are as before.
+            NonFiniteLoss: the loss, one of its terms or the gradient is not finite; the weights are as before that step.
+            InputError: another process of this training has ended.
         """
         if self.compile_note != "on":
             return self._train_step()
@@ -147,36 +165,40 @@ class Trainer:
                 torch._C._exit_dual_level(level=0)
             return self._train_step()
 
-    def _train_step(self) -> dict[str, float]:
+    def _train_step(self) -> list[dict[str, float]]:
         if begins_from_average(self.config, self.step):
             self.policy.load_state_dict(self.ema.module.state_dict())
             self.optimizer.state.clear()
-        loss = self._loss(self._windows(self.step).batch(self.indices(self.step)))
-        values = self._finite(loss)
+        loss = self._loss(self.batches(self.step))
+        values = {"loss": loss.total.detach(), **{name: term.detach() for name, term in loss.terms.items()}}
 
-        # Gradient.
+        # Gradient, of the whole batch.
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
-        if not torch.isfinite(norm):
-            raise NonFiniteLoss(f"step {self.step}: the gradient norm is {norm.item()}. {_NON_FINITE_ADVICE}")
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.world.average([*gradients, *values.values()])
+        norm = torch.nn.utils.get_total_norm(gradients)
+        rate = self.learning_rate(self.step)
+        finite = self.readings.add(self.step, {**values, "grad_norm": norm}, rate)
+        known = self.readings.due()
+        if self.readings.behind:  # what is not known yet must not reach the weights: a fused step skips itself
+            self.optimizer.found_inf, self.optimizer.grad_scale = (~finite).float(), None  # type: ignore[attr-defined]
         if self.config.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, norm)
 
         # Weights, and their average.
-        rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.ema.update(self.step)
         self.step += 1
-        return {**values, "grad_norm": norm.item(), "lr": rate}
+        return known
 
     def _loss(self, batch: Batch) -> Loss:
         c = self.config
         obs, action = self._to_device(batch)
-        keep = ~torch.as_tensor(batch["is_pad"]).to(self.device) if c.mask_padding else None
-        generator = torch.Generator().manual_seed((c.seed * 1_000_003 + self.step) % 2**63)
+        keep = ~torch.as_tensor(batch["is_pad"]).to(self.device, non_blocking=True) if c.mask_padding else None
+        generator = self.world.generator((c.seed * 1_000_003 + self.step) % 2**63)
         # The encoder stays in float32: bfloat16 would round a position in a 500 px world to 1 px.
         # Of pictures the convolutions may be rounded; what tells where something is, is not.
         look = self._look(len(action))
@@ -200,26 +222,18 @@ class Trainer:
         # Of its own, so that noise and times are what they are without pictures.
         seed = (self.config.seed * 1_000_003 + self.step) * 2 + 1
         generator = torch.Generator().manual_seed(seed % 2**63)
-        return cameras.draw_corners(batch, generator), self.amp == "bf16"
+        share = self.world.share
+        corners = cameras.draw_corners(share.of(batch), generator)  # of the whole batch, as all draws
+        return {key: share.take(rows) for key, rows in corners.items()}, self.amp == "bf16"
 
     def _windows(self, step: int) -> Windows:
         """What a step learns from."""
         return self.train if step < self.config.finish_start else self.finish
 
     def _to_device(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        obs = {key: torch.as_tensor(batch["obs"][key]).to(self.device) for key in self.policy.obs_keys}
-        return obs, torch.as_tensor(batch["action"]).to(self.device)
-
-    def _finite(self, loss: Loss) -> dict[str, float]:
-        """The numbers of a loss; NonFiniteLoss names the term, or else the total, that is not finite."""
-        terms = {name: term.item() for name, term in loss.terms.items()}
-        for name, value in terms.items():
-            if not math.isfinite(value):
-                raise NonFiniteLoss(f"step {self.step}: loss term '{name}' is {value}. {_NON_FINITE_ADVICE}")
-        total = loss.total.item()
-        if not math.isfinite(total):
-            raise NonFiniteLoss(f"step {self.step}: the loss is {total}. {_NON_FINITE_ADVICE}")
-        return {"loss": total, **terms}
+        read = {key: batch["obs"][key] for key in self.policy.obs_keys} | {"action": batch["action"]}
+        sent = {key: torch.as_tensor(value).to(self.device, non_blocking=True) for key, value in read.items()}
+        return sent, sent.pop("action")
 
     @torch.no_grad()
     def validate(self, limit: int = _VALIDATION_WINDOWS) -> float:
@@ -246,12 +260,13 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the last checkpoint of the run directory."""
+        self.readings.forget()
         state = checkpoint.load(self.run, self._trained())
         self.step, self.best = state.step, math.inf if state.best is None else state.best
         if self.config.amp == "auto" and state.amp:
             self.amp = state.amp
         if state.threads and not self.config.threads and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(state.threads)
+            torch.set_num_threads(max(1, state.threads // self.world.size))
 
     def save(self, metric: float | None = None) -> Path:
         """Write a checkpoint; `metric` is the validation error, if it was just measured."""
@@ -259,7 +274,8 @@ class Trainer:
         if best and metric is not None:
             self.best = metric
         lowest = self.best if math.isfinite(self.best) else None
-        state = checkpoint.State(self.step, self.config.seed, self.amp, lowest, torch.get_num_threads())
+        threads = self.world.size * torch.get_num_threads()
+        state = checkpoint.State(self.step, self.config.seed, self.amp, lowest, threads)
         return checkpoint.save(self.run, self._trained(), state, best=best, keep=self.config.keep_checkpoints)
 
     def _trained(self) -> checkpoint.Trained:
@@ -272,11 +288,13 @@ class Trainer:
 
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint of the last step is written.
-            NonFiniteLoss: see `train_step`.
+            NonFiniteLoss: see `advance`.
         """
         goal = self.config.steps if until is None else min(until, self.config.steps)
-        log = Log(self.run, self.step, self.config.loggers)
-        bar = Progress(self.config.steps, "train", initial=self.step, trend=True)
+        writes = self.world.rank == 0
+        log = Log(self.run, self.step, self.config.loggers) if writes else Silence()
+        stream = None if writes else io.StringIO()
+        bar = Progress(self.config.steps, "train", initial=self.step, trend=True, stream=stream)
         try:
             with stop_requests(bar.note) as stop:
                 self._fit(goal, log, bar, stop)
@@ -284,38 +302,43 @@ class Trainer:
             bar.close()
             log.close()
 
-    def _fit(self, goal: int, log: Log, bar: Progress, stop: StopRequest) -> None:
+    def _fit(self, goal: int, log: Log | Silence, bar: Progress, stop: StopRequest) -> None:
         c, first, started = self.config, self.step, time.monotonic()
         window: list[dict[str, float]] = []
         while self.step < goal:
             # One step.
             self._say_what_compiles(bar)
-            values = self.train_step()
-            window.append(values)
-            # The terms, not their adaptively weighted sum: that one stays near 1 however well a run goes.
-            terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
-            bar.update(1, **(terms or {"loss": values["loss"]}), grad=values["grad_norm"], lr=values["lr"])
+            window += self.advance()
+            late = c.max_minutes > 0 and time.monotonic() - started >= 60 * c.max_minutes
+            # The same step is the last one for all processes, whichever of them was asked to stop.
+            signal, over = divmod(self.world.largest(2 * stop.signal + late), 2)
+            logs = self.step % c.log_every == 0 or self.step == goal
+            validates = self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal)
+            saves = self.step % c.checkpoint_every == 0 or self.step == goal or bool(signal or over)
+            if logs or validates or saves:
+                window += self.readings.rest()  # nothing is written of steps that are not known to be good
+            bar.update(1, **(_shown(window[-1]) if window else {}))
 
             # What it was like.
-            if self.step % c.log_every == 0 or self.step == goal:
+            if logs:
                 elapsed = time.monotonic() - started
                 speed = {"steps_per_s": (self.step - first) / elapsed, "elapsed_s": elapsed}
                 epoch = {"epoch": self.step * c.batch_size / self.train.n_windows}
                 log.write(self.step, {**_means(window), **speed, **epoch, **_peak_memory()})
                 window = []
             metric = None
-            if self.validation is not None and (self.step % c.validate_every == 0 or self.step == goal):
+            if validates and self.world.rank == 0:
                 metric = self.validate()
                 log.write(self.step, {"val_action_mse": metric})
 
             # What is left of it.
-            late = c.max_minutes > 0 and time.monotonic() - started >= 60 * c.max_minutes
-            if self.step % c.checkpoint_every == 0 or self.step == goal or stop.signal or late:
+            if saves and self.world.rank == 0:
                 self.save(metric)
-            if stop.signal and self.step < goal:
-                raise Interrupted(self.step, stop.signal)
-            if late:
-                return
+            if signal and self.step < goal:
+                raise Interrupted(self.step, signal)
+            if over:
+                break
+        self.world.largest(0)  # nobody leaves before the last checkpoint is written
 
     def _say_what_compiles(self, bar: Progress) -> None:
         """Each part of a run compiles in its first step, which looks like a standstill."""
@@ -326,11 +349,6 @@ class Trainer:
             bar.note(
                 f"train: the first step of part '{phase}' compiles the network: minutes on one core; later steps are faster"
             )
-
-
-_NON_FINITE_ADVICE = (
-    "Lower training.lr, keep training.grad_clip=1, or set training.amp=off; the last checkpoint is intact."
-)
 
 
 def _encoded(
@@ -353,6 +371,12 @@ def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:
         return flow_map, note
     tangent = torch.compile(partial(with_tangent, flow_map.network))
     return FlowMap(torch.compile(flow_map.network), flow_map.path, tangent), "on"
+
+
+def _shown(values: dict[str, float]) -> dict[str, float]:
+    """What people see of a step: the terms, not their adaptively weighted sum, which stays near 1 however well a run goes."""
+    terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
+    return {**(terms or {"loss": values["loss"]}), "grad": values["grad_norm"], "lr": values["lr"]}
 
 
 def _means(window: list[dict[str, float]]) -> dict[str, float]:

@@ -14,7 +14,8 @@ from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Trigonometric
 from isdt_policy.method.noise_schedule import NoiseSchedule
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
-from isdt_policy.method.objectives.parts import weighted
+from isdt_policy.method.objectives.parts import draw_noise, weighted
+from isdt_policy.method.objectives.share import share_of
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
 from isdt_policy.shared.errors import InputError
@@ -62,9 +63,10 @@ class Diffusion:
             raise InputError("objective=diffusion preserves variance and needs policy.interpolant=trigonometric.")
         noise, level = draws.noise, draws.level
         if noise is None:
-            noise = torch.randn(action.shape, generator=generator).to(action)
+            noise = draw_noise(action, generator)
         if level is None:
-            level = torch.randint(self.train_steps, (action.shape[0],), generator=generator)
+            share = share_of(generator)
+            level = share.take(torch.randint(self.train_steps, (share.of(action.shape[0]),), generator=generator))
         schedule = self.sampling.schedule
         scheduler = schedule.scheduler()
         x_k = scheduler.add_noise(action, noise, level)

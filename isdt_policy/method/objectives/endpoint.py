@@ -15,6 +15,8 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import flow_map_step
+from isdt_policy.method.objectives.parts import draw_noise
+from isdt_policy.method.objectives.share import share_of
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,15 @@ def draw_jumps(
         levels: lengths that are taught: 1, then 1/2, 1/4, ..., each as often; a shorter jump starts at a uniform multiple of
             its length.
     """
-    noise = torch.randn((rows, *like.shape[1:]), generator=generator).to(like)
+    share = share_of(generator)
+    noise = draw_noise(like[:rows], generator)
     walk = trajectory(averaged.flow_map, noise, averaged.cond[:rows], steps)
     row = torch.arange(rows)
     start, end = torch.full((rows,), 0), torch.full((rows,), steps)  # numbers of points of the walk: 0 is noise
     if levels > 1:
-        length = steps // 2 ** torch.randint(1, levels, (rows,), generator=generator)
-        first = (torch.rand(rows, generator=generator) * (steps // length)).long() * length
+        length = steps // 2 ** torch.randint(1, levels, (share.of(rows),), generator=generator)
+        first = (torch.rand(share.of(rows), generator=generator) * (steps // length)).long() * length
+        length, first = share.take(length), share.take(first)
         row, start, end = torch.cat([row, row]), torch.cat([start, first]), torch.cat([end, first + length])
     row, start, end = row.to(like.device), start.to(like.device), end.to(like.device)
     t, s = (1 - number.to(like.dtype) / steps for number in (start, end))

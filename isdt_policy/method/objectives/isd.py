@@ -26,6 +26,7 @@ from isdt_policy.method.objectives.parts import (
     prediction_and_rate,
     weighted,
 )
+from isdt_policy.method.objectives.share import Share, share_of
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive, bounded, by_times
 from isdt_policy.method.samplers import Sampling
@@ -146,7 +147,7 @@ class ISD:
             zero = torch.zeros_like(left)
             per_sample, s_of = diagonal_loss + torch.cat([weight * off_diagonal_loss, zero]), torch.cat([off.s, left])
             terms["off_diagonal"] = torch.cat([off_diagonal_loss, zero])
-        loss = self._weighted(per_sample, points.t, s_of, **terms)
+        loss = self._weighted(per_sample, points.t, s_of, share_of(generator), **terms)
         if jumps is None or jumped is None:
             return loss
 
@@ -165,10 +166,10 @@ class ISD:
         """Weight of each sample (batch,); see `by_times`."""
         return by_times(per_sample, t, s, self.weight_power)
 
-    def _weighted(self, per_sample: Rows, t: Times, s: Times, **terms: Rows) -> Loss:
+    def _weighted(self, per_sample: Rows, t: Times, s: Times, share: Share, **terms: Rows) -> Loss:
         if self.weight_by == "sample":
             return weighted(per_sample, self.weight_power, **terms)
-        weight = self.weight_by_times(per_sample, t, s)
+        weight = share.take(self.weight_by_times(*share.whole(per_sample, t, s)))
         return Loss((weight * per_sample).mean(), {name: term.mean().detach() for name, term in terms.items()})
 
 

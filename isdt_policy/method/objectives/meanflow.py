@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from isdt_policy.method.device import sent
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import eulerian_residual
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
@@ -19,6 +20,7 @@ from isdt_policy.method.objectives.parts import (
     prediction_and_rate,
     weighted,
 )
+from isdt_policy.method.objectives.share import share_of
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
@@ -74,7 +76,9 @@ class MeanFlow:
             return weighted(loss, self.weight_power, diagonal=loss)
 
         if draws.s is None:
-            off = torch.rand(action.shape[0], generator=generator).to(action.device) < self.off_diagonal_fraction
+            share = share_of(generator)
+            drawn = share.take(torch.rand(share.of(action.shape[0]), generator=generator))
+            off = sent(drawn, action) < self.off_diagonal_fraction
             points = replace(points, s=torch.where(off, points.s, points.t))
         prediction, rate = prediction_and_rate(flow_map, points, v_g, self.derivative, self.eps)
         residual = eulerian_residual(flow_map.path, points.x_t, prediction.detach(), v_g, rate, points.t, points.s)
@@ -83,9 +87,13 @@ class MeanFlow:
         on = points.s == points.t
         weight = torch.where(on, 1.0, self.off_diagonal_weight)
         return weighted(
-            weight * loss, self.weight_power, diagonal=_mean_where(on, loss), off_diagonal=_mean_where(~on, loss)
-        )
+            weight * loss, self.weight_power, diagonal=_mean_where(on, loss, generator),
+            off_diagonal=_mean_where(~on, loss, generator),
+        )  # fmt: skip
 
 
-def _mean_where(rows: Tensor, loss: Tensor) -> Tensor:
-    return torch.where(rows, loss, 0.0).sum() / rows.sum().clamp_min(1)
+def _mean_where(rows: Tensor, loss: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean over some rows of the whole batch, as the mean of what the processes return."""
+    share = share_of(generator)
+    (counted,) = share.whole(rows.to(loss))
+    return share.of(1) * torch.where(rows, loss, 0.0).sum() / counted.sum().clamp_min(1)

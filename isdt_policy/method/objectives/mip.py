@@ -13,7 +13,7 @@ import torch
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import interpolate
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
-from isdt_policy.method.objectives.parts import weighted
+from isdt_policy.method.objectives.parts import draw_noise, weighted
 from isdt_policy.method.objectives.regression import regressed
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept
@@ -54,7 +54,7 @@ class MIP:
         """Loss on one batch; see `Objective`. It draws noise alone."""
         noise = draws.noise
         if noise is None:
-            noise = torch.randn(action.shape, generator=generator).to(action)
+            noise = draw_noise(action, generator)
         t = torch.full((action.shape[0],), self.refine_time, dtype=action.dtype, device=action.device)
         x_t = interpolate(flow_map.path, action, noise, t)
         start = mean_square(regressed(flow_map, action, cond) - action, keep)

@@ -9,9 +9,11 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from isdt_policy.method.device import sent
 from isdt_policy.method.flow_map import FlowMap, central_difference, exact_derivative, null_like, value_and_derivative
 from isdt_policy.method.interpolants import Interpolant, conditional_velocity, interpolate
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss, mean_square
+from isdt_policy.method.objectives.share import share_of
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.objectives.weighting import adaptive
 from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, FirstChunks, FirstKept, Kept, Rows, Term, Times
@@ -53,18 +55,27 @@ def draw_points(
         times: name of the time draw, a key of `TIMES`.
         cond_drop: fraction of the rows that lose their condition.
     """
-    # Draws happen on the generator's device (CPU) and move, so that a run does not depend on the accelerator.
+    # Draws happen on the generator's device (CPU) and move, so that a run does not depend on the accelerator; and they are those
+    # of the whole batch, so that it does not depend on the number of processes.
     noise, t, s, drop = draws.noise, draws.t, draws.s, draws.drop
+    share, batch = share_of(generator), share_of(generator).of(action.shape[0])
     if noise is None:
-        noise = torch.randn(action.shape, generator=generator).to(action)
+        noise = draw_noise(action, generator)
     if t is None or s is None:
-        t, s = (time.to(action) for time in TIMES[times](action.shape[0], generator))
+        t, s = (sent(share.take(time), action) for time in TIMES[times](batch, generator))
     if drop is None:
-        drop = torch.rand(action.shape[0], generator=generator).to(action.device) < cond_drop
+        drop = sent(share.take(torch.rand(batch, generator=generator)), action) < cond_drop
     return Points(
         noise, t, s, null_like(cond, null, drop),
         interpolate(path, action, noise, t), conditional_velocity(path, action, noise, t),
     )  # fmt: skip
+
+
+def draw_noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape, type and device of `like`, whose rows are those of this process."""
+    share = share_of(generator)
+    noise = torch.randn((share.of(like.shape[0]), *like.shape[1:]), generator=generator)
+    return sent(share.take(noise), like)
 
 
 def first_rows(

@@ -11,10 +11,12 @@ from typing import ClassVar
 
 import torch
 
+from isdt_policy.method.device import sent
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Interpolant, expand, flow_map_step
 from isdt_policy.method.objectives.base import DRAWN, Draws, Loss
 from isdt_policy.method.objectives.parts import Points, at_times, check_choice, distil, draw_points
+from isdt_policy.method.objectives.share import share_of
 from isdt_policy.method.objectives.times import TIMES
 from isdt_policy.method.samplers import Sampling
 from isdt_policy.method.shapes import Chunks, Embedding, Embeddings, Kept, Samples, Times
@@ -58,13 +60,14 @@ class Progressive:
         """Loss on one batch; see `Objective`."""
         points = draw_points(flow_map.path, action, cond, null, generator, self.times, self.cond_drop, draws)
         # Off the diagonal: the points themselves, or, for a shortcut model, the same samples at the ends of dyadic steps.
+        mine, batch = share_of(generator), share_of(generator).of(action.shape[0])
         off, fixed = points, draws.t is not None and draws.s is not None
         if self.levels and not fixed:
-            start, end = dyadic_times(action.shape[0], self.levels, generator)
-            off = at_times(flow_map.path, action, points, start.to(action), end.to(action))
+            start, end = (sent(mine.take(time), action) for time in dyadic_times(batch, self.levels, generator))
+            off = at_times(flow_map.path, action, points, start, end)
         share = torch.full_like(off.t, 0.5)
         if self.split == "uniform":
-            share = torch.rand(action.shape[0], generator=generator).to(action)
+            share = sent(mine.take(torch.rand(batch, generator=generator)), action)
 
         def error(_: Samples, prediction: Samples) -> Samples:
             return prediction - two_step_target(flow_map, off, share, self.levels)
