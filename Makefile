@@ -2,6 +2,7 @@
 # make test   what CI runs: format, lint, types, tests
 # make test-python PY=3.13   the wheel in a fresh environment of another Python
 # make docs   the site, in build/site/html
+# make test-gpu, bench-gpu   the same on a CUDA GPU, with the Python in .venv or else $(PYTHON); one line where there is no GPU
 # make test-quick   for daily work: the tests that are not marked slow
 PYTHON ?= python3
 VENV   ?= .venv
@@ -10,7 +11,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-quick test-python lint types unit tree docs tutorials clean
+.PHONY: demo test test-gpu bench-gpu test-quick test-python lint types unit tree docs tutorials clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +77,20 @@ test-python:
 # Pages, search and links, in build/site/html.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_site.py
+
+# On a bare machine whose Python has torch and what this package needs: make test-gpu PYTHON=python3
+GPU_PY  := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU     := $(GPU_PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available())"
+test-gpu:
+	@if $(GPU); then $(GPU_PY) -m pytest -m gpu tests/gpu; else echo "PyTorch finds no CUDA GPU: no test was run."; fi
+
+# Every line is a table of its own in results/gpu/; a size that does not fit into the memory ends in one line.
+bench-gpu:
+	@if $(GPU); then mkdir -p results/gpu; for size in 4m 16m 63m; do for compile in false true; do for batch in 64 256 1024; do \
+	  $(GPU_PY) -m isdt_policy bench train size=$$size batch=$$batch compile=$$compile device=cuda rounds=3 \
+	    out=results/gpu/train_$${size}_$${batch}_compile_$$compile.json; done; done; \
+	  $(GPU_PY) -m isdt_policy bench infer size=$$size device=cuda rounds=3 out=results/gpu/infer_$$size.json; done; \
+	else echo "PyTorch finds no CUDA GPU: nothing was measured."; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -66,3 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         absent = [item for item in items if "real_data" in getattr(item, "fixturenames", ())]
         config.hook.pytest_deselected(items=absent)
         items[:] = [item for item in items if item not in absent]
+    if "gpu" not in str(config.getoption("markexpr")):  # make test-gpu asks for them
+        on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=on_gpu)
+        items[:] = [item for item in items if item not in on_gpu]

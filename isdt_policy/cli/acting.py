@@ -53,6 +53,8 @@ class Acting:
             says.
         noise_scale: the initial noise is multiplied by this, 0 to 1; a smaller number draws actions nearer to the middle;
             default: as the checkpoint says.
+        device: where the policy computes: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one. The last bits of an answer
+            depend on it.
     """
 
     checkpoint: PathText | None = None
@@ -60,6 +62,7 @@ class Acting:
     task: str | None = None
     n_action_steps: int | None = None
     noise_scale: float | None = None
+    device: str = "cpu"
 
     def check_acting(self) -> None:
         """Check what can be checked before anything is loaded."""
@@ -71,6 +74,8 @@ class Acting:
             raise InputError("n_action_steps= is for checkpoints; an expert decides at every step.")
         if self.noise_scale is not None:
             raise InputError("noise_scale= is for checkpoints; an expert draws nothing.")
+        if self.device != "cpu":
+            raise InputError("device= is for checkpoints; an expert computes where the environment does.")
         if self.task is None:
             raise InputError("policy=expert needs task=NAME, for example task=pusht.")
 
@@ -84,9 +89,10 @@ class Acting:
             spec = task_spec(str(self.task))
             return Actor(expert(spec.id), spec, self.policy, name=self.policy)
         from isdt_policy.method import policy as method
+        from isdt_policy.method.device import find_device
 
-        checkpoint = str(self.checkpoint)
-        policy = method.Policy.from_pretrained(checkpoint).acting(self.n_action_steps, self.noise_scale)
+        checkpoint, device = str(self.checkpoint), find_device(self.device)
+        policy = method.Policy.from_pretrained(checkpoint).acting(self.n_action_steps, self.noise_scale).to(device)
         task = self.task or policy.task
         if not task and Recorded.of(policy):
             raise InputError(

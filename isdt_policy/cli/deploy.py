@@ -49,6 +49,7 @@ class Deploy:
             meanwhile. rtc: like async, and the new chunk continues the actions that are executed meanwhile.
         execute: how many actions of a chunk are executed before the next is asked for; default: the checkpoint's
             n_action_steps.
+        device: where a checkpoint computes: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.
         ensemble: average the chunks that overlap, with weights exp(-X i) from the oldest; for example 0.01 with execute=1.
 
     Where:
@@ -96,6 +97,7 @@ class Deploy:
     out: Annotated[str, "JSON"] | None = None
     window: bool = False
     video: Annotated[str, "MP4"] | None = None
+    device: str = "cpu"
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}
@@ -113,7 +115,7 @@ class Deploy:
         """Return 0, or 1 if safety stopped the run."""
         for path in filter(None, (self.out, self.video)):
             check_writable(Path(path))
-        policy = load_policy(self.checkpoint, self.mode)
+        policy = load_policy(self.checkpoint, self.mode, self.device)
         spec = task_of(policy, self.task)
         settings = Control(
             rate_hz=float(self.rate or spec.rate_hz),

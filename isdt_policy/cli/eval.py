@@ -229,8 +229,9 @@ class EvalRepeat(Stepping):
         protocol, policy = before.protocol, before.origin.policy
         name: Scripted | None = None if policy.checkpoint or self.checkpoint else "expert"
         acting = Acting(
-            self.checkpoint or policy.checkpoint, name, protocol.task, protocol.n_action_steps, protocol.noise_scale
-        )
+            self.checkpoint or policy.checkpoint, name, protocol.task, protocol.n_action_steps, protocol.noise_scale,
+            str(before.origin.options.get("device", "cpu")),
+        )  # fmt: skip
         acting.check_acting()
         actor = acting.actor()
         if actor.fingerprint != policy.fingerprint:

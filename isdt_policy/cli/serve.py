@@ -35,11 +35,13 @@ class Serve(Endpoint):
         nfe: network evaluations per chunk; default: 1, or the number that an exported policy is fixed to.
         rtc: clients may send actions that the answer must continue, which takes two evaluations. A .onnx file that can do it
             does it without this option.
+        device: where a checkpoint computes: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.
     """
 
     checkpoint: PathText
     nfe: Arm | None = None
     rtc: bool = False
+    device: str = "cpu"
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}
@@ -51,7 +53,7 @@ class Serve(Endpoint):
 
     def run(self, command: str) -> int:
         """Serve until interrupted; return 0."""
-        policy = load_policy(self.checkpoint, "rtc" if self.rtc else "sync")
+        policy = load_policy(self.checkpoint, "rtc" if self.rtc else "sync", self.device)
         if self.rtc and not hasattr(policy, "continue_action"):
             raise InputError(f"rtc=true: {self.checkpoint} cannot continue chunks; export it with prefix=true nfe=2.")
         endpoint = {field.name: getattr(self, field.name) for field in fields(Endpoint)}

@@ -27,24 +27,32 @@ if TYPE_CHECKING:
 ADDRESS = ("ws://", "wss://")
 
 
-def load_policy(checkpoint: str, mode: str = "sync") -> Policy:
+def load_policy(checkpoint: str, mode: str = "sync", device: str = "cpu") -> Policy:
     """Load what acts.
 
     Args:
         checkpoint: address of a server (ws://HOST:PORT), a .onnx file, or a run, a checkpoint, a folder of save_pretrained,
             zoo:NAME. The key of a server comes from the environment variable ISDT_API_KEY.
         mode: the runtime's mode; "rtc" gives a policy that can continue a started chunk.
+        device: where a checkpoint computes, see `find_device`.
 
     Raises:
-        InputError: nothing there that can be loaded.
+        InputError: nothing there that can be loaded, or a device that is not there.
     """
+    if device != "cpu" and checkpoint.startswith(ADDRESS):
+        raise InputError(f"device='{device}': a server computes where it runs; give device= to isdt serve.")
+    if device != "cpu" and checkpoint.endswith(".onnx"):
+        raise InputError(
+            f"device='{device}': an exported file runs on the CPU; give the checkpoint that it was made from."
+        )
     if checkpoint.startswith(ADDRESS):
         return PolicyClient(checkpoint, api_key=os.environ.get("ISDT_API_KEY"))
     if checkpoint.endswith(".onnx"):
         return OnnxPolicy(checkpoint)
     from isdt_policy.deploy import freezing  # with torch, which an exported file or a server does not need
+    from isdt_policy.method.device import find_device
 
-    policy = freezing.Policy.from_pretrained(checkpoint)
+    policy = freezing.Policy.from_pretrained(checkpoint).to(find_device(device))
     return freezing.PrefixPolicy(policy) if mode == "rtc" else policy
 
 

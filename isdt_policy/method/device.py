@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from isdt_policy.shared.errors import InputError, nearest
@@ -35,11 +37,41 @@ def find_device(name: str, option: str = "device") -> torch.device:
     return device
 
 
-def sent(numbers: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Numbers of the CPU on the device and in the type of `like`. A GPU copies them by itself: nothing waits for it."""
+def set_arithmetic(device: torch.device, tf32: bool, deterministic: bool) -> None:
+    """Choose how a GPU computes, for this process. The CPU computes as it always does.
+
+    Args:
+        device: of the computation.
+        tf32: round factors of float32 products to 10 bits of mantissa: several times as fast.
+        deterministic: only algorithms that give the same bits every time; an operation that has none raises.
+    """
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False  # times algorithms, and takes another one every time
+    torch.backends.cudnn.deterministic = deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+
+
+def describe_gpu(device: torch.device) -> dict[str, object]:
+    """What decides about speed and last bits on a GPU, for the record; empty on another device."""
+    if device.type != "cuda":
+        return {}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name, "gpu_memory_mb": properties.total_memory // 2**20, "cuda": torch.version.cuda,
+        "cuda_of_the_driver": getattr(torch._C, "_cuda_getDriverVersion", int)(), "cudnn": torch.backends.cudnn.version(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32, "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }  # fmt: skip
+
+
+def sent(numbers: torch.Tensor, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Numbers of the CPU on the device of `like`, in its type or another. A GPU copies them by itself: nothing waits for it."""
     if like.device.type == "cuda" and numbers.device.type == "cpu":
         numbers = numbers.pin_memory()
-    return numbers.to(like, non_blocking=True)
+    return numbers.to(like.device, dtype or like.dtype, non_blocking=True)
 
 
 def multiplies_bf16(device: torch.device) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from isdt_policy.method.device import find_device
 from isdt_policy.method.objectives.share import Ended, Share, SharedGenerator, others_alive
 from isdt_policy.shared.errors import InputError
 
@@ -148,16 +149,18 @@ def joined(device: str) -> Iterator[World]:
         device: `training.device`.
 
     Raises:
-        InputError: variables of a launcher that do not make sense, or other processes that do not come.
+        InputError: variables of a launcher that do not make sense, a device that is not there, or other processes that do not
+            come.
     """
     world = from_environment()
     if world.size == 1:
         yield world
         return
-    if world.device(device).startswith("cuda"):
-        torch.cuda.set_device(world.local_rank)
+    mine = find_device(world.device(device), "training.device")
+    if mine.type == "cuda":
+        torch.cuda.set_device(mine)
     # Numbers on GPUs go through NCCL; what processes tell each other besides, through Gloo.
-    backend = "cpu:gloo,cuda:nccl" if world.device(device).startswith("cuda") else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from isdt_policy.datasets.windows import Batch
+from isdt_policy.shared.values import Array
 
 
 class Prefetch:
@@ -37,8 +40,10 @@ class Prefetch:
         batch = self._read(step)
         if not self._pin:
             return batch
-        return {
-            "obs": {key: torch.as_tensor(value).pin_memory() for key, value in batch["obs"].items()},  # type: ignore[misc]
-            "action": torch.as_tensor(batch["action"]).pin_memory(),
-            "is_pad": torch.as_tensor(batch["is_pad"]).pin_memory(),
-        }
+        # Tensors in the place of arrays, which the trainer turns into tensors anyway.
+        pinned = {key: _pinned(batch[key]) for key in ("action", "is_pad")}
+        return cast(Batch, {"obs": {key: _pinned(value) for key, value in batch["obs"].items()}, **pinned})
+
+
+def _pinned(array: Array) -> Tensor:
+    return torch.as_tensor(array).pin_memory()

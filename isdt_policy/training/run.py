@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from isdt_policy import __version__
-from isdt_policy.method.device import find_device
+from isdt_policy.method.device import describe_gpu, find_device, set_arithmetic
 from isdt_policy.method.networks import network_name
 from isdt_policy.method.objectives import completed
 from isdt_policy.method.policy import Policy, weights_sha256
@@ -42,6 +42,7 @@ _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training
 LATER = {
     "data.action_key": "", "data.actions": "", "data.rate_hz": 0.0, "data.nudges": "off", "training.init": "",
     "training.draws_per_obs": 1, "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "training.tf32": False, "training.deterministic": False,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 
@@ -122,7 +123,10 @@ def build_trainer(config: Mapping[str, object], world: World = ALONE) -> tuple[T
         InputError: settings or data that cannot be used.
     """
     settings = RunConfig.read(config)
-    find_device(world.device(settings.training.device), "training.device")
+    device = find_device(world.device(settings.training.device), "training.device")
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    set_arithmetic(device, settings.training.tf32, settings.training.deterministic)
     most = torch.get_num_threads()
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", world.size)) if world.size > 1 else 1
     torch.set_num_threads(settings.training.threads or max(1, free_cores(most) // on_this_machine))
@@ -135,9 +139,8 @@ def build_trainer(config: Mapping[str, object], world: World = ALONE) -> tuple[T
     trainer = Trainer(
         policy, settings.objective, data.train, data.validation, settings.training, settings.run, data.finish, world
     )
-    left = (
-        "" if settings.training.threads or torch.get_num_threads() == most else f" (of {most} cores; others are busy)"
-    )
+    chosen = not settings.training.threads and world.size == 1 and torch.get_num_threads() < most
+    left = f" (of {most} cores; others are busy)" if chosen else ""
     return trainer, [*data.notes, *_describe(trainer, policy, settings, left)]
 
 
@@ -236,7 +239,8 @@ def _provenance(command: str, trainer: Trainer) -> Section:
     return {
         "command": command, "isdt_policy": __version__, "commit": commit(), "python": platform.python_version(),
         "torch": torch.__version__, "numpy": np.__version__, "cpu_count": os.cpu_count(), "machine": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device), **describe_gpu(device),
+        "threads": torch.get_num_threads(), "processes": trainer.world.size,
         **({"init_sha256": weights_sha256(trainer.config.init)} if trainer.config.init else {}),
     }  # fmt: skip
 

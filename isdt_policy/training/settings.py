@@ -97,6 +97,9 @@ class TrainingConfig:
         compile: compile the network with torch.compile. If that fails, training says why and runs without it.
         threads: CPU threads; 0 takes as many as there are free cores when the run begins, and keeps that number when it goes on.
         device: "auto" takes a CUDA GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
+        tf32: on a GPU, round the factors of float32 products to 10 bits: faster, and less exact. Products in bf16 stay.
+        deterministic: on a GPU, only algorithms that give the same bits every time on the same kind of GPU; slower. A CPU always
+            does.
         log_every: steps between lines of the log.
         validate_every: steps between measurements of the validation error.
         checkpoint_every: steps between checkpoints.
@@ -127,6 +130,8 @@ class TrainingConfig:
     compile: bool = False
     threads: int = 0
     device: str = "auto"
+    tf32: bool = False
+    deterministic: bool = False
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500

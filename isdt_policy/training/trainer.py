@@ -113,7 +113,9 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.readings = Readings(BEHIND if on_gpu else 0)
         self.batches = Prefetch(lambda step: self._windows(step).batch(self.indices(step)), ahead=on_gpu, pin=on_gpu)
-        self.flow_map, self.compile_note = _compiled(policy.flow_map) if config.compile else (policy.flow_map, "off")
+        self.flow_map, self.compile_note = (
+            _compiled(policy.flow_map, self.device) if config.compile else (policy.flow_map, "off")
+        )
         self.averaged_flow_map = self.ema.module.flow_map
         if self.compile_note == "on" and config.endpoint_steps:
             network = torch.compile(self.averaged_flow_map.network)
@@ -324,7 +326,7 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 speed = {"steps_per_s": (self.step - first) / elapsed, "elapsed_s": elapsed}
                 epoch = {"epoch": self.step * c.batch_size / self.train.n_windows}
-                log.write(self.step, {**_means(window), **speed, **epoch, **_peak_memory()})
+                log.write(self.step, {**_means(window), **speed, **epoch, **_peak_memory(self.device)})
                 window = []
             metric = None
             if validates and self.world.rank == 0:
@@ -363,10 +365,13 @@ def _repeated(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 else rows.repeat(copies, *[1] * (rows.ndim - 1))
 
 
-def _compiled(flow_map: FlowMap) -> tuple[FlowMap, str]:
+def _compiled(flow_map: FlowMap, device: torch.device) -> tuple[FlowMap, str]:
     """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not."""
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        note = "no C++ compiler (g++ or clang++) on the PATH, so training runs uncompiled"
+    # On a CPU PyTorch writes C++; on a GPU Triton writes C.
+    compilers = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++")
+    if not any(map(shutil.which, compilers)):
+        kind = "C" if device.type == "cuda" else "C++"
+        note = f"no {kind} compiler ({' or '.join(compilers)}) on the PATH, so training runs uncompiled"
         print(f"isdt train: {note}", file=sys.stderr)
         return flow_map, note
     tangent = torch.compile(partial(with_tangent, flow_map.network))
@@ -385,9 +390,10 @@ def _means(window: list[dict[str, float]]) -> dict[str, float]:
     return {**means, "grad_norm_max": max(v["grad_norm"] for v in window)}
 
 
-def _peak_memory() -> dict[str, float]:
-    """Largest memory of this process so far, where the system counts it: Linux in KiB, macOS in bytes."""
+def _peak_memory(device: torch.device) -> dict[str, float]:
+    """The most memory that this process has held, in MiB, where the system counts it: Linux does in KiB, macOS in bytes."""
+    peaks = {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
     if resource is None:
-        return {}
+        return peaks
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10)}
+    return {"peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10), **peaks}

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import isdt_train_ranks as ranks
 
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training import launch
+from isdt_policy.training.config import load_config
 from isdt_policy.training.distributed import ALONE, World, from_environment
-from isdt_policy.training.run import train
+from isdt_policy.training.run import build_trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,11 @@ def pair(tiny_store, tmp_path_factory):
     }  # fmt: skip
     command = [sys.executable, ranks.__file__, str(tiny_store), str(folder)]
     children = [subprocess.Popen(command, env={**variables, "RANK": str(rank)}) for rank in range(2)]
-    codes = [child.wait(timeout=280) for child in children]
+    try:
+        codes = [child.wait() for child in children]
+    finally:
+        for child in children:
+            child.kill()
     assert codes == [0, 9]  # the second one is killed at the end
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)], folder
 
@@ -41,8 +46,11 @@ def alone(tiny_store):
     return ranks.everything(tiny_store, ALONE)
 
 
-@pytest.mark.parametrize("name", ranks.OBJECTIVES)
-@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
+@pytest.mark.slow  # two more processes, which import torch
+@pytest.mark.parametrize(
+    ("name", "kind", "tolerance"),
+    [("times", "float32", 1e-6), *((name, "float64", 1e-12) for name in ranks.OBJECTIVES)],
+)
 def test_two_processes_learn_from_what_one_learns_from(pair, alone, name, kind, tolerance):
     """The same windows and, because losses are the same to rounding from the first step on, the same draws."""
     said, _ = pair
@@ -55,11 +63,13 @@ def test_two_processes_learn_from_what_one_learns_from(pair, alone, name, kind, 
     assert first["bits"] == second["bits"]
 
 
+@pytest.mark.slow
 def test_the_same_number_of_processes_gives_the_same_bits(pair):
     said, _ = pair
-    assert said[0]["again"]["isd_t float32"] == said[0]["everything"]["isd_t float32"]["numbers"]
+    assert said[0]["again"]["times float32"] == said[0]["everything"]["times float32"]["numbers"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -79,6 +89,7 @@ def test_what_is_wrong_is_told_once_and_ends_all(pair, name, expected):
         assert not (folder / name).exists()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_others_and_leaves_a_checkpoint(pair, tiny_store):
     """The run then goes on in one process, and ends where the run that nobody killed ended."""
     (first, _), folder = pair
@@ -91,9 +102,16 @@ def test_a_process_that_dies_ends_the_others_and_leaves_a_checkpoint(pair, tiny_
     assert set(state) == {"step", "seed", "amp", "best", "threads"}
     config = ranks.settings(tiny_store, folder / "died", "training.checkpoint_every=2")
     train({**config, "if_exists": "resume"})
-    mine, whole = (load_file(folder / run / "checkpoints/last/state/model.safetensors") for run in ("died", "whole"))
-    for name, value in mine.items():
-        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-5)
+    # Losses, not weights: AdamW divides a gradient by its own size, so where it is next to nothing, rounding decides.
+    mine, whole = (_losses(folder / run / "log.jsonl") for run in ("died", "whole"))
+    assert sorted(mine) == [1, 2, 3, 4, 5]
+    assert mine == pytest.approx(whole, rel=1e-6, abs=1e-6)
+
+
+def _losses(log: Path) -> dict[int, float]:
+    return {
+        record["step"]: record["loss"] for record in map(json.loads, log.read_text().splitlines()) if "loss" in record
+    }
 
 
 @pytest.mark.parametrize(
@@ -129,3 +147,31 @@ def test_nproc_within_several_processes_is_refused(monkeypatch):
         launch.start(2, [])
     with pytest.raises(InputError, match="nproc=0 must be at least 1"):
         launch.start(0, [])
+
+
+@pytest.mark.slow
+def test_nproc_trains_in_two_processes_and_sigterm_saves(tiny_store, tmp_path):
+    """The whole command: one report, one checkpoint, the code of a shell; one process goes on from there."""
+    run = tmp_path / "run"
+    given = [word for word in (*ranks.SMALL, f"data.path={tiny_store}", f"run_dir={run}") if word != "training.steps=5"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "isdt_policy", "train", "nproc=2", *given, "training.steps=100000"],
+        stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    try:
+        while child.poll() is None and not (run / "log.jsonl").exists():
+            time.sleep(0.1)
+        child.terminate()
+        _, said = child.communicate()
+    finally:
+        child.kill()
+    assert child.returncode == 128 + signal.SIGTERM, said
+    assert said.count("2 processes share every batch") == 1
+    assert said.count("it is saved. Go on with:") == 1
+    step = json.loads((run / "checkpoints/last/state/trainer.json").read_text())["step"]
+    config = load_config(run)
+    assert config["training"]["steps"] == 100000
+    trainer, _ = build_trainer(config)
+    trainer.resume()
+    assert trainer.step == step >= 1
+    trainer.train_step()

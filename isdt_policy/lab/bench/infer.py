@@ -24,7 +24,7 @@ Ways = dict[str, Callable[[], object]]
 
 def measure(what: Infer) -> Measured:
     """Time one row."""
-    prepare(what.threads, what.device)
+    what = replace(what, device=prepare(what.threads, what.device))
     ours = subject(what.size)
     ours = replace(ours, policy=ours.policy.eval().to(what.device).alone())
     network = baseline_network(ours, what.device)

@@ -38,7 +38,7 @@ class Train(Benchmark):
         batch: windows per step.
         calls: steps per turn.
         threads: CPU threads; 0: as many as PyTorch chooses.
-        device: cpu, cuda or cuda:N.
+        device: cpu, cuda, cuda:N, or auto for a GPU if there is one.
         compile: compile both networks, as training.compile does.
         guidance_scale: training guidance of iSD-T; 1: none. Any other value takes one more evaluation.
         data: demonstrations.
@@ -62,7 +62,7 @@ class Infer(Benchmark):
         size: parameters of each network.
         calls: calls per turn; single evaluations get ten times as many.
         threads: CPU threads; 0: as many as PyTorch chooses.
-        device: cpu or cuda; on cuda, evaluations are also timed as CUDA graphs.
+        device: cpu, cuda, cuda:N, or auto for a GPU if there is one; on a GPU, evaluations are also timed as CUDA graphs.
         compile: compile both networks, those of the baseline's samplers too.
     """
 

@@ -14,9 +14,9 @@ from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.envs import task_spec
 from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.lab.bench.settings import BUNDLED, Size
+from isdt_policy.method.device import find_device
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.policy import Policy, PolicyConfig
-from isdt_policy.shared.errors import InputError
 
 DOWN_DIMS: dict[Size, tuple[int, ...]] = {"4m": (64, 128, 256), "16m": (128, 256, 512), "63m": (256, 512, 1024)}
 
@@ -70,16 +70,16 @@ def subject(size: Size, data: str = BUNDLED) -> Subject:
     return Subject(policy, windows, DOWN_DIMS[size])
 
 
-def prepare(threads: int, device: str = "cpu") -> None:
-    """Set the number of CPU threads (0 leaves PyTorch's choice), and check the device.
+def prepare(threads: int, device: str = "cpu") -> str:
+    """Set the number of CPU threads (0 leaves PyTorch's choice), and return the name of the device, "auto" resolved.
 
     Raises:
         InputError: PyTorch finds no such device.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device='{device}', but this PyTorch finds no GPU.")
+    found = str(find_device(device))
     if threads:
         torch.set_num_threads(threads)
+    return found
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from isdt_policy.lab.bench.baseline import How, baseline_network, ddpm_step
@@ -17,7 +18,7 @@ from isdt_policy.training.trainer import Trainer, TrainingConfig
 
 def measure(what: Train) -> Measured:
     """Time whole steps: reading a batch, forward, backward, optimiser, average of the weights."""
-    prepare(what.threads, what.device)
+    what = replace(what, device=prepare(what.threads, what.device))
     ours = subject(what.size, what.data)
     say(
         f"{ours.parameters / 1e6:.2f} M parameters"
@@ -31,8 +32,8 @@ def measure(what: Train) -> Measured:
         how = How(what.device, trainer.amp == "bf16", trainer.compile_note == "on")
         network = baseline_network(ours, what.device).train()
         plain = ddpm_step(network, ours.policy, ours.windows, what.batch, how)
-        ways: dict[str, Callable[[], object]] = {"iSD-T step": trainer.train_step, "DDPM step": plain}
-        timings = interleaved(ways, rounds=what.rounds, calls=what.calls)
+        ways: dict[str, Callable[[], object]] = {"iSD-T step": trainer.advance, "DDPM step": plain}
+        timings = interleaved(ways, rounds=what.rounds, calls=what.calls, device=what.device)
         batches = iter([trainer.indices(i) for i in range(200)])
         fetch = interleaved({"data": lambda: ours.windows.batch(next(batches))}, rounds=1, calls=100)["data"]
     facts = {

@@ -31,6 +31,7 @@ from isdt_policy.lab.diagnose.measure import (
 )
 from isdt_policy.lab.diagnose.settings import Settings
 from isdt_policy.method import zoo
+from isdt_policy.method.device import find_device
 from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy import Policy, find_policy
 from isdt_policy.shared import files, page
@@ -122,16 +123,14 @@ def diagnose(settings: Settings, command: str = "") -> Diagnosis:
 
 def _policy(settings: Settings) -> Policy:
     """The policy on its device. InputError if it is no flow map."""
+    device = find_device(settings.device)
     policy = Policy.from_pretrained(settings.checkpoint)
     if policy.sampling.kind != "flow_map":
         raise InputError(
             f"'{settings.checkpoint}' is no flow map (sampling.kind='{policy.sampling.kind}'): it was not trained to jump from "
             "any time t to any time s, so consistency and semigroup error mean nothing for it. Compare it by rollouts: isdt eval."
         )
-    try:
-        return policy.to(settings.device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device='{settings.device}' cannot be used: {str(error).splitlines()[0]}") from error
+    return policy.to(device)
 
 
 def _measure(policy: Policy, held_out: Windows, batches: Batches | None, settings: Settings) -> Measures:

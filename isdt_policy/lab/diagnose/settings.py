@@ -23,7 +23,7 @@ class Settings:
         draws: chunks drawn per observation, to see how varied they are.
         grid: times between data and noise at which the map is checked, in pairs.
         seed: another seed draws other noise and batches.
-        device: cpu, cuda or cuda:N.
+        device: cpu, cuda, cuda:N, mps, or auto for a GPU if there is one.
     """
 
     checkpoint: PathText

@@ -23,6 +23,7 @@ from isdt_policy.eval.rollout import EpisodeProgress, Workers, evaluate
 from isdt_policy.eval.seeds import selection_seeds
 from isdt_policy.lab.tune import report
 from isdt_policy.lab.tune.settings import Tuning
+from isdt_policy.method.device import find_device
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
@@ -57,6 +58,7 @@ def tune(tuning: Tuning, fixed: Sequence[str], space: Space) -> report.Report:
     some = {key: getattr(values, "choices", None) or [getattr(values, "low", None)] for key, values in space.items()}
     compose_config([*fixed, *report.overrides_of({key: values[0] for key, values in some.items()})])  # unknown keys
     states = _optuna().trial.TrialState
+    find_device(tuning.device)
     with _study(tuning, fixed, space) as study:
         for killed in [t for t in study.trials if t.state == states.RUNNING]:
             # Killed in mid-trial: the same settings again, and their run goes on from its checkpoint.
@@ -130,7 +132,7 @@ def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | N
             return None
         n = tuning.episodes if share == 1 else tuning.look_episodes
         found = evaluate(
-            Policy.from_pretrained(run), Protocol(config["task"]), selection_seeds(n), [tuning.nfe],
+            Policy.from_pretrained(run).to(find_device(tuning.device)), Protocol(config["task"]), selection_seeds(n), [tuning.nfe],
             workers=Workers(tuning.n_envs), journal=Journal(run / f"eval_{step}"), listener=EpisodeProgress(),
         )[tuning.nfe]  # fmt: skip
         score = found.score.value
@@ -174,7 +176,7 @@ def _study(tuning: Tuning, fixed: Sequence[str], space: Space) -> Iterator[optun
             sampler=optuna.samplers.TPESampler(n_startup_trials=tuning.startup, seed=tuning.seed + drawn),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=tuning.startup),
         )  # fmt: skip
-        may_change = ("trials", "prune", "startup", "seed", "n_envs", "keep", "out")
+        may_change = ("trials", "prune", "startup", "seed", "n_envs", "keep", "out", "device")
         what: dict[str, object] = {key: v for key, v in tuning.to_json().items() if key not in may_change}
         what.update(fixed=sorted(fixed), space={key: str(value) for key, value in space.items()})
         before = study.user_attrs.get("what", what)

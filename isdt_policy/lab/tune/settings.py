@@ -23,6 +23,8 @@ class Tuning:
         startup: so many trials run before any is stopped, and before the search learns from scores.
         seed: another seed tries other settings.
         n_envs: how many environments run at a time.
+        device: where policies are rolled out: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one; training.device says where
+            they train.
         keep: keep the checkpoints of every trial; false: only those of the best.
         out: folder for everything that is written.
     """
@@ -38,6 +40,7 @@ class Tuning:
     n_envs: int = 16
     keep: bool = False
     out: Path = Path("outputs/tune")
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         counts = ("trials", "look_episodes", "episodes", "startup", "n_envs")

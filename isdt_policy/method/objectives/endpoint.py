@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isdt_policy.method.device import sent
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import flow_map_step
 from isdt_policy.method.objectives.parts import draw_noise
@@ -82,6 +83,6 @@ def draw_jumps(
         first = (torch.rand(share.of(rows), generator=generator) * (steps // length)).long() * length
         length, first = share.take(length), share.take(first)
         row, start, end = torch.cat([row, row]), torch.cat([start, first]), torch.cat([end, first + length])
-    row, start, end = row.to(like.device), start.to(like.device), end.to(like.device)
+    row, start, end = (sent(number, like, torch.int64) for number in (row, start, end))
     t, s = (1 - number.to(like.dtype) / steps for number in (start, end))
     return Jumps(row, walk[start, row], t, s, walk[end, row])
