@@ -134,7 +134,7 @@ class Deploy:
         allowed = find_limits(self.checkpoint, policy, spec, self.limits, loosen=self.loosen)
         safety = Safety(
             allowed, action_dim=spec.action.shape[0], rate_hz=settings.rate_hz, on_fault=self.on_fault,
-            max_age_s=self.max_age,
+            max_age_s=self.max_age, positions=True,
         )  # fmt: skip
         keys = tuple(dict.fromkeys([*policy.obs_keys, *([allowed.position] if allowed.position else [])]))
         env = make(spec.id, keys, render_mode="rgb_array" if self.window else None)

@@ -34,6 +34,8 @@ class Safety:
         on_fault: "hold" moves no further until good actions come again; "stop" until `reset`. Positions keep the last target,
             which is approached within the limits; entries with a neutral value (displacements) go to that.
         max_age_s: an action based on an observation older than this counts as stale; None allows any age.
+        positions: actions are positions, so that keeping the last one is no motion. Where neither this nor `limits.neutral` says
+            what no motion is, a warning says so, because a displacement that is kept goes on moving.
 
     Attributes:
         counts: interventions by kind: "missing", "not finite", "stale", "bounds", "step", "velocity", "acceleration or
@@ -49,6 +51,7 @@ class Safety:
         rate_hz: float,
         on_fault: OnFault = "hold",
         max_age_s: float | None = None,
+        positions: bool = False,
     ) -> None:
         if on_fault not in ("hold", "stop"):
             raise InputError(f"on_fault='{on_fault}' must be hold or stop.")
@@ -63,6 +66,11 @@ class Safety:
         self.stopped: str | None = None
         self.last: NDArray[np.float64] | None = None
         self._low, self._high = _float32_bounds(limits, action_dim)
+        if limits.neutral is None and limits.position is None and not positions:
+            log.warning(
+                "the limits do not say which action is no motion: at a fault the last one is kept, which moves on if actions are "
+                "displacements. Say neutral=[0, ...] in the limits, or positions=True"
+            )
         neutral = limits.neutral or (None,) * action_dim
         self._neutral = np.array([np.nan if value is None else value for value in neutral])  # NaN keeps the last value
         self._brakes = limits.acceleration is not None or limits.jerk is not None

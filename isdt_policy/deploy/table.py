@@ -169,7 +169,9 @@ def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mod
         latency=parse_latency(latency),
         max_steps=spec.max_episode_steps,
     )
-    report = control(policy, env, Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz), settings)
+    report = control(
+        policy, env, Safety(limits, action_dim=spec.action.shape[0], rate_hz=rate_hz, positions=True), settings
+    )
     env.close()
     return {
         "mode": mode,

@@ -104,6 +104,17 @@ def test_no_answer_means_no_motion_for_displacements_and_the_gripper_stays(on_fa
     assert stage.counts["missing"] == 1
 
 
+@pytest.mark.parametrize(("limits", "options"), [
+    ({"neutral": (0, 0)}, {}), ({"neutral": (None, None)}, {}), ({"position": "x"}, {}), ({}, {"positions": True}),
+])  # fmt: skip
+def test_a_stage_that_does_not_know_what_no_motion_is_says_so(limits, options, caplog):
+    Safety(Limits(low=(-0.1, -0.1), high=(0.1, 0.1)), action_dim=2, rate_hz=10)
+    assert "at a fault the last one is kept, which moves on if actions are displacements" in caplog.text
+    caplog.clear()
+    Safety(Limits(low=(-0.1, -0.1), high=(0.1, 0.1), **limits), action_dim=2, rate_hz=10, **options)
+    assert not caplog.text
+
+
 def test_the_neutral_command_is_reached_within_the_limits_and_is_known_before_the_first_action():
     stage = safety(step=(0.1, 0.1), neutral=(0, 0), position=[0.25, 0])
     stage(np.array([0.25, 0.0]))
