@@ -152,12 +152,18 @@ class DemoWriter:
         # Built aside and renamed, so that a kill between two of its files leaves no half store under the real name.
         temporary = self.path.with_name(f".{self.path.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        group = zarr.create_group(
-            temporary, zarr_format=3, attributes={**attributes, "isdt_schema": SCHEMA, "n_episodes": 0}
-        )
-        group.create_group("data")
-        group.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64")
-        files.replace(temporary, self.path)
+        try:
+            group = zarr.create_group(
+                temporary,
+                zarr_format=3,
+                attributes={**attributes, "isdt_schema": SCHEMA, "n_episodes": 0, "episode_info": [0, 0, 0]},
+            )
+            group.create_group("data")
+            group.create_group("meta").create_array("episode_ends", shape=(0,), chunks=(4096,), dtype="int64")
+            files.replace(temporary, self.path)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def _open(self) -> zarr.Group:
         refused = f"'{self.path}' exists and was not written by this package; it is not appended to."
@@ -309,6 +315,8 @@ def read_info(meta: zarr.Group, span: Sequence[int] | None) -> list[JsonObject]:
     if "episode_info" not in meta:
         return []
     text = np.asarray(meta["episode_info"][slice(*span[:2]) if span else slice(None)]).tobytes()  # type: ignore[index]
+    if not span and (not text.strip(b"\0") or text.startswith(b"{")):
+        return []  # the lines of a first append that was killed
     found = [json.loads(line) for line in text.splitlines()] if span else json.loads(text)
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise ValueError("not a list of objects")

@@ -157,6 +157,25 @@ def test_a_writer_killed_at_fifty_points_loses_no_finished_episode(tmp_path):
     assert int(result.stdout) > 25  # it did get on between the crashes
 
 
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("left", [b"", b"\0" * 9, b'{"number": 0}\n', b'{"numb'])
+def test_the_first_information_of_an_episode_that_was_never_finished_is_not_in_the_way(before, left, tmp_path):
+    """A writer is killed after the bytes of the information, before the episode counts."""
+    path = tmp_path / "a.zarr"
+    with DemoWriter(path) as writer:
+        for number in range(before):
+            writer.append(episode(number))
+    meta = zarr.open_group(path, mode="r+")["meta"]
+    meta.create_array("episode_info", shape=(len(left),), chunks=(2**20,), dtype="uint8")[:] = np.frombuffer(
+        left, np.uint8
+    )
+    if before:
+        assert DemoStore.open(path).episode_info() == [{}] * before
+    with DemoWriter(path) as writer:
+        writer.append(episode(before), info={"number": before})
+    assert DemoStore.open(path).episode_info() == [*[{}] * before, {"number": before}]
+
+
 def test_one_writer_at_a_time(ours):
     with DemoWriter(ours) as writer:
         with pytest.raises(InputError, match="being written by another process"):
