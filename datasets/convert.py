@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import shutil
 import time
@@ -122,7 +121,7 @@ def _write(
     except (OSError, RuntimeError, InputError) as error:
         # HDF5 notices a full disk again when it closes the file, as a RuntimeError that hides the first.
         cause = error if isinstance(error, OSError) else error.__cause__ or error.__context__
-        if not isinstance(cause, OSError) or (isinstance(error, InputError) and cause.errno not in _NO_ROOM):
+        if not isinstance(cause, OSError) or (isinstance(error, InputError) and cause.errno not in files.NO_ROOM):
             raise
         raise InputError(f"'{target}' cannot be written ({str(cause).splitlines()[0]}).") from error
     finally:
@@ -160,10 +159,6 @@ def _checked(recording: Recording) -> Recording:
             yield episode
 
     return replace(recording, load=load)
-
-
-# The disk is full, a quota or a limit of size is reached, or the disk can only be read.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class _NotBytes(Exception):

@@ -87,17 +87,20 @@ def write_mp4(path: Path, frames: Sequence[NDArray[np.uint8]], fps: int) -> None
     av = require("av", "report", "Videos")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        height, width = (side - side % 2 for side in frames[0].shape[:2])  # 4:2:0 needs even sides
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "26", "preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.thread_count = 1
-        # The last frame stays for a second, so that the end can be seen.
-        for frame in [*frames, *[frames[-1]] * fps]:
-            image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
-            container.mux(stream.encode(image))
-        container.mux(stream.encode())
-    part.replace(path)
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            height, width = (side - side % 2 for side in frames[0].shape[:2])  # 4:2:0 needs even sides
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "26", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.thread_count = 1
+            # The last frame stays for a second, so that the end can be seen.
+            for frame in [*frames, *[frames[-1]] * fps]:
+                image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24")
+                container.mux(stream.encode(image))
+            container.mux(stream.encode())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _outcome(record: EpisodeRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -11,14 +12,16 @@ from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.result import EpisodeRecord
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.files import write_text
+from isdt_policy.shared.files import named, sync, write_text
+
+_SYNC_EVERY_S = 1.0
 
 
 class Journal:
-    """A folder with one line of JSON per finished episode, appended and flushed at once.
+    """A folder with one line of JSON per finished episode, appended at once.
 
-    A killed evaluation loses at most the episodes that were running. A line that the kill cut in half is dropped when the
-    journal is opened again.
+    A killed evaluation loses the episodes that were running, and no other. Once a second the lines are brought to the disk: a
+    power cut loses those of the last second, too. A line that was cut in half is dropped when the journal is opened again.
 
     Args:
         folder: holds episodes.jsonl and protocol.json.
@@ -28,6 +31,7 @@ class Journal:
     def __init__(self, folder: str | Path, fingerprint: str | None = None) -> None:
         self.path, self.fingerprint = Path(folder) / "episodes.jsonl", fingerprint
         self._file: TextIO | None = None
+        self._synced = 0.0
 
     def open(self, protocol: Protocol) -> dict[tuple[int, Arm], EpisodeRecord]:
         """The records already there, without those that ended in an error: these episodes get another chance.
@@ -38,12 +42,19 @@ class Journal:
         head = self.path.with_name("protocol.json")
         if not (head.exists() and self.path.exists()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(head, json.dumps({"protocol": protocol.to_json(), "policy": self.fingerprint}, indent=1))
+            write_text(
+                head, json.dumps({"protocol": protocol.to_json(), "policy": self.fingerprint}, indent=1), durable=True
+            )
             return {}
-        found = json.loads(head.read_text())
-        difference = Protocol.from_json(found["protocol"]).difference(protocol)
-        if found["policy"] != self.fingerprint:
-            difference = f"policy {found['policy']}, now {self.fingerprint}"
+        try:
+            found = json.loads(head.read_text())
+            policy, difference = found["policy"], Protocol.from_json(found["protocol"]).difference(protocol)
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(head.name, error) from error
+        if policy != self.fingerprint:
+            difference = f"policy {policy}, now {self.fingerprint}"
         if difference:
             raise InputError(
                 f"{self.path.parent} holds episodes of another evaluation ({difference}); mixing them would be wrong. "
@@ -53,21 +64,37 @@ class Journal:
         whole = data[: data.rfind(b"\n") + 1]
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
-        records = [EpisodeRecord.from_json(json.loads(line)) for line in whole.splitlines()]
+        try:
+            records = [EpisodeRecord.from_json(json.loads(line)) for line in whole.splitlines()]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(self.path.name, error) from error
         return {record.key: record for record in records if record.ok}
 
     def append(self, record: EpisodeRecord) -> None:
         """Write one record."""
-        if self._file is None:
-            self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(record.to_json()) + "\n")
-        self._file.flush()
+        with named(self.path):
+            if self._file is None:
+                self._file = self.path.open("a", encoding="utf-8")
+                sync(self.path.parent)
+            self._file.write(json.dumps(record.to_json()) + "\n")
+            self._file.flush()
+            if time.monotonic() - self._synced >= _SYNC_EVERY_S:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
 
     def close(self) -> None:
-        """Close the file."""
+        """Bring every line to the disk and close the file."""
         if self._file is not None:
-            self._file.close()
+            with named(self.path):
+                os.fsync(self._file.fileno())
+                self._file.close()
             self._file = None
+
+    def _damaged(self, name: str, error: Exception) -> InputError:
+        what = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        return InputError(
+            f"{self.path.with_name(name)} is damaged ({what}). Give another out=, or overwrite=true to start anew."
+        )
 
     def clear(self) -> None:
         """Forget every episode."""

@@ -76,8 +76,17 @@ class EpisodeRecord:
 
     @classmethod
     def from_json(cls, data: Json) -> EpisodeRecord:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: a value is missing, or is none that an episode can have.
+        """
         error = data.get("error", "unknown error") if data.get("status") == "error" else None
+        if data["success"] not in (None, True, False):
+            raise ValueError(f"success is {data['success']!r}")
+        for name in ("max_reward", "sum_reward", "final_reward", "length", "final_coverage", "max_coverage"):
+            if name in data and (isinstance(data[name], bool) or not isinstance(data[name], int | float)):
+                raise ValueError(f"{name} is {data[name]!r}")
         states = [data.get("initial_state"), data.get("final_state")]
         initial, final = (None if state is None else tuple(state) for state in states)
         rest: tuple[str, ...] = ("sum_reward", "final_reward", "length", "steps_to_success", "digest")
@@ -316,7 +325,7 @@ class Result:
         """Write eval_info.json into a folder; returns the file."""
         path = Path(folder) / FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(self.to_json(), indent=1) + "\n")
+        write_text(path, json.dumps(self.to_json(), indent=1) + "\n", durable=True)
         return path
 
     @classmethod

@@ -7,6 +7,7 @@ command.py; nothing else in the house imports from this folder.
 from __future__ import annotations
 
 import ast
+import errno
 import importlib
 import os
 import shlex
@@ -16,7 +17,8 @@ from typing import Any
 
 from isdt_policy import __version__
 from isdt_policy.shared.cores import wait_passively
-from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.errors import InputError, nearest, printable
+from isdt_policy.shared.files import NO_ROOM
 
 # verb -> module:class in this folder. The one-line help is the first sentence of the class's docstring.
 VERBS: dict[str, str] = {
@@ -111,6 +113,16 @@ def _run(args: list[str]) -> int:
             raise
         print(
             f"isdt {name}: the package '{error.name}' is not installed; isdt doctor says what is missing for which purpose.",
+            file=sys.stderr,
+        )
+        return 2
+    except OSError as error:
+        if error.errno not in (*NO_ROOM, errno.EACCES, errno.EPERM):
+            raise
+        file = f"'{printable(str(error.filename))}'" if error.filename else "a file"
+        print(
+            f"isdt {name}: {file} cannot be written ({error.strerror}). What was finished before is safe; make room, and give the "
+            "same command again.",
             file=sys.stderr,
         )
         return 2

@@ -5,9 +5,14 @@ Every file and folder that this program replaces goes through here.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import errno
 import mmap
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +35,9 @@ _MARKERS = (
 # A single file that this program wrote holds one of these: our store or robomimic's, packed or as HDF5, and Diffusion Policy's.
 _FILE_MARKERS = (b"isdt_schema", b"isdt_attributes", b'"provenance"')
 
+# The disk is full, a quota or a limit of size is reached, or the disk can only be read.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never half; see `write_bytes`."""
@@ -45,12 +53,38 @@ def write_bytes(path: Path, data: bytes, durable: bool = False) -> None:
         durable: wait until it is on the disk, so that it survives a power cut too.
     """
     part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    if durable:
-        _sync(part)
-    os.replace(part, path)
-    if durable:
-        _sync(path.parent)
+    with named(path):
+        try:
+            part.write_bytes(data)
+            if durable:
+                sync(part)
+            os.replace(part, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync(path.parent)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """While the block runs, an error of the system that names no file gets the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Wait until what was written to a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def flush(path: Path, top: Path) -> None:
@@ -63,11 +97,11 @@ def flush_files(files: Iterable[Path], top: Path) -> None:
     files = sorted({*files})
     folders = {folder for file in files for folder in file.parents if folder.is_relative_to(top)}
     for path in (*files, *sorted(folders, reverse=True)):
-        _sync(path)
+        sync(path)
 
 
 def check_writable(path: Path, folder: bool = False) -> None:
-    """Make the folder of what is to be written, before the work whose result it will hold.
+    """Make the folder of what is to be written, before the work whose result it will hold, and try to write there.
 
     Args:
         path: a file, or a folder.
@@ -78,14 +112,16 @@ def check_writable(path: Path, folder: bool = False) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() and not folder:
+            raise InputError(f"'{path}' cannot be written: it is a folder. Name another place.")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, f"no right to write in '{path.parent}'")
+        with tempfile.TemporaryFile(dir=path.parent) as trial:  # a full disk, too, is noticed before the work
+            trial.write(bytes(4096))
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"'{path}' cannot be written: '{path.parent}' is not a folder. Name another place.") from None
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror or error}. Name another place.") from None
-    wrong_kind = path.is_dir() and not folder
-    if wrong_kind or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if wrong_kind else f"no right to write in '{path.parent}'"
-        raise InputError(f"'{path}' cannot be written: {why}. Name another place.")
 
 
 @contextmanager
@@ -167,8 +203,8 @@ def check_replaceable(target: Path) -> None:
 def replace(new: Path, target: Path) -> None:
     """Put a finished file or folder in the place of `target`, which is moved aside first and deleted last.
 
-    It is on the disk when this returns. A kill or a power cut leaves the old or the new one; for the instant between two
-    renames the old one is `.<name>.old`.
+    It is on the disk when this returns. A kill or a power cut leaves the old or the new one. Where a file system cannot exchange
+    two names at once, a folder is `.<name>.old` for the instant between two renames.
 
     Raises:
         InputError: see `check_replaceable`.
@@ -178,12 +214,23 @@ def replace(new: Path, target: Path) -> None:
     flush(new, new)
     if target.is_dir():
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(target, old)
-        os.rename(new, target)
+        if _exchanged(new, target):
+            os.rename(new, old)
+        else:
+            os.rename(target, old)
+            os.rename(new, target)
+        sync(target.parent)
         shutil.rmtree(old)
     else:
         os.replace(new, target)
-    _sync(target.parent)
+    sync(target.parent)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two names in one instant; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def remove(target: Path) -> None:
@@ -197,14 +244,6 @@ def remove(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _holds(file: Path, text: str) -> bool:

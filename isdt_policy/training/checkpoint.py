@@ -87,18 +87,20 @@ def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2
 
     Returns:
         Folder of the checkpoint.
+
+    Raises:
+        InputError: it cannot be written; earlier checkpoints are as they were.
     """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     final, temporary = folder / f"{state.step:07d}", folder / f".{state.step:07d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "state").mkdir(parents=True)
-    trained.averaged.save_pretrained(temporary / "policy")
-    online = {name: value.contiguous() for name, value in trained.online.state_dict().items()}
-    save_file(online, temporary / "state" / "model.safetensors")
-    save_file(_optimizer_tensors(trained.online, trained.optimizer), temporary / "state" / "optimizer.safetensors")
-    (temporary / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
-    files.flush(temporary, temporary)  # after a power cut the rename must not outlive the contents
+    try:
+        _write(temporary, trained, state)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(
+            f"'{final}' cannot be written ({str(error).splitlines()[0]}). Earlier checkpoints are as they were. Make room, then: "
+            f"isdt train resume={run}"
+        ) from error
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -112,6 +114,18 @@ def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2
         if old.name not in protected:
             shutil.rmtree(old)
     return final
+
+
+def _write(folder: Path, trained: Trained, state: State) -> None:
+    """Write the files of a checkpoint, and wait until they are on the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "state").mkdir(parents=True)
+    trained.averaged.save_pretrained(folder / "policy")
+    online = {name: value.contiguous() for name, value in trained.online.state_dict().items()}
+    save_file(online, folder / "state" / "model.safetensors")
+    save_file(_optimizer_tensors(trained.online, trained.optimizer), folder / "state" / "optimizer.safetensors")
+    (folder / "state" / "trainer.json").write_text(json.dumps(asdict(state), indent=2) + "\n")
+    files.flush(folder, folder)  # after a power cut the rename must not outlive the contents
 
 
 def load(run: Path, trained: Trained) -> State:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
-from isdt_policy.shared.files import write_text
+from isdt_policy.shared.files import named, write_text
 
 
 class Logger(Protocol):
@@ -67,13 +67,14 @@ class Log:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             write_text(path, "".join(line + "\n" for line in kept))
         self._others = [LOGGERS[name](run, step) for name in meant(loggers)]
-        self._file = path.open("a", buffering=1)
+        self._path, self._file = path, path.open("a", buffering=1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log one record."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        for logger in self._others:
-            logger.write(step, values)
+        with named(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            for logger in self._others:
+                logger.write(step, values)
 
     def close(self) -> None:
         """Write what is left."""

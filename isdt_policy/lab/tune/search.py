@@ -162,7 +162,7 @@ def _study(tuning: Tuning, fixed: Sequence[str], space: Space) -> Iterator[optun
     from optuna.storages.journal import JournalFileBackend
 
     out = tuning.out
-    out.mkdir(parents=True, exist_ok=True)
+    files.check_writable(out / "journal.log")
     with files.claim(out / "lock") as mine:
         if not mine:
             raise InputError(f"another isdt tune is at work in '{out}'; choose another out=.")
