@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 
 from isdt_policy import __version__
 from isdt_policy.envs import task_spec
 from isdt_policy.envs.protocol import Policy
-from isdt_policy.shared.provenance import commit
+from isdt_policy.shared.provenance import commit, decides_bits
 from isdt_policy.shared.values import Json
 
 
@@ -50,7 +48,7 @@ class Origin:
         created: when the result was made, in UTC.
         policy: what acted.
         versions: versions of the packages that can change a result.
-        hardware: processor, cores, threads and accelerator.
+        hardware: processor, its instructions, cores, threads and accelerator.
     """
 
     command: str = ""
@@ -88,15 +86,5 @@ def versions(task: str) -> dict[str, str]:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, threads and accelerator."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    found: dict[str, object] = {"processor": model, "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
-    torch = sys.modules.get("torch")  # not imported on purpose: a scripted policy runs without it
-    if torch is not None:
-        found["torch_threads"] = torch.get_num_threads()
-        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return found
+    """Processor, its instructions, cores, threads and accelerator."""
+    return {"cores": os.cpu_count(), "system": platform.platform(aliased=True), **decides_bits()}

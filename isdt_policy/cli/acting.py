@@ -103,7 +103,7 @@ class Acting:
             raise InputError("the checkpoint names no task; give task=NAME, for example task=pusht.")
         spec = task_spec(task)
         check_fits(policy, spec)
-        return Actor(policy, spec, method.weights_sha256(checkpoint), checkpoint)
+        return Actor(policy, spec, policy.fingerprint, checkpoint)
 
     def asked(self, arms: tuple[Arm, ...]) -> tuple[Arm, ...]:
         """The arms; an expert has one."""

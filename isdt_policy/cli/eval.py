@@ -27,6 +27,7 @@ from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, at_least
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.files import check_writable
+from isdt_policy.shared.provenance import differences
 from isdt_policy.training.cost import training_of
 
 
@@ -243,6 +244,8 @@ class EvalRepeat(Stepping):
         for package, was in before.origin.versions.items():
             if here.get(package) != was:
                 print(f"note: {package} was {was}, is {here.get(package)} here", file=sys.stderr)
+        for told in differences(before.origin.hardware):
+            print(f"note: {told}; the same bits are promised where that is the same", file=sys.stderr)
         seeds = before.seeds[: self.episodes]
         starts = None
         if protocol.init != "seed":

@@ -12,7 +12,7 @@ from isdt_policy import __version__
 from isdt_policy.deploy.limits import FILE, Limits
 from isdt_policy.eval.result import NOT_REPORTED, Result
 from isdt_policy.method.networks import network_name
-from isdt_policy.method.policy import Policy, weights_sha256
+from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.tables import markdown
@@ -68,7 +68,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
         info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
         if info_path.is_file():
             result = Result.load(info_path)
-            if result.origin.policy.fingerprint == weights_sha256(checkpoint):
+            if result.origin.policy.fingerprint == policy.fingerprint:
                 policy.results = result
             elif results is not None:
                 raise InputError(f"{info_path} is an evaluation of other weights than those at {checkpoint}.")

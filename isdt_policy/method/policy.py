@@ -55,7 +55,12 @@ class Policy(nn.Module):
         policy = Policy.from_pretrained("outputs/pusht_demo")
         policy.reset()
         chunk = policy.predict_action({"agent_pos": history, "keypoints": ...}, nfe=1)["action"]
+
+    Attributes:
+        fingerprint: `weights_sha256` of the files that a policy was loaded from; "" for one that was not loaded.
     """
+
+    fingerprint = ""
 
     def __init__(
         self, config: PolicyConfig, inference_rows: int = INFERENCE_ROWS, normalizer: Normalizer | None = None
@@ -304,10 +309,10 @@ class Policy(nn.Module):
         Raises:
             InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
         """
-        folder = find_policy(path)
+        folder, text, data = _read(path)
         try:
-            raw = json.loads((folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
+            raw = json.loads(text)
+        except ValueError as error:
             raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
         if not isinstance(raw, dict):
             raise InputError(f"{folder / 'config.json'} does not hold an object; copy the folder again.")
@@ -315,7 +320,6 @@ class Policy(nn.Module):
         config = PolicyConfig.from_json(raw, str(folder / "config.json"))
         try:
             policy = cls(config, inference_rows)
-            data = (folder / "model.safetensors").read_bytes()
             if digest not in (None, hashlib.sha256(data).hexdigest()):
                 raise InputError(
                     f"{folder / 'model.safetensors'} is damaged or belongs to another policy: its SHA-256 is not the one in "
@@ -331,6 +335,7 @@ class Policy(nn.Module):
                 f"{folder}: the weights do not fit config.json ({detail[min(1, len(detail) - 1)].strip()})."
             ) from error
         policy.normalizer.check()
+        policy.fingerprint = _sha256(text, data)
         return policy.eval()
 
 
@@ -343,10 +348,29 @@ def weights_sha256(path: str | Path) -> str:
     Raises:
         InputError: no policy there.
     """
-    folder, digest = find_policy(path), hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        digest.update((folder / name).read_bytes())
+    return _sha256(*_read(path)[1:])
+
+
+def _sha256(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
+
+
+def _read(path: str | Path) -> tuple[Path, bytes, bytes]:
+    """The folder of a policy, its config.json and its weights, of one checkpoint also while training writes the next."""
+    for attempt in range(20):
+        folder = find_policy(path)
+        real = folder.resolve()  # `last` may point elsewhere between two reads, and what it pointed to be deleted
+        try:
+            return folder, (real / "config.json").read_bytes(), (real / "model.safetensors").read_bytes()
+        except OSError as error:
+            moved = not real.exists() or find_policy(path).resolve() != real
+            if not moved or attempt == 19:
+                name = Path(error.filename or "model.safetensors").name
+                raise InputError(f"{folder / name} cannot be read: {error}") from error
+    raise AssertionError
 
 
 def find_policy(path: str | Path) -> Path:

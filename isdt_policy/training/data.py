@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +121,24 @@ def _augmented(
     return store, episodes, held_out
 
 
+def data_sha256(data: DataConfig, keys: Sequence[str], task: str) -> str:
+    """SHA-256 of what a run learns from: the recorded steps of what it reads, and which episodes it learns from.
+
+    Args:
+        data: which demonstrations.
+        keys: observations that the policy reads.
+        task: its id, or empty; it may derive them from other keys.
+    """
+    spec, _, store = opened(data, task)
+    digest = hashlib.sha256()
+    for numbers in (store.episode_ends, *split(store, data)):
+        digest.update(f"{len(numbers)} ".encode() + np.asarray(numbers, "<i8").tobytes())
+    for key in sorted({*keys, *spec.stored_keys, "action"} & {*store.keys}):
+        values = store.read(key)
+        digest.update(f"{key} {values.dtype} {values.shape[1:]} ".encode() + values.tobytes())
+    return digest.hexdigest()
+
+
 def split(store: DemoStore | Renamed, data: DataConfig) -> tuple[Episodes, Episodes]:
     """Numbers of the training and of the held-out episodes, both rising."""
     episodes, held_out = train_val_split(store.n_episodes, data.val_ratio, data.split_seed)
@@ -217,6 +237,9 @@ def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore | Renamed, refe
     names = {other: key for key, others in spec.recorded_as.items() for other in others}
     keys = tuple(dict.fromkeys(names.get(key, key) for key in keys))
     pictures = [key for key in keys if is_picture(store, spec, key)]
+    for key in keys:
+        if key not in pictures:
+            _check_observed(key, spec, store)
     absent = [key for key in reference.split(",") if reference and (key not in keys or key in pictures)]
     if absent:
         raise InputError(
@@ -224,6 +247,29 @@ def _obs_keys(data: DataConfig, spec: TaskSpec, store: DemoStore | Renamed, refe
             f"({', '.join(key for key in keys if key not in pictures)}); add it to data.obs_keys."
         )
     return keys
+
+
+def _check_observed(key: str, spec: TaskSpec, store: DemoStore | Renamed) -> None:
+    """Refuse an observation with which a policy could be trained but not act."""
+    known = spec.observations.get(key)
+    if key == "action":
+        raise InputError("data.obs_keys: 'action' is what the policy answers, so it cannot read it. Leave it out.")
+    if "." in key:
+        raise InputError(
+            f"data.obs_keys: '{key}' has a '.', which no part of a policy can be named. Rename it in the task and the data: "
+            f"isdt data convert SOURCE TARGET rename={key}:{key.replace('.', '_')}"
+        )
+    if known is not None and len(known.shape) != 1:
+        raise InputError(
+            f"data.obs_keys: task '{spec.id}' gives '{key}' with shape {known.shape}, and policies read vectors. Give it as "
+            f"({int(np.prod(known.shape))},) in the task and in the data."
+        )
+    recorded = store.read(key, 0, 1).shape[1:] if key in store.keys else ()
+    if known is not None and key in store.keys and np.prod(recorded) != np.prod(known.shape):
+        raise InputError(
+            f"'{store.path}' holds '{key}' with shape {recorded}, task '{spec.id}' gives {known.shape}: a policy that "
+            "learns from one cannot act in the other."
+        )
 
 
 def _masked(store: DemoStore | Renamed, name: str) -> Episodes:

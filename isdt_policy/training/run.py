@@ -24,9 +24,9 @@ from isdt_policy.shared import files, terminal
 from isdt_policy.shared.cores import free_cores
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import duration
-from isdt_policy.shared.provenance import commit
+from isdt_policy.shared.provenance import commit, decides_bits, differences
 from isdt_policy.training.config import RunConfig, Section, load_config
-from isdt_policy.training.data import fitted_policy, read_demonstrations
+from isdt_policy.training.data import data_sha256, fitted_policy, read_demonstrations
 from isdt_policy.training.distributed import ALONE, World, digest, joined
 from isdt_policy.training.init import begun_from
 from isdt_policy.training.interrupt import Interrupted
@@ -148,17 +148,38 @@ def write_run(config: Mapping[str, object], trainer: Trainer, command: str) -> N
     """Begin the run directory of a trainer, or resume from the one that is there with the same settings.
 
     Raises:
-        InputError: the directory holds a run with other settings.
+        InputError: the directory holds a run with other settings, or the demonstrations are not those it was started with.
     """
-    run = trainer.run
+    run, settings = trainer.run, RunConfig.read(config)
+    data = data_sha256(settings.data, trainer.policy.obs_keys, settings.task)
     if (run / "config.json").exists():
         _check_same(load_config(run), config, run)
+        _check_began_alike(run, data)
         if (run / "checkpoints" / "last").exists():
             trainer.resume()
         return
     run.mkdir(parents=True, exist_ok=True)
-    for name, value in {"config.json": config, "provenance.json": _provenance(command, trainer)}.items():
+    made = {**_provenance(command, trainer), "data_sha256": data}
+    for name, value in {"provenance.json": made, "config.json": config}.items():
         files.write_text(run / name, json.dumps(value, indent=2) + "\n", durable=True)
+    files.sync(run.parent)
+
+
+def _check_began_alike(run: Path, data: str) -> None:
+    """Refuse other demonstrations than a run was started with; say so where the machine decides other bits."""
+    path = run / "provenance.json"
+    try:
+        began = json.loads(path.read_text()) if path.exists() else {}
+        before, then = began.get("data_sha256", data), dict(began.get("decides_bits", {}))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"'{path}' cannot be read ({error}); the run cannot go on without it.") from error
+    if before != data:
+        raise InputError(
+            f"the demonstrations have changed since '{run}' was started, and it would go on with another split. Bring the old ones "
+            "back, or start another run: name=..."
+        )
+    for told in differences(then):
+        _say(f"note: {told}; the run goes on, but its last bits are not those of one that stays on a machine")
 
 
 def _check_free(settings: RunConfig) -> None:
@@ -177,7 +198,7 @@ def _check_free(settings: RunConfig) -> None:
 def _claimed(run: Path) -> Iterator[None]:
     """Hold a run directory for this process. The lock lies beside it, because overwrite deletes the directory."""
     lock = run.parent / f".{run.name}.lock"
-    files.check_writable(lock)
+    files.check_writable(run, folder=True)
     with files.claim(lock) as mine:
         if not mine:
             raise InputError(
@@ -242,6 +263,7 @@ def _provenance(command: str, trainer: Trainer) -> Section:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device), **describe_gpu(device),
         "threads": torch.get_num_threads(), "processes": trainer.world.size,
         **({"init_sha256": weights_sha256(trainer.config.init)} if trainer.config.init else {}),
+        "decides_bits": decides_bits(),
     }  # fmt: skip
 
 

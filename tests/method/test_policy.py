@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -349,3 +350,34 @@ class TestNormalization:
             InputError, match="action_reference='agent' must be an observation of the action's 2 entries"
         ):
             Normalizer({"agent": 3}, 4, 2, action_reference="agent")
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_reader_gets_one_checkpoint_and_its_fingerprint_while_training_writes_the_next(
+    deleted, policy, tmp_path, monkeypatch
+):
+    checkpoints = tmp_path / "run/checkpoints"
+    policy.save_pretrained(checkpoints / "1/policy")
+    torch.nn.init.normal_(policy.network.network.out.weight, std=0.1)
+    policy.save_pretrained(checkpoints / "2/policy")
+    known = {weights_sha256(checkpoints / step): Policy.from_pretrained(checkpoints / step) for step in "12"}
+    (checkpoints / "last").symlink_to("1")
+    read, moved = Path.read_bytes, []
+
+    def and_then_training_goes_on(path):
+        data = read(path)
+        if not moved:
+            moved.append(path)
+            (checkpoints / "last").unlink()
+            (checkpoints / "last").symlink_to("2")
+            if deleted:
+                shutil.rmtree(checkpoints / "1")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", and_then_training_goes_on)
+    loaded = Policy.from_pretrained(tmp_path / "run")
+    assert moved
+    expected = known[loaded.fingerprint].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+    assert loaded.fingerprint == weights_sha256(checkpoints / ("2" if deleted else "1"))
+    assert policy.fingerprint == ""  # what was not loaded has none

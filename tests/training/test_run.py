@@ -1,7 +1,10 @@
 """What a run does around its steps: devices, locks, interruptions, short episodes, and settings that are refused."""
 
+import contextlib
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from safetensors.torch import load_file
 
 from isdt_policy import cli
+from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.envs import task_spec
-from isdt_policy.envs.registry import ActionPart
+from isdt_policy.envs.registry import ActionPart, ArraySpec
 from isdt_policy.method.device import find_device
 from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.provenance import decides_bits
 from isdt_policy.training import checkpoint
 from isdt_policy.training.config import RunConfig, compose_config, load_config
 from isdt_policy.training.data import _action_parts
@@ -384,3 +390,119 @@ def test_every_setting_is_explained_and_fits(capsys, monkeypatch):
             found = [i for i, line in enumerate(told) if line.startswith(f"{section}.{key}=")]
             assert len(found) == 1, f"{section}.{key}"
             assert told[found[0] + 1].startswith("    "), f"{section}.{key} has no explanation"
+
+
+class TestData:
+    def test_a_run_does_not_go_on_with_other_demonstrations(self, tiny_store, tmp_path):
+        """An episode more is another split, and one number that differs is another set."""
+        store, run = tmp_path / "demos.zarr", tmp_path / "run"
+        shutil.copytree(tiny_store, store)
+        settings = overrides(store, run, "training.steps=4", "training.checkpoint_every=2", "if_exists=resume")
+        trainer, _ = build_trainer(compose_config(settings))
+        write_run(compose_config(settings), trainer, "")
+        trainer.fit(until=2)
+        with DemoWriter(store) as writer:
+            writer.append(DemoStore.open(tiny_store).episode(0))
+        with pytest.raises(InputError, match="the demonstrations have changed since"):
+            train(compose_config(settings))
+        shutil.rmtree(store)
+        shutil.copytree(tiny_store, store)
+        action = zarr.open_group(store, mode="r+")["data/action"]
+        first = action[0].copy()
+        action[0] = first + 1
+        with pytest.raises(InputError, match="the demonstrations have changed since"):
+            train(compose_config(settings))
+        action[0] = first
+        train(compose_config(settings))
+        assert (run / "checkpoints/last").resolve().name == "0000004"
+
+    def test_a_run_of_an_earlier_version_goes_on(self, tiny_store, tmp_path):
+        run = tmp_path / "run"
+        settings = compose_config(overrides(tiny_store, run, "training.steps=2", "if_exists=resume"))
+        write_run(settings, build_trainer(settings)[0], "")
+        made = json.loads((run / "provenance.json").read_text())
+        (run / "provenance.json").write_text(
+            json.dumps({k: made[k] for k in made if k not in ("data_sha256", "decides_bits")})
+        )
+        train(settings)
+        assert (run / "checkpoints/last").resolve().name == "0000002"
+
+    def test_another_machine_is_told(self, tiny_store, tmp_path, capsys):
+        run = tmp_path / "run"
+        settings = compose_config(overrides(tiny_store, run, "training.steps=1", "if_exists=resume"))
+        write_run(settings, build_trainer(settings)[0], "")
+        made = json.loads((run / "provenance.json").read_text())
+        assert made["decides_bits"] == decides_bits()
+        made["decides_bits"]["instructions"] = "avx9"
+        (run / "provenance.json").write_text(json.dumps(made))
+        train(settings)
+        assert "note: instructions was 'avx9', is " in capsys.readouterr().err
+
+
+def observed(**observations):
+    """PushT's actions beside other observations."""
+    shapes = {key: ArraySpec(shape, "float32", "m", -1.0, 1.0, "x") for key, shape in observations.items()}
+    return replace(task_spec("pusht"), id="odd", observations=shapes, default_obs_keys=tuple(shapes), stored_keys=())
+
+
+class TestObservations:
+    @pytest.mark.parametrize(("given", "recorded", "keys", "reason"), [
+        ({"agent.pos": (2,)}, {"agent.pos": (2,)}, (), r"'agent.pos' has a '\.'.*rename=agent.pos:agent_pos"),
+        ({"position": (2, 1)}, {"position": (2, 1)}, (), r"'position' with shape \(2, 1\), and policies read vectors"),
+        ({"position": ()}, {"position": ()}, (), r"'position' with shape \(\), and policies read vectors.*\(1,\)"),
+        ({"position": (2,)}, {"position": (3,)}, (), r"holds 'position' with shape \(3,\), task 'odd' gives \(2,\)"),
+        ({"position": (2,)}, {"position": (2,)}, ("position", "action"), "'action' is what the policy answers"),
+    ])  # fmt: skip
+    def test_with_which_a_policy_could_not_act_are_refused_before_anything_is_written(
+        self, given, recorded, keys, reason, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("isdt_policy.training.data.task_spec", lambda name: observed(**given))
+        with DemoWriter(tmp_path / "odd.zarr") as writer:
+            for _ in range(3):
+                arrays = {key: np.zeros((30, *shape), np.float32) for key, shape in recorded.items()}
+                writer.append({**arrays, "action": np.zeros((30, 2), np.float32)})
+        settings = overrides(tmp_path / "odd.zarr", tmp_path / "run", f"data.obs_keys=[{','.join(keys)}]")
+        with pytest.raises(InputError, match=reason):
+            train(compose_config(settings))
+        assert not (tmp_path / "run").exists()
+
+
+class TestFullDisk:
+    def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one_and_one_line(self, tiny_store, tmp_path, capsys):
+        run = tmp_path / "run"
+        settings = overrides(tiny_store, run, "training.steps=4", "training.checkpoint_every=2", "if_exists=resume")
+        trainer, _ = build_trainer(compose_config(settings))
+        write_run(compose_config(settings), trainer, "")
+        trainer.fit(until=2)
+        size = (run / "checkpoints/last/state/optimizer.safetensors").stat().st_size
+        with limited_size(size - 1):
+            assert cli.main(["train", *settings]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "0000004' cannot be written" in said
+        assert f"isdt train resume={run}" in said
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0000002", "best", "last"]
+        assert cli.main(["train", *settings]) == 0
+        straight = tmp_path / "straight"
+        train(compose_config(overrides(tiny_store, straight, "training.steps=4", "training.checkpoint_every=2")))
+        assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(run).items())
+
+    def test_a_log_that_cannot_be_written_is_one_line(self, tiny_store, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(Trainer, "validate", lambda self: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        settings = overrides(tiny_store, tmp_path / "run", "training.steps=1")
+        assert cli.main(["train", *settings]) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said == (
+            "isdt train: a file cannot be written (No space left on device). What was finished before is safe; make room, and "
+            "give the same command again."
+        )
+
+
+@contextlib.contextmanager
+def limited_size(limit):
+    """No file grows beyond so many bytes: what a write then raises is what a quota raises."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

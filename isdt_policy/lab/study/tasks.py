@@ -23,7 +23,7 @@ from isdt_policy.eval.tables import summary
 from isdt_policy.lab.study import tasks_report
 from isdt_policy.lab.study.settings import RECIPE, Tasks
 from isdt_policy.method.objectives import completed
-from isdt_policy.method.policy import Policy, weights_sha256
+from isdt_policy.method.policy import Policy
 from isdt_policy.method.samplers import Sampling, plan
 from isdt_policy.shared import files
 from isdt_policy.shared.arm import Arm
@@ -151,7 +151,7 @@ def run_cell(config: JsonObject, arms: Sequence[str], folder: Path, tasks: Tasks
     changed = None if scale == policy.noise_scale else scale
     command = f"isdt eval checkpoint={run} 'arms=[{','.join(arms)}]' episodes={tasks.episodes}"
     command += "" if changed is None else f" noise_scale={scale}"
-    fingerprint, spec = weights_sha256(run), task_spec(policy.task)
+    fingerprint, spec = policy.fingerprint, task_spec(policy.task)
     policy = policy.acting(noise_scale=changed)
     result = evaluate(
         policy, Protocol(spec.id, spec.seed_protocols[0], noise_scale=changed), final_seeds(tasks.episodes), arms,
