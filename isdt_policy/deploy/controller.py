@@ -134,7 +134,7 @@ class _Loop:
         before_s = report.running_s
         start = beat = clock.now()
         taken = 0.0  # when the observation was taken, on the clock that starts with the episode's first beat
-        first = True
+        first, dead = True, False
         while not record.finished:
             if watchdog is not None:
                 watchdog.beat()
@@ -153,9 +153,11 @@ class _Loop:
                 report.held += 1
             else:
                 report.age_s.append(age)
-            observation = self._move(record, command)
+            before, observation = observation, self._move(record, command)
             beat = self._keep_time(beat, stolen)
-            taken = beat - start
+            dead = _same_bits(before, observation) and (dead or self._told_to_move(record))
+            if not dead:  # the robot was told to move, and nothing that is seen has moved since
+                taken = beat - start
             report.running_s = before_s + clock.now() - start
             if safety.stopped is not None or self._over():
                 break
@@ -169,6 +171,12 @@ class _Loop:
         record.success = record.success or bool(success_in(info))
         record.finished = bool(terminated or truncated or len(record.commands) == self.settings.max_steps)
         return observation
+
+    def _told_to_move(self, record: Episode) -> bool:
+        """Whether the last command means motion: a position that is new, or a displacement that is not neutral."""
+        command, neutral = record.commands[-1], self.safety.limits.neutral or (None,) * len(record.commands[-1])
+        last = record.commands[-2] if len(record.commands) > 1 else command
+        return any(c != (was if rest is None else rest) for c, was, rest in zip(command, last, neutral))
 
     def _keep_time(self, beat: float, stolen: int) -> float:
         """Close the period that began at `beat`, wait for the next one and return its beginning."""
@@ -188,6 +196,13 @@ class _Loop:
 
     def _over(self) -> bool:
         return self.settings.seconds is not None and self.report.running_s >= self.settings.seconds - 1e-9
+
+
+def _same_bits(before: Observation | None, after: Observation | None) -> bool:
+    """Whether two observations are equal in every number; what is not there or not finite is the runtime's to find."""
+    if before is None or after is None:
+        return False
+    return before.keys() == after.keys() and all(np.array_equal(before[key], after[key]) for key in after)
 
 
 @contextlib.contextmanager

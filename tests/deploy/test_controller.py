@@ -131,6 +131,32 @@ class Stuck(Line):
         return ({"x": np.full(1, np.nan)}, *super().step(command)[1:])
 
 
+class Frozen(Line):
+    """A sensor that repeats its last bits from step 5 on, while the arm moves."""
+
+    def step(self, command):
+        seen, *rest = super().step(command)
+        self.seen = seen if self.steps < 5 else self.seen
+        return (self.seen, *rest)
+
+
+class Resting(Ahead):
+    """A policy that stays where it is."""
+
+    def predict_action(self, obs, *, nfe=1, noise_seeds=None):
+        chunk = np.ones((1, 8, 1))
+        return {"action": chunk[:, :4], "action_pred": chunk}
+
+
+def test_a_sensor_that_repeats_its_bits_while_the_arm_moves_makes_actions_stale():
+    safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5, positions=True)
+    report = control(Ahead(), Frozen(100), safety, Control(10, virtual=True, episodes=1))
+    assert report.interventions["stale"] > 50
+    safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5, positions=True)
+    report = control(Resting(), Line(100), safety, Control(10, virtual=True, episodes=1))
+    assert report.interventions == {}  # a robot that rests sees the same all the time
+
+
 def test_a_sensor_that_dies_in_the_loop_makes_actions_stale():
     safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5)
     report = control(Ahead(), Stuck(100), safety, Control(10, virtual=True, episodes=1))
