@@ -334,6 +334,8 @@ class Result:
         given = {
             key: data[key] for key in ("command", "options", "commit", "created", "versions", "hardware") if key in data
         }
+        if not data["arms"]:
+            raise ValueError("it has no arm")
         policy = PolicyInfo(**data.get("policy", {}))
         return cls(
             protocol=Protocol.from_json(data["protocol"]),

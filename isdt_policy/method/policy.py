@@ -329,7 +329,9 @@ class Policy(nn.Module):
             policy.load_state_dict(weights)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder / 'model.safetensors'} cannot be read: {error}") from error
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, AttributeError, OverflowError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             detail = str(error).splitlines()
             raise InputError(
                 f"{folder}: the weights do not fit config.json ({detail[min(1, len(detail) - 1)].strip()})."

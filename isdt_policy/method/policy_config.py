@@ -19,6 +19,10 @@ from isdt_policy.shared.recorded import Recorded
 FORMAT_VERSIONS = (1, 2)
 
 
+_KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_LARGEST = 2**16  # of any size that a config.json may name; nothing is allocated beyond it
+
+
 @dataclass(frozen=True)
 class PolicyConfig:
     """Everything needed to build a policy and to act with it; saved as config.json beside the weights.
@@ -152,8 +156,30 @@ class PolicyConfig:
         for name, kind in sections.items():
             if not isinstance(raw.get(name, kind()), kind):
                 raise InputError(f"{source}: '{name}' must be {'an object' if kind is dict else 'a list'}.")
-        dims = raw.pop("obs_dims")
-        states = {key: ObsSpec((int(size),)) for key, size in dims.items()}  # type: ignore[attr-defined]
+        try:
+            return cls._typed(raw, source)
+        except InputError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+            raise InputError(f"{source} is damaged ({error}); copy the folder again.") from error
+
+    @classmethod
+    def _typed(cls, raw: dict[str, object], source: str) -> PolicyConfig:
+        """Values of JSON as this class has them; what they raise is told by `from_json`."""
+        for field in fields(cls):
+            value, kind = raw.get(field.name), _KINDS.get(str(field.type))
+            if (
+                field.name in raw
+                and kind
+                and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool))
+            ):
+                raise TypeError(f"{field.name} is {value!r}")
+            if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value <= _LARGEST:
+                raise ValueError(f"{field.name} is {value!r}")
+        dims: dict[str, int] = raw.pop("obs_dims")  # type: ignore[assignment]
+        if any(type(size) is not int or not 0 < size <= _LARGEST for size in dims.values()):
+            raise ValueError(f"obs_dims is {dims}")
+        states = {key: ObsSpec((size,)) for key, size in dims.items()}
         raw["observations"] = {**states, **_pictures(raw.pop("images", {}), source)}
         if "image_encoder" in raw:
             raw["image_encoder"] = _image_encoder(raw["image_encoder"], source)

@@ -381,3 +381,17 @@ def test_a_reader_gets_one_checkpoint_and_its_fingerprint_while_training_writes_
     assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
     assert loaded.fingerprint == weights_sha256(checkpoints / ("2" if deleted else "1"))
     assert policy.fingerprint == ""  # what was not loaded has none
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("horizon", "16"), ("horizon", {"a": 1}), ("n_obs_steps", 2**70), ("noise_scale", "x"), ("sigma_data", None),
+    ("interpolant", {}), ("interpolant", 3), ("action_reference", 1.5), ("precondition", 0), ("n_action_steps", 8.0),
+    ("cond_dim", True), ("obs_dims", {"agent_pos": "x"}), ("obs_dims", {"agent_pos": -1}), ("sigma_data", "0.5"),
+])  # fmt: skip
+def test_a_value_of_another_kind_in_config_json_is_refused_in_one_line(key, value, policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(InputError, match=rf"config.json is damaged .*{key}") as caught:
+        Policy.from_pretrained(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
