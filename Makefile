@@ -11,7 +11,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-gpu bench-gpu test-quick test-python lint types unit tree docs tutorials clean
+.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python lint types unit tree docs clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -54,6 +54,10 @@ unit: $(VENV)/.dev
 	$(PYTEST) --durations 20
 
 test: lint types unit
+
+# Hours; it goes on where it was stopped. The fast core is part of `make test`.
+test-faults: $(VENV)/.dev
+	nice $(BIN)/python tests/faults/run.py
 
 test-quick: $(VENV)/.dev
 	$(PYTEST) -m "not slow"

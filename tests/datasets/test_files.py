@@ -1,4 +1,7 @@
-"""Nothing that somebody else made is deleted."""
+"""Nothing that somebody else made is deleted, and what is replaced is there all the time."""
+
+import os
+import sys
 
 import pytest
 
@@ -38,3 +41,19 @@ def test_the_current_folder_is_kept_even_if_it_is_a_store(tiny_store, tmp_path, 
     with pytest.raises(InputError, match="current folder"):
         convert(str(tiny_store), ".", to="zarr", overwrite=True)
     assert (tmp_path / "demos.zarr" / "zarr.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanging two names is Linux's")
+def test_a_folder_is_there_at_every_instant_in_which_it_is_replaced(tmp_path, monkeypatch):
+    old, new = tmp_path / "run", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+        (folder / "provenance.json").write_text('{"isdt_policy": 1}')
+    seen = []
+    for name in ("rename", "replace"):
+        before = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, before=before: (before(*a), seen.append(old.is_dir())))
+    files.replace(new, old)
+    assert seen
+    assert all(seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

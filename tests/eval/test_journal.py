@@ -1,14 +1,17 @@
 """What a journal holds after a kill, a power cut and a mutation."""
 
+from pathlib import Path
+
 import pytest
 
 from isdt_policy.eval.journal import Journal
 from isdt_policy.eval.protocol import Protocol
-from isdt_policy.eval.result import EpisodeRecord
+from isdt_policy.eval.result import EpisodeRecord, Result
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
 PROTOCOL = Protocol("chaos")
+OLD = Path(__file__).parents[1] / "fixtures/v0_1/eval"
 
 
 @pytest.fixture
@@ -72,3 +75,10 @@ def test_a_damaged_head_is_refused_in_one_line(text, journal):
     (journal.path.parent / "protocol.json").write_text(text)
     with pytest.raises(InputError, match=r"protocol.json is damaged"):
         Journal(journal.path.parent, "weights").open(PROTOCOL)
+
+
+def test_a_result_is_on_the_disk_when_it_is_saved(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("isdt_policy.shared.files.sync", lambda path: synced.append(path.name))
+    Result.load(OLD).save(tmp_path / "out")
+    assert synced == ["eval_info.json.part", "out"]
