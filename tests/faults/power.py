@@ -73,6 +73,8 @@ class Power(Kills):
         subprocess.run(["umount", self.disk], check=True)
         subprocess.run(mount, check=True)
         try:
+            if not sitting.acknowledged:
+                return "not killed", ""  # the cut came before the work
             after = sit(self._after(place, max(0, sitting.acknowledged - 1)), log)
             if after.code:
                 outcome = "lost" if after.acknowledged == 0 else "wrong"
