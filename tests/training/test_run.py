@@ -461,7 +461,7 @@ class TestObservations:
             for _ in range(3):
                 arrays = {key: np.zeros((30, *shape), np.float32) for key, shape in recorded.items()}
                 writer.append({**arrays, "action": np.zeros((30, 2), np.float32)})
-        settings = overrides(tmp_path / "odd.zarr", tmp_path / "run", f"data.obs_keys=[{','.join(keys)}]")
+        settings = overrides(tmp_path / "odd.zarr", tmp_path / "run", "task=pusht", f"data.obs_keys=[{','.join(keys)}]")
         with pytest.raises(InputError, match=reason):
             train(compose_config(settings))
         assert not (tmp_path / "run").exists()
