@@ -24,7 +24,7 @@ import logging
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -329,8 +329,8 @@ def parity(
             else runner.predict_action(obs, noise_seeds=seeds)
         )["action_pred"]
     else:
-        graph, _ = load_pt2(path)
-        noise = candidate_noise(shape, CANDIDATES if prefix else 1, seeds)
+        graph, metadata = load_pt2(path)
+        noise = candidate_noise(shape, cast(int, metadata["noise_draws"]) if prefix else 1, seeds)
         arguments = [noise if prefix else noise[:, 0], *(obs[key] for key in policy.obs_keys)]
         arguments += [known, weight] if prefix else []
         with torch.no_grad():

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hmac
 import http
 import logging
@@ -158,6 +159,7 @@ class PolicyServer:
         # One call before the first client, who should not pay for allocations and kernel choices.
         c, s = self.contract, self.settings
         await self._infer([Question(c.blank(), np.zeros((1, 2), np.int64), None, True)])
+        gc.freeze()  # what is loaded stays: many small frames made the collector go through all of it, at everybody's cost
         try:
             self._server = await serve(
                 self._handle,
@@ -240,9 +242,8 @@ class PolicyServer:
             self.refused += 1
             await connection.close(1013, "too many connections")
             return
-        session = self._sessions[connection] = Session(
-            self.contract, self.settings.max_rate, self.settings.history == "chunks"
-        )
+        once = self.settings.history == "chunks"
+        session = self._sessions[connection] = Session(self.contract, self.settings.max_rate, once)
         try:
             await connection.send(pack(self.metadata))
             while (frame := await self._read(connection)) is not None:

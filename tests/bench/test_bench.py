@@ -133,7 +133,7 @@ def test_data_writes_its_numbers(tmp_path):
         (["trian"], "train"),
         (["train", "size=5m"], "4m, 16m, 63m"),
         (["infer", "sise=4m"], "size"),
-        (["infer", "device=cuda"], "finds no GPU"),
+        (["infer", "device=cuda"], "device='cuda' cannot be used here"),
         (["env", "task=lft"], "task='lft' is not one of"),
         (["eval", "episodes=1.5"], "episodes must be a whole number"),
         (["serve", "threads=-1"], "threads=-1 must be at least 0"),
