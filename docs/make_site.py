@@ -23,6 +23,7 @@ def lay_out(target: Path) -> None:
     files = [ROOT / name for name in PAGES]
     files += [path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".png", ".gif", ".svg")]
     files += [path for path in (ROOT / "results").rglob("*") if path.suffix in (".md", ".png")]
+    files += (ROOT / "examples").glob("*.py")
     for file in files:
         copy = target / file.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -73,13 +73,13 @@ class TestInterruption:
         assert all(torch.equal(value, weights(straight)[key]) for key, value in weights(stopped).items())
 
     def test_sigterm_ends_the_verb_with_its_own_code(self, tiny_store, tmp_path, monkeypatch, capsys):
-        step = Trainer.train_step
+        step = Trainer.advance
 
         def asked(trainer):
             os.kill(os.getpid(), signal.SIGTERM)
             return step(trainer)
 
-        monkeypatch.setattr(Trainer, "train_step", asked)
+        monkeypatch.setattr(Trainer, "advance", asked)
         run = tmp_path / "run"
         assert cli.main(["train", *overrides(tiny_store, run, "training.steps=9")]) == 128 + signal.SIGTERM
         assert f"stopped at step 1 of 9; it is saved. Go on with: isdt train resume={run}" in capsys.readouterr().err
@@ -88,13 +88,13 @@ class TestInterruption:
     def test_the_step_in_progress_is_finished_and_a_second_signal_does_not_wait(self, tiny_store, tmp_path):
         trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=9")))
         trainer.run.mkdir()
-        steps, before = trainer.train_step, signal.getsignal(signal.SIGTERM)
+        steps, before = trainer.advance, signal.getsignal(signal.SIGTERM)
 
         def once():
             os.kill(os.getpid(), signal.SIGTERM)
             return steps()
 
-        trainer.train_step = once
+        trainer.advance = once
         with pytest.raises(Interrupted, match="stopped at step 1"):
             trainer.fit()
         assert trainer.step == 1
@@ -104,7 +104,7 @@ class TestInterruption:
             os.kill(os.getpid(), signal.SIGINT)
             return steps()
 
-        trainer.train_step = twice
+        trainer.advance = twice
         with pytest.raises(KeyboardInterrupt) as stopped:
             trainer.fit()
         assert not isinstance(stopped.value, Interrupted)
