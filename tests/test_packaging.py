@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 TOOL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -109,9 +110,9 @@ for name in {names!r}:
 def test_memory_is_not_counted_where_it_cannot_be(monkeypatch):
     from isdt_policy.training import trainer
 
-    assert trainer._peak_memory()["peak_rss_mb"] > 10
+    assert trainer._peak_memory(torch.device("cpu"))["peak_rss_mb"] > 10
     monkeypatch.setattr(trainer, "resource", None)
-    assert trainer._peak_memory() == {}
+    assert trainer._peak_memory(torch.device("cpu")) == {}
 
 
 def test_the_image_is_made_of_the_whole_package():

@@ -28,7 +28,7 @@ from isdt_policy.lab.diagnose.measure import (
     triangle_pairs,
 )
 from isdt_policy.lab.diagnose.reading import ROLLOUTS, Training, read, what_to_do
-from isdt_policy.lab.diagnose.run import _run_config, diagnose
+from isdt_policy.lab.diagnose.run import diagnose, run_config
 from isdt_policy.lab.diagnose.settings import Settings
 from isdt_policy.method import closed_forms
 from isdt_policy.method.flow_map import FlowMap
@@ -448,5 +448,5 @@ def test_the_run_of_an_old_checkpoint_is_read_in_todays_words():
     """Version 0.1.0 had training.tensorboard."""
     run = Path(__file__).parents[1] / "fixtures/v0_1/run_isd_t"
     for place in (run, run / "checkpoints/last", run / "checkpoints/last/policy"):
-        settings = _run_config(place)
+        settings = run_config(place)
         assert "loggers" in RunConfig.read(settings).training.__dict__
