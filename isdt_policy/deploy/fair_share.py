@@ -14,6 +14,8 @@ else:
 SHARE = 0.1  # of the loop's time
 CREDIT_S = 0.01  # that a connection may use at a stretch
 UNSEEN = 1.25  # what is measured, and what the loop does around it
+EMPTY_S = 2e-4  # that handing over an empty frame is charged: nobody needs them
+PAUSE_S = 0.005  # between looks at whether what was handed over has been taken
 PIECE = 2048  # bytes that are handled before the clock is looked at
 
 
@@ -34,7 +36,9 @@ class FairShare(Base):
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
         self._inbox += data
-        if not self._resting:
+        if self._resting:
+            self.transport.pause_reading()  # the library resumes when its own queue has room
+        else:
             self._handle_inbox()
 
     def eof_received(self) -> None:
@@ -58,10 +62,10 @@ class FairShare(Base):
         self._resting = False
         while self._inbox:
             self.charge(0.0)
-            if self._credit < 0:
+            if self._credit < 0 or self.recv_messages.paused:
                 self._resting = True
                 self.transport.pause_reading()
-                self.loop.call_later(-self._credit / SHARE, self._go_on)
+                self.loop.call_later(max(-self._credit / SHARE, PAUSE_S), self._go_on)
                 return
             piece = bytes(self._inbox[:PIECE])
             del self._inbox[:PIECE]

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.deploy.fair_share import FairShare
+from isdt_policy.deploy.fair_share import EMPTY_S, FairShare
 from isdt_policy.deploy.runtime import Continuing
 from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
 from isdt_policy.deploy.wire import pack
@@ -268,7 +268,7 @@ class PolicyServer:
                 async for fragment in connection.recv_streaming():
                     if not fragments:
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    connection.charge(FRAGMENT_S)
+                    connection.charge(FRAGMENT_S if fragment else EMPTY_S)
                     if fragment or not fragments:  # an empty one says nothing, and there may be any number of them
                         fragments.append(fragment)  # type: ignore[arg-type]
         except TimeoutError:
