@@ -5,30 +5,17 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.frames import decoded_file, is_image
+from isdt_policy.datasets.windows import Store
 from isdt_policy.envs.registry import TaskSpec
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.pixels import as_bytes, check_layout
 from isdt_policy.shared.values import Array
 
 _BLOCK_BYTES = 32 * 2**20
-
-
-class Store(Protocol):
-    """What is needed of a store."""
-
-    @property
-    def keys(self) -> tuple[str, ...]: ...
-    @property
-    def episode_ends(self) -> NDArray[np.int64]: ...
-    @property
-    def n_episodes(self) -> int: ...
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> Array: ...
 
 
 def is_picture(store: Store, spec: TaskSpec, key: str) -> bool:
