@@ -14,7 +14,8 @@ else:
 SHARE = 0.1  # of the loop's time
 CREDIT_S = 0.01  # that a connection may use at a stretch
 UNSEEN = 1.25  # what is measured, and what the loop does around it
-EMPTY_S = 2e-4  # that handing over an empty frame is charged: nobody needs them
+FRAGMENT_S = 2e-5  # that handing over a frame takes, about
+REFUSED_S = 2e-3  # that a message costs which is refused, beside reading it: many of them keep others waiting
 PAUSE_S = 0.005  # between looks at whether what was handed over has been taken
 PIECE = 2048  # bytes that are handled before the clock is looked at
 

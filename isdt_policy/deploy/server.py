@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.deploy.fair_share import EMPTY_S, FairShare
+from isdt_policy.deploy.fair_share import FRAGMENT_S, REFUSED_S, FairShare
 from isdt_policy.deploy.runtime import Continuing
 from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
 from isdt_policy.deploy.wire import pack
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("isdt_policy.deploy")
 
 SILENT_S = 5.0  # after which a connection may have to make room for another
-FRAGMENT_S = 2e-5  # that handing over a fragment takes, about
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], float]  # action, action_pred, milliseconds of the inference
 
 
@@ -198,6 +197,7 @@ class PolicyServer:
         with contextlib.suppress(asyncio.CancelledError):
             await self._batcher
         self._thread.shutdown()
+        gc.unfreeze()
 
     # HTTP.
 
@@ -268,7 +268,7 @@ class PolicyServer:
                 async for fragment in connection.recv_streaming():
                     if not fragments:
                         limit.reschedule(asyncio.get_running_loop().time() + seconds)
-                    connection.charge(FRAGMENT_S if fragment else EMPTY_S)
+                    connection.charge(FRAGMENT_S)
                     if fragment or not fragments:  # an empty one says nothing, and there may be any number of them
                         fragments.append(fragment)  # type: ignore[arg-type]
         except TimeoutError:
@@ -302,6 +302,7 @@ class PolicyServer:
             return False
         except (InputError, PolicyFailed) as error:
             self.refused += 1
+            connection.charge(REFUSED_S if isinstance(error, InputError) else 0)
             text = f"InputError: {error}" if isinstance(error, InputError) else str(error)
             await connection.send(text if number is None else pack({"error": text, "request": number}))
             return True
@@ -370,9 +371,8 @@ class PolicyServer:
         try:
             if known:
                 actions, weights = (np.concatenate([part[i] for part in known]) for i in (0, 1))
-                answer = cast(Continuing, self.policy).continue_action(
-                    obs, actions, weights, nfe=self.settings.nfe, noise_seeds=seeds
-                )
+                policy = cast(Continuing, self.policy)
+                answer = policy.continue_action(obs, actions, weights, nfe=self.settings.nfe, noise_seeds=seeds)
             else:
                 answer = self.policy.predict_action(obs, nfe=self.settings.nfe, noise_seeds=seeds)
             action, pred = (np.asarray(answer[key], np.float32) for key in ("action", "action_pred"))
