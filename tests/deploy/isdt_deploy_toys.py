@@ -1,6 +1,11 @@
 """A small untrained policy with statistics, and observations for it."""
 
+import contextlib
+import re
 import shlex
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -45,3 +50,21 @@ def observations(batch, seed=0):
 def run(verb, *args):
     """A verb with its arguments, as the command line calls it; bad input raises."""
     return parse(verb, args).run(shlex.join(["isdt", *args]))
+
+
+@contextlib.contextmanager
+def served(folder):
+    """`isdt serve` as a process of its own: (process, its address, the policy). It has to end well when it is asked to."""
+    policy = tiny_policy(network=MLP)
+    policy.save_pretrained(folder / "policy")
+    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={folder / 'policy'}", "port=0"]
+    command += ["max_rate=100000", "max_bytes=100000", "message_timeout=1"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            yield process, re.search(r"ws://\S+", process.stdout.readline())[0], policy
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert re.search(r"served \d+ requests in \d+ batches, refused \d+", rest)

@@ -4,17 +4,15 @@ import contextlib
 import os
 import pickle
 import re
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 
+import isdt_deploy_toys
 import numpy as np
 import pytest
-from isdt_deploy_toys import MLP, observations, tiny_policy
+from isdt_deploy_toys import observations
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -29,19 +27,8 @@ SEEDS = np.array([[1, 1]])
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
-    policy = tiny_policy(network=MLP)
-    policy.save_pretrained(folder / "policy")
-    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={folder / 'policy'}", "port=0"]
-    command += ["max_rate=100000", "max_bytes=100000", "message_timeout=1"]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        line = process.stdout.readline()
-        yield process, re.search(r"ws://\S+", line)[0], policy
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert re.search(r"served \d+ requests in \d+ batches, refused \d+", rest)
+    with isdt_deploy_toys.served(tmp_path_factory.mktemp("served")) as running:
+        yield running
 
 
 def row(obs):
