@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -31,6 +34,21 @@ def synthetic_episodes(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]
         action = np.clip(state[:, :2] + 20 * np.cos(5 * time), 0, 512)
         episodes.append({"state": state.astype(np.float32), "action": action.astype(np.float32)})
     return episodes
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """Import a script by its path in the repository, such as docs/make_api.py."""
+
+    def load(path: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parents[1] / path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -43,11 +43,8 @@ def test_the_package_itself_is_imported_in_no_time():
 
 
 @pytest.fixture(scope="module")
-def make_api():
-    spec = importlib.util.spec_from_file_location("make_api", ROOT / "docs/make_api.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make_api(script):
+    return script("docs/make_api.py")
 
 
 def test_the_page_of_the_api_is_made_from_the_docstrings(make_api):

@@ -1,6 +1,5 @@
 """The site is built without a warning: every page is in its navigation, and every link and anchor leads somewhere."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,11 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def make_site():
-    spec = importlib.util.spec_from_file_location("make_site", ROOT / "docs/make_site.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def make_site(script):
+    return script("docs/make_site.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The policies that come with the package: they load, they are what their cards say, and they act as they did."""
 
 import hashlib
-import importlib.util
 import json
 import math
 import shutil
@@ -138,8 +137,5 @@ def test_it_drives_the_simulator(name, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "numbers.json").read_text())["periods"] == 30
 
 
-def test_the_page_is_made_from_cards_and_results():
-    spec = importlib.util.spec_from_file_location("make_zoo", ROOT / "docs/make_zoo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs/zoo.md").read_text() == module.page(), "run: python docs/make_zoo.py"
+def test_the_page_is_made_from_cards_and_results(script):
+    assert (ROOT / "docs/zoo.md").read_text() == script("docs/make_zoo.py").page(), "run: python docs/make_zoo.py"

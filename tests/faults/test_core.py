@@ -10,6 +10,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "deploy"), str(HERE.parent / "datas
 
 import run as suite  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 # What a kill leaves was forked from a process without threads; here it is started as one.
 SCRIPT = """
 import sys
