@@ -9,6 +9,8 @@ import pytest
 from isdt_policy import cli
 from isdt_policy.cli.completion import script
 
+pytestmark = pytest.mark.slow
+
 VERBS = {name: cli.load(name) for name in cli.VERBS if dataclasses.is_dataclass(cli.load(name))}
 
 

@@ -10,6 +10,8 @@ import pytest
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.run import train
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGES = {
     "README.md": 1,

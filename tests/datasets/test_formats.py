@@ -75,6 +75,7 @@ def test_robomimic_round_trip_is_bit_equal_and_keeps_names_masks_and_environment
             np.testing.assert_array_equal(again["next_obs/eef_pos"][:-1], demo["obs/eef_pos"][1:])
 
 
+@pytest.mark.slow
 def test_the_human_recordings_of_pusht_round_trip(real_data, tmp_path):
     """Without their images, for which see test_float_images_become_bytes_only_where_nothing_is_lost."""
     source = real_data / "pusht_human" / "pusht_cchi_v7_replay.zarr"

@@ -150,6 +150,7 @@ print(known)
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_fifty_points_loses_no_finished_episode(tmp_path):
     command = [sys.executable, "-c", CRASHES, str(tmp_path / "crashed.zarr"), "50"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

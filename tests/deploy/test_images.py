@@ -22,6 +22,8 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.shared.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"front": (48, 64, 3), "wrist": (32, 32, 3)}
 
 

@@ -40,6 +40,8 @@ from isdt_policy.method.samplers import Sampling
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import RunConfig
 
+pytestmark = pytest.mark.slow
+
 PATHS = [cls() for cls in INTERPOLANTS.values()]
 MEAN = torch.tensor([0.3, -0.8], dtype=torch.float64)
 STD = torch.tensor([0.4, 1.3], dtype=torch.float64)

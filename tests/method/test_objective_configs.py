@@ -14,6 +14,8 @@ from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.run import build_trainer
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(p.name[:-5] for p in (resources.files("isdt_policy.configs") / "objective").iterdir() if p.is_file())
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "policy.horizon=8",

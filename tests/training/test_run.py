@@ -34,6 +34,8 @@ from isdt_policy.training.interrupt import Interrupted
 from isdt_policy.training.run import build_trainer, train, write_run
 from isdt_policy.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 TINY = [
     "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "training.device=cpu",
     "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.loggers=[]",
@@ -49,7 +51,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 class TestInterruption:
-    @pytest.mark.slow
     def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(self, tiny_store, tmp_path):
         """And what goes on from there ends with the bits of a run that nobody stopped."""
         settings = ("training.steps=150", "training.checkpoint_every=150", "training.validate_every=150")
