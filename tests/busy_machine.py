@@ -1,19 +1,27 @@
 """How fast training is beside other processes: threads that spin against today's defaults, in turn.
 
-    python tests/busy_machine.py            # nothing else, one and four busy processes; about five minutes
-    python tests/busy_machine.py 0 1 5      # these numbers of busy processes
+    python tests/busy_machine.py                            # beside none, one and four others; about five minutes
+    python tests/busy_machine.py 0 1 5 out=results/busy_machine.json
 
-Every way trains the first steps of `make demo` in a process of its own. What a machine does besides falls on all of them.
+Every way trains the first steps of `make demo` in a process of its own. The last column is what a user waits longer than on a
+quiet machine with today's defaults. What a machine does besides falls on all of them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
-STEPS, ROUNDS = 12, 3
+from isdt_policy.eval.origin import hardware
+from isdt_policy.shared import files, tables
+from isdt_policy.shared.provenance import commit
+
+STEPS, SECONDS, ROUNDS = 24, 10.0, 2
 PROGRAM = f"""
 import tempfile, time
 from isdt_policy.cli import main
@@ -24,43 +32,82 @@ import torch
 folder = tempfile.mkdtemp()
 trainer, _ = build_trainer(compose_config(["experiment=pusht_demo", "training.compile=false", f"run_dir={{folder}}/run"]))
 trainer.train_step()
-start = time.monotonic()
-for _ in range({STEPS}):
+start, steps = time.monotonic(), 0
+while steps < 2 or (steps < {STEPS} and time.monotonic() - start < {SECONDS}):
     trainer.train_step()
-print(torch.get_num_threads(), {STEPS} / (time.monotonic() - start))
+    steps += 1
+print(torch.get_num_threads(), steps / (time.monotonic() - start))
 """
+DEFAULT = "passive, a thread a free core"
 # GNU's own default: threads spin for about a millisecond, and there are as many as cores.
 WAYS = {
     "spinning, a thread a core": {"GOMP_SPINCOUNT": "300000", "OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": str(os.cpu_count())},
     "passive, a thread a core": {"OMP_NUM_THREADS": str(os.cpu_count())},
-    "passive, a thread a free core": {},
+    DEFAULT: {},
 }  # fmt: skip
 
 
-def main() -> int:
-    for busy in map(int, sys.argv[1:] or ("0", "1", "4")):
-        others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-        try:
-            speeds: dict[str, list[float]] = {way: [] for way in WAYS}
-            threads: dict[str, set[str]] = {way: set() for way in WAYS}
-            for _ in range(ROUNDS):
-                for way, variables in WAYS.items():
-                    count, speed = steps_per_s(variables)
-                    speeds[way].append(speed)
-                    threads[way].add(count)
-        finally:
-            for other in others:
-                other.kill()
-        base = statistics.median(speeds["spinning, a thread a core"])
-        print(f"beside {busy} busy processes (load before: {os.getloadavg()[0]:.1f})")
-        for way, found in speeds.items():
-            middle = statistics.median(found)
-            print(
-                f"  {way:<32}{middle:7.2f} steps/s ({min(found):.2f} to {max(found):.2f}), {middle / base:5.2f} times, "
-                f"threads {'/'.join(sorted(threads[way]))}",
-                flush=True,
-            )
+def main(args: list[str]) -> int:
+    out = next((Path(arg.removeprefix("out=")) for arg in args if arg.startswith("out=")), None)
+    loads = [int(arg) for arg in args if not arg.startswith("out=")] or [0, 1, 4]
+    found: list[dict[str, Any]] = []
+    for busy in loads:
+        found += [{"beside": busy, "way": way, **speed} for way, speed in beside(busy).items()]
+        text = page(found)
+        if out is not None:
+            content = {"found": found, "hardware": hardware(), "commit": commit()}
+            files.write_text(out, json.dumps(content, indent=1) + "\n")
+            files.write_text(out.with_suffix(".md"), text + "\n")
+    print(text)
     return 0
+
+
+def page(found: list[dict[str, Any]]) -> str:
+    """What was found, as a table."""
+    quiet = next((one["median"] for one in found if one["beside"] == 0 and one["way"] == DEFAULT), float("nan"))
+    rows = [
+        (
+            one["beside"],
+            one["way"],
+            "/".join(one["threads"]),
+            f"{one['median']:.2f} ({one['low']:.2f} to {one['high']:.2f})",
+            f"{quiet / one['median']:.1f}",
+        )
+        for one in found
+    ]
+    header = [
+        "busy processes",
+        "threads that wait, and how many",
+        "threads",
+        "steps/s (range)",
+        "time over the quiet one",
+    ]
+    machine = hardware()
+    about = (
+        f"- first steps of make demo, uncompiled; medians of {ROUNDS} processes in turn\n"
+        f"- {machine['processor']}, {machine['cores']} cores; commit {commit()}"
+    )
+    return "\n\n".join(["# tests/busy_machine.py", tables.markdown(header, rows), about])
+
+
+def beside(busy: int) -> dict[str, dict[str, object]]:
+    """Steps per second of every way beside so many busy processes."""
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+    speeds: dict[str, list[float]] = {way: [] for way in WAYS}
+    threads: dict[str, set[str]] = {way: set() for way in WAYS}
+    try:
+        for _ in range(ROUNDS):
+            for way, variables in WAYS.items():
+                count, speed = steps_per_s(variables)
+                speeds[way].append(speed)
+                threads[way].add(count)
+    finally:
+        for other in others:
+            other.kill()
+    return {
+        way: {"median": statistics.median(all_), "low": min(all_), "high": max(all_), "threads": sorted(threads[way])}
+        for way, all_ in speeds.items()
+    }
 
 
 def steps_per_s(variables: dict[str, str]) -> tuple[str, float]:
@@ -73,4 +120,4 @@ def steps_per_s(variables: dict[str, str]) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -36,8 +37,6 @@ class Scheduler(Protocol):
 
     def set_timesteps(self, n: int, /) -> None: ...
     def step(self, output: Tensor, level: int, sample: Tensor, /, **options: object) -> Denoised: ...
-    def add_noise(self, data: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor: ...
-    def get_velocity(self, data: Tensor, noise: Tensor, levels: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,17 @@ class NoiseSchedule:
         )
         return cast(Scheduler, scheduler)
 
+    def levels(self) -> tuple[Tensor, Tensor]:
+        """(abar, t) of every level, each (train_steps,), on the CPU; see `times`."""
+        return _levels(self)
+
     def times(self, alphas_cumprod: Tensor) -> Tensor:
         """t of every level on the trigonometric path, (train_steps,) float64, rising with the noise."""
         signal = alphas_cumprod.double()
         return torch.atan2((1 - signal).sqrt(), signal.sqrt()) / (math.pi / 2)
+
+
+@lru_cache(maxsize=8)
+def _levels(schedule: NoiseSchedule) -> tuple[Tensor, Tensor]:
+    kept = schedule.scheduler().alphas_cumprod
+    return kept, schedule.times(kept)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,3 +88,15 @@ class Readings:
                 what = {"loss": "the loss", "grad_norm": "the gradient norm"}.get(name, f"loss term '{name}'")
                 raise NonFiniteLoss(f"step {late.step}: {what} is {values[name]}. {_ADVICE}")
         return {**values, "lr": late.rate}
+
+
+def shown(values: dict[str, float]) -> dict[str, float]:
+    """What people see of a step: the terms, not their adaptively weighted sum, which stays near 1 however well a run goes."""
+    terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
+    return {**(terms or {"loss": values["loss"]}), "grad": values["grad_norm"], "lr": values["lr"]}
+
+
+def means(window: list[dict[str, float]]) -> dict[str, float]:
+    """Means of some steps' numbers, and the largest gradient norm."""
+    found = {key: float(np.mean([v[key] for v in window if key in v])) for key in window[-1]}
+    return {**found, "grad_norm_max": max(v["grad_norm"] for v in window)}

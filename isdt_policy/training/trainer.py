@@ -11,7 +11,6 @@ import dataclasses
 import io
 import math
 import os
-import shutil
 import sys
 import time
 from contextlib import suppress
@@ -26,7 +25,6 @@ from torch import Tensor
 
 from isdt_policy.datasets.windows import Batch, batch_indices
 from isdt_policy.method.device import find_device, multiplies_bf16
-from isdt_policy.method.flow_map import FlowMap, with_tangent
 from isdt_policy.method.objectives.base import Loss, Objective
 from isdt_policy.method.objectives.endpoint import Averaged
 from isdt_policy.method.objectives.isd import ISD
@@ -34,19 +32,16 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
+from isdt_policy.training.compiling import compiled
 from isdt_policy.training.distributed import ALONE, World, check_divides
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
 from isdt_policy.training.loggers import Log, Silence
+from isdt_policy.training.memory import peak_memory
 from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of, rows_of
 from isdt_policy.training.prefetch import Prefetch
-from isdt_policy.training.readings import BEHIND, NonFiniteLoss, Readings
+from isdt_policy.training.readings import BEHIND, NonFiniteLoss, Readings, means, shown
 from isdt_policy.training.settings import TrainingConfig
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
 
 __all__ = ["NonFiniteLoss", "Trainer", "TrainingConfig", "Windows"]
 
@@ -114,7 +109,7 @@ class Trainer:
         self.readings = Readings(BEHIND if on_gpu else 0)
         self.batches = Prefetch(lambda step: self._windows(step).batch(self.indices(step)), ahead=on_gpu, pin=on_gpu)
         self.flow_map, self.compile_note = (
-            _compiled(policy.flow_map, self.device) if config.compile else (policy.flow_map, "off")
+            compiled(policy.flow_map, self.device) if config.compile else (policy.flow_map, "off")
         )
         self.averaged_flow_map = self.ema.module.flow_map
         if self.compile_note == "on" and config.endpoint_steps:
@@ -319,14 +314,14 @@ class Trainer:
             saves = self.step % c.checkpoint_every == 0 or self.step == goal or bool(signal or over)
             if logs or validates or saves:
                 window += self.readings.rest()  # nothing is written of steps that are not known to be good
-            bar.update(1, **(_shown(window[-1]) if window else {}))
+            bar.update(1, **(shown(window[-1]) if window else {}))
 
             # What it was like.
             if logs:
                 elapsed = time.monotonic() - started
                 speed = {"steps_per_s": (self.step - first) / elapsed, "elapsed_s": elapsed}
                 epoch = {"epoch": self.step * c.batch_size / self.train.n_windows}
-                log.write(self.step, {**_means(window), **speed, **epoch, **_peak_memory(self.device)})
+                log.write(self.step, {**means(window), **speed, **epoch, **peak_memory(self.device)})
                 window = []
             metric = None
             if validates and self.world.rank == 0:
@@ -363,37 +358,3 @@ def _encoded(
 def _repeated(rows: Tensor, copies: int) -> Tensor:
     """All rows, and all of them again: the first rows of a batch stay different windows."""
     return rows if copies == 1 else rows.repeat(copies, *[1] * (rows.ndim - 1))
-
-
-def _compiled(flow_map: FlowMap, device: torch.device) -> tuple[FlowMap, str]:
-    """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not."""
-    # On a CPU PyTorch writes C++; on a GPU Triton writes C.
-    compilers = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++")
-    if not any(map(shutil.which, compilers)):
-        kind = "C" if device.type == "cuda" else "C++"
-        note = f"no {kind} compiler ({' or '.join(compilers)}) on the PATH, so training runs uncompiled"
-        print(f"isdt train: {note}", file=sys.stderr)
-        return flow_map, note
-    tangent = torch.compile(partial(with_tangent, flow_map.network))
-    return FlowMap(torch.compile(flow_map.network), flow_map.path, tangent), "on"
-
-
-def _shown(values: dict[str, float]) -> dict[str, float]:
-    """What people see of a step: the terms, not their adaptively weighted sum, which stays near 1 however well a run goes."""
-    terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
-    return {**(terms or {"loss": values["loss"]}), "grad": values["grad_norm"], "lr": values["lr"]}
-
-
-def _means(window: list[dict[str, float]]) -> dict[str, float]:
-    """Means of some steps' numbers, and the largest gradient norm."""
-    means = {key: float(np.mean([v[key] for v in window if key in v])) for key in window[-1]}
-    return {**means, "grad_norm_max": max(v["grad_norm"] for v in window)}
-
-
-def _peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process has held, in MiB, where the system counts it: Linux does in KiB, macOS in bytes."""
-    peaks = {"peak_gpu_mb": torch.cuda.max_memory_allocated(device) / 2**20} if device.type == "cuda" else {}
-    if resource is None:
-        return peaks
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_rss_mb": peak / (2**20 if sys.platform == "darwin" else 2**10), **peaks}

@@ -517,6 +517,27 @@ def test_wrong_settings_are_refused_by_name(objective, options, message):
         objective(**options)
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_diffusion_noises_and_aims_as_diffusers_does(batch, prediction):
+    """To the last bit, although nothing of the schedule is copied to where the batch is."""
+    objective, asked = Diffusion(prediction=prediction), []
+
+    def network(x, t, s, cond):
+        asked.append((x, t))
+        return torch.zeros_like(x)
+
+    x, z = batch["x"].float(), batch["z"].float()
+    level = torch.arange(0, 96, 96 // len(x))[: len(x)]
+    generator = torch.Generator().manual_seed(0)
+    flow_map = FlowMap(network, INTERPOLANTS["trigonometric"]())
+    loss = objective(flow_map, x, batch["cond"].float(), batch["null"].float(), generator, draws=Draws(z, level=level))
+    scheduler = objective.sampling.schedule.scheduler()
+    assert torch.equal(asked[0][0], scheduler.add_noise(x, z, level))
+    assert torch.equal(asked[0][1], objective.sampling.schedule.times(scheduler.alphas_cumprod)[level].float())
+    target = {"epsilon": z, "sample": x, "v_prediction": scheduler.get_velocity(x, z, level)}[prediction]
+    torch.testing.assert_close(loss.terms["diffusion"], target.square().mean())
+
+
 def test_diffusion_is_refused_on_the_linear_path(batch):
     with pytest.raises(InputError, match="interpolant=trigonometric"):
         evaluate(Diffusion(), FlowMap(mlp(), INTERPOLANTS["linear"]()), batch)

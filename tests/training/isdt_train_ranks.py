@@ -36,6 +36,7 @@ OBJECTIVES = {
     ],
     "meanflow": ["objective=meanflow"],
     "shortcut": ["objective=shortcut"],
+    "diffusion": ["objective=diffusion", "policy.interpolant=trigonometric", "training.diagonal_steps=0"],
 }  # fmt: skip
 
 

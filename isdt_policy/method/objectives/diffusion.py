@@ -1,6 +1,6 @@
 """Denoising diffusion (Ho et al., arXiv 2006.11239), as Diffusion Policy trains it (Chi et al., 2303.04137).
 
-Levels and noising are those of diffusers' DDPMScheduler; the network is told a level by its time on the trigonometric path
+Levels are those of diffusers' DDPMScheduler; the network is told a level by its time on the trigonometric path
 (see noise_schedule.py), and is therefore trained on that path only.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from isdt_policy.method.device import sent
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import Trigonometric
 from isdt_policy.method.noise_schedule import NoiseSchedule
@@ -67,13 +68,15 @@ class Diffusion:
         if level is None:
             share = share_of(generator)
             level = share.take(torch.randint(self.train_steps, (share.of(action.shape[0]),), generator=generator))
-        schedule = self.sampling.schedule
-        scheduler = schedule.scheduler()
-        x_k = scheduler.add_noise(action, noise, level)
+        # Of the level, on the CPU: on a GPU nothing of the schedule is copied there and nothing waits.
+        kept, times = self.sampling.schedule.levels()
+        kept = kept.to(action.dtype)[level.cpu()][:, None, None]
+        signal, spread = sent(kept**0.5, action), sent((1 - kept) ** 0.5, action)
+        x_k = signal * action + spread * noise
         targets = {"epsilon": noise, "sample": action}
         target = targets.get(self.prediction)
         if target is None:
-            target = scheduler.get_velocity(action, noise, level)
-        t = schedule.times(scheduler.alphas_cumprod)[level].to(action)
+            target = signal * noise - spread * action
+        t = sent(times[level.cpu()], action)
         loss = mean_square(flow_map.velocity(x_k, t, cond).to(action.dtype) - target, keep)
         return weighted(loss, self.weight_power, diffusion=loss)
