@@ -92,3 +92,19 @@ class Policy(Protocol):
             oldest observation. Both in the environment's own units.
         """
         ...
+
+
+def frozen(policy: Policy, nfe: int | str, *, one_row: bool) -> Policy:
+    """The same policy, ready to be asked so, if it can be made ready; see `isdt_policy.method.policy.Policy.freeze`.
+
+    Args:
+        policy: what will be asked.
+        nfe: how.
+        one_row: for one robot, whose answers need not be those that it would get among others. Otherwise the rows of a call, and
+            with them the last bits, stay.
+    """
+    freeze = getattr(policy, "freeze", None)
+    if freeze is None:
+        return policy
+    ready: Policy = freeze(nfe, rows=1 if one_row else getattr(policy, "inference_rows", 1))
+    return ready

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.protocol import Policy, frozen
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Json
@@ -145,12 +145,12 @@ def single_row_seconds(
     """Time calls with one row, as a robot makes them, without the rows that an evaluation adds.
 
     Args:
-        policy: what answers; `policy.alone()` is asked in its place if it has that method.
+        policy: what answers; where it can be frozen, it is, to one row.
         obs: per key (1, n_obs_steps, *feature).
         arm: how it is asked.
         calls: number of calls that are timed.
     """
-    alone: Policy = policy.alone() if hasattr(policy, "alone") else policy
+    alone = frozen(policy, arm.value, one_row=True)
     times = []
     for i in range(calls + WARM_UP):
         begin = time.perf_counter()

@@ -24,7 +24,7 @@ from isdt_policy.deploy.report import Episode, Report
 from isdt_policy.deploy.runtime import Mode, Runtime
 from isdt_policy.deploy.safety import Safety
 from isdt_policy.deploy.watchdog import Watchdog
-from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.protocol import Policy, frozen
 from isdt_policy.eval.episode import Env, Observation, success_in
 
 
@@ -74,9 +74,9 @@ def control(
         settings: see `Control`.
         on_period: called after every period, for displays; its time counts.
     """
-    if not settings.virtual and hasattr(policy, "alone"):
+    if not settings.virtual:
         # Evaluation computes 16 rows whatever is asked, so that last bits do not depend on neighbours; a robot has none.
-        policy = policy.alone()
+        policy = frozen(policy, settings.nfe, one_row=True)
     loop = _Loop(policy, env, safety, settings, on_period)
     silence = max(10 * loop.period, 1.0)
     bark = Watchdog(silence, lambda: safety.stop(f"the control loop was silent for {silence:g} s"))

@@ -46,7 +46,7 @@ from isdt_policy.deploy.fair_share import FRAGMENT_S, REFUSED_S, FairShare
 from isdt_policy.deploy.runtime import Continuing
 from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
 from isdt_policy.deploy.wire import pack
-from isdt_policy.envs.protocol import Policy
+from isdt_policy.envs.protocol import Policy, frozen
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.values import JsonObject
@@ -133,7 +133,7 @@ class PolicyServer:
     def __init__(self, policy: Policy, settings: Serving = Serving()) -> None:
         require("websockets", "serve", "The policy server")
         require("msgpack", "serve", "The policy server")
-        self.policy, self.settings, self.port = policy, settings, settings.port
+        self.policy, self.settings, self.port = frozen(policy, settings.nfe, one_row=False), settings, settings.port
         self.contract = c = Contract.of(policy)
         self.metadata = {
             "server": "isdt-policy",

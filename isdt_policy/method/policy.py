@@ -13,7 +13,8 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from isdt_policy.method import zoo
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks.image_encoder import Cameras
@@ -32,6 +32,10 @@ from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.normalization import Normalizer
 from isdt_policy.method.policy_config import PolicyConfig
+from isdt_policy.method.policy_files import find_policy as find_policy
+from isdt_policy.method.policy_files import read_policy, sha256
+from isdt_policy.method.policy_files import weights_sha256 as weights_sha256
+from isdt_policy.method.replay import Replay
 from isdt_policy.method.samplers import Plan, plan
 from isdt_policy.method.shapes import Chunks, Embeddings, no_type_check
 from isdt_policy.shared.errors import InputError, at_least, nearest
@@ -69,6 +73,7 @@ class Policy(nn.Module):
         at_least(1, inference_rows=inference_rows)
         self.config = config
         self._inference_rows = inference_rows
+        self._replays: dict[str, Replay] = {}
         path = INTERPOLANTS[config.interpolant]()
         core = config.network.build(config.action_dim, config.cond_dim, config.horizon)
         self.network = Preconditioned(core, path, config.sigma_data, config.precondition)
@@ -133,9 +138,44 @@ class Policy(nn.Module):
         It saves the work on rows that nobody asked for. The last bits of its answers differ from those of the policy that
         evaluations use.
         """
+        return self.freeze(rows=1)
+
+    @torch.inference_mode()
+    def freeze(self, *nfe: int | str, rows: int = 1) -> Policy:
+        """The same policy, ready for calls of so many rows: the same modules and weights, and on a GPU one launch a call.
+
+        A GPU records what it does for each of `nfe` (a CUDA graph) and replays it: some hundreds of launches cost more than what
+        they start. A CPU computes as ever. So do other values of nfe, and samplers that draw on the way or belong to diffusion
+        policies. Weights may be changed in place later; a frozen policy is not moved to another device.
+
+        Args:
+            nfe: ways in which it will be asked, see `predict_action`.
+            rows: of every network call, see `inference_rows`. With another number the last bits of answers are others.
+
+        Raises:
+            InputError: an nfe that is unknown or does not suit this policy, or rows below 1.
+        """
+        at_least(1, rows=rows)
         policy = copy.copy(self)
-        policy._inference_rows = 1
+        policy._inference_rows, policy._replays = rows, {}
+        for asked in nfe:
+            chosen = self.plan(asked)
+            if not chosen.stochastic and self.sampling.kind != "diffusion":
+                policy._replays[str(asked)] = Replay(partial(self._recorded, chosen), self.blank(rows))
         return policy
+
+    def _recorded(self, chosen: Plan, given: Sequence[Tensor]) -> Tensor:
+        """What a GPU records: from observations, in the order of the configuration, and noise to actions."""
+        *seen, noise = given
+        return self._answer(chosen, dict(zip(self.config.observations, seen)), noise, [])
+
+    def blank(self, rows: int) -> list[Tensor]:
+        """Inputs of `_recorded` that say nothing."""
+        device, seen = self.null.device, self.config.observations.values()
+        one = [spec.shape if spec.kind == "image" else (spec.size,) for spec in seen]
+        shapes = [((rows, self.n_obs_steps, *shape), getattr(torch, spec.dtype)) for shape, spec in zip(one, seen)]
+        shapes.append(((rows, self.horizon, self.config.action_dim), torch.float32))
+        return [torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes]
 
     def acting(self, n_action_steps: int | None = None, noise_scale: float | None = None) -> Policy:
         """The same policy with another way of acting; None keeps what the configuration says.
@@ -151,6 +191,7 @@ class Policy(nn.Module):
         changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
         policy = copy.copy(self)
         policy.config = dataclasses.replace(self.config, **changes)
+        policy._replays = {}
         return policy
 
     def reset(self) -> None:
@@ -195,7 +236,7 @@ class Policy(nn.Module):
         batch = self._check_obs(obs)
         drawn, row_seeds = self._noise(batch, noise_seeds)
         noise = torch.from_numpy(drawn)
-        rows = self.inference_rows
+        rows, replay = self.inference_rows, self._replays.get(str(nfe))
         chunks = []
         for start in range(0, batch, rows):
             part = {
@@ -208,13 +249,19 @@ class Policy(nn.Module):
                 part = {key: torch.cat([x, x[:1].expand(rows - n, *x.shape[1:])]) for key, x in part.items()}
                 z = torch.cat([z, z[:1].expand(rows - n, *z.shape[1:])])
                 seeds += seeds[:1] * (rows - n)
-            part = {key: x.to(device) for key, x in part.items()}
-            cond = self.encode(part)
-            x = self._run(chosen, z.to(device), cond, seeds)
-            chunks.append(self.normalizer.unnormalize_action(x, part)[:n].cpu())
+            if replay is not None:
+                answer = replay([*part.values(), z])
+            else:
+                answer = self._answer(chosen, {key: x.to(device) for key, x in part.items()}, z.to(device), seeds)
+            chunks.append(answer[:n].cpu())
         pred = torch.cat(chunks).numpy()
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
+
+    def _answer(self, chosen: Plan, obs: Mapping[str, Tensor], noise: Tensor, seeds: list[int]) -> Tensor:
+        """Actions (rows, horizon, action_dim) in the environment's units, from what is on the device."""
+        x = self._run(chosen, noise, self.encode(obs), seeds)
+        return self.normalizer.unnormalize_action(x, obs)
 
     @no_type_check
     def plan(self, nfe: int | str) -> Plan:
@@ -309,7 +356,7 @@ class Policy(nn.Module):
         Raises:
             InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
         """
-        folder, text, data = _read(path)
+        folder, text, data = read_policy(path)
         try:
             raw = json.loads(text)
         except ValueError as error:
@@ -337,59 +384,5 @@ class Policy(nn.Module):
                 f"{folder}: the weights do not fit config.json ({detail[min(1, len(detail) - 1)].strip()})."
             ) from error
         policy.normalizer.check()
-        policy.fingerprint = _sha256(text, data)
+        policy.fingerprint = sha256(text, data)
         return policy.eval()
-
-
-def weights_sha256(path: str | Path) -> str:
-    """SHA-256 of weights and configuration: the one identity of what acts, in results, exports and pages.
-
-    Args:
-        path: run directory, checkpoint, or a folder written by `save_pretrained`.
-
-    Raises:
-        InputError: no policy there.
-    """
-    return _sha256(*_read(path)[1:])
-
-
-def _sha256(*parts: bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _read(path: str | Path) -> tuple[Path, bytes, bytes]:
-    """The folder of a policy, its config.json and its weights, of one checkpoint also while training writes the next."""
-    for attempt in range(20):
-        folder = find_policy(path)
-        real = folder.resolve()  # `last` may point elsewhere between two reads, and what it pointed to be deleted
-        try:
-            return folder, (real / "config.json").read_bytes(), (real / "model.safetensors").read_bytes()
-        except OSError as error:
-            moved = not real.exists() or find_policy(path).resolve() != real
-            if not moved or attempt == 19:
-                name = Path(error.filename or "model.safetensors").name
-                raise InputError(f"{folder / name} cannot be read: {error}") from error
-    raise AssertionError
-
-
-def find_policy(path: str | Path) -> Path:
-    """The directory that holds config.json: `path` itself, the policy of the last checkpoint below it, or that of `zoo:NAME`."""
-    if zoo.is_name(path):
-        return zoo.folder(path)
-    path = Path(path)
-    candidates = [path, path / "policy", path / "checkpoints" / "last" / "policy"]
-    for folder in candidates:
-        if (folder / "model.safetensors").is_file():
-            return folder
-    if not path.exists():
-        raise InputError(
-            f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo; "
-            "or take a trained one: checkpoint=zoo:pusht_human"
-        )
-    raise InputError(
-        f"no policy at '{path}': looked for model.safetensors in {', '.join(str(c) for c in candidates)}. "
-        "Give a run directory, one of its checkpoints, or a folder written by save_pretrained."
-    )

@@ -100,6 +100,18 @@ def test_frozen_actions_come_back_to_the_last_bit_in_the_environments_units():
     assert np.abs(other[:, 5:] - pred[:, 5:]).max() > 1  # the rest listens to what is frozen
 
 
+def test_a_frozen_policy_continues_chunks_with_the_same_bits():
+    policy = PrefixPolicy(tiny_policy())
+    frozen = policy.freeze(2, rows=3)
+    for rows, nfe in ((3, 2), (3, 1), (3, 4), (2, 2)):  # one evaluation is taken as two; the last two are not frozen
+        obs, seeds = observations(rows), np.array([[9, i] for i in range(rows)])
+        known, weight = np.full((rows, 16, 2), 7.0), np.zeros((rows, 16))
+        weight[:, :4] = 1
+        answers = [p.continue_action(obs, known, weight, nfe=nfe, noise_seeds=seeds) for p in (policy, frozen)]
+        assert np.array_equal(answers[0]["action_pred"], answers[1]["action_pred"])
+    assert list(frozen._replays) == [inpainting_grid(2)]
+
+
 def test_a_real_policy_runs_in_real_time_chunks():
     runtime = Runtime(PrefixPolicy(tiny_policy()), mode="rtc")
     runtime.reset(seed=0)

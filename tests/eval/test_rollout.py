@@ -161,7 +161,8 @@ def test_the_latency_of_one_row_is_that_of_the_policy_alone():
             return super().predict_action(obs, **given)
 
     class Many(NoisyPolicy):
-        def alone(self):
+        def freeze(self, *nfe, rows=1):
+            assert (nfe, rows) == ((1,), 1)
             return Alone()
 
     result = evaluate(Many(), CHAOS, SEEDS, make_env=partial(Chaos, 12))

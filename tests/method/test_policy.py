@@ -79,6 +79,36 @@ def test_alone_it_is_the_same_policy_with_one_row_a_call(policy):
     assert all(a is b for a, b in zip(policy.parameters(), alone.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("rows", [1, 5, 16])
+def test_a_frozen_policy_gives_the_bits_of_one_with_as_many_rows(policy, rows, tmp_path):
+    """In the memory of the last call, whose answer stays what it was; as asked for, and otherwise."""
+    policy.save_pretrained(tmp_path)
+    plain, ways = Policy.from_pretrained(tmp_path, rows), (1, 2, "euler3", "restart2")
+    frozen = policy.freeze(*ways, rows=rows)
+    assert list(frozen._replays) == ["1", "2", "euler3"]  # restart2 draws on the way
+    asked = [(observations(7, seed), np.array([[seed, i] for i in range(7)])) for seed in (1, 2)]
+    for nfe in (*ways, 3):
+        answers = [frozen.predict_action(obs, nfe=nfe, noise_seeds=seeds)["action_pred"] for obs, seeds in asked]
+        for answer, (obs, seeds) in zip(answers, asked):
+            assert np.array_equal(answer, plain.predict_action(obs, nfe=nfe, noise_seeds=seeds)["action_pred"])
+    with pytest.raises(InputError, match="nfe='euler'"):
+        policy.freeze("euler")
+    with pytest.raises(InputError, match="rows=0 must be at least 1"):
+        policy.freeze(1, rows=0)
+
+
+def test_a_frozen_policy_sees_weights_that_change_and_another_way_of_acting(policy):
+    frozen, obs, seeds = policy.freeze(1), observations(1), np.array([[1, 2]])
+    before = frozen.predict_action(obs, noise_seeds=seeds)["action_pred"]
+    still = frozen.acting(noise_scale=0.0).predict_action(obs, noise_seeds=seeds)["action_pred"]
+    expected = policy.freeze().acting(noise_scale=0.0).predict_action(obs, noise_seeds=seeds)["action_pred"]
+    assert np.array_equal(still, expected)
+    assert not np.array_equal(still, before)
+    with torch.no_grad():
+        policy.network.network.out.bias += 1
+    assert not np.array_equal(frozen.predict_action(obs, noise_seeds=seeds)["action_pred"], before)
+
+
 def test_the_rows_of_a_call_are_chosen_once(policy, tmp_path):
     with pytest.raises(AttributeError):
         policy.inference_rows = 1
