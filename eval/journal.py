@@ -33,18 +33,21 @@ class Journal:
         self._file: TextIO | None = None
         self._synced = 0.0
 
-    def open(self, protocol: Protocol) -> dict[tuple[int, Arm], EpisodeRecord]:
+    def open(self, protocol: Protocol, device: str = "cpu") -> dict[tuple[int, Arm], EpisodeRecord]:
         """The records already there, without those that ended in an error: these episodes get another chance.
 
+        Args:
+            protocol: the conditions.
+            device: where the policy computes; episodes of two devices would be no result that can be repeated on one.
+
         Raises:
-            InputError: the folder holds episodes of another policy or protocol.
+            InputError: the folder holds episodes of another policy, protocol or device.
         """
         head = self.path.with_name("protocol.json")
         if not (head.exists() and self.path.exists()):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(
-                head, json.dumps({"protocol": protocol.to_json(), "policy": self.fingerprint}, indent=1), durable=True
-            )
+            told = {"protocol": protocol.to_json(), "policy": self.fingerprint, "device": device}
+            write_text(head, json.dumps(told, indent=1), durable=True)
             return {}
         try:
             found = json.loads(head.read_text())
@@ -55,6 +58,8 @@ class Journal:
             raise self._damaged(head.name, error) from error
         if policy != self.fingerprint:
             difference = f"policy {policy}, now {self.fingerprint}"
+        if found.get("device", device) != device:  # absent in journals of earlier versions
+            difference = f"computed on {found['device']}, now on {device}"
         if difference:
             raise InputError(
                 f"{self.path.parent} holds episodes of another evaluation ({difference}); mixing them would be wrong. "

@@ -27,6 +27,8 @@ class PolicyInfo:
         parameters: how many parameters it has.
         training: what its training took: step, windows, seconds.
         config: its configuration.
+        device: where it computed: cpu, or the name of a GPU.
+        rows: of its network calls, if it says so. With the device they decide about the last bits of its answers.
     """
 
     checkpoint: str | None = None
@@ -35,6 +37,8 @@ class PolicyInfo:
     parameters: int | None = None
     training: Json | None = None
     config: Json | None = None
+    device: str | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ def describe_policy(policy: Policy, **more: object) -> PolicyInfo:
     parameters, saved = getattr(policy, "parameters", None), getattr(getattr(policy, "config", None), "to_json", None)
     config = None if saved is None else {key: value for key, value in saved().items() if key != "format_version"}
     count = None if parameters is None else sum(p.numel() for p in parameters())
-    return PolicyInfo(parameters=count, config=config, **more)  # type: ignore[arg-type]
+    device, rows = getattr(policy, "computes_on", "cpu"), getattr(policy, "inference_rows", None)
+    return PolicyInfo(parameters=count, config=config, device=device, rows=rows, **more)  # type: ignore[arg-type]
 
 
 def versions(task: str) -> dict[str, str]:

@@ -154,7 +154,8 @@ def evaluate(
     _check(policy, asked, protocol, scene)
     recipe = _recipe(policy, protocol, scene)
     wanted = [Episode(seed, arm, scene.start(seed)) for arm in asked for seed in seeds]
-    there = journal.open(protocol) if journal is not None else {}  # of other arms and seeds too
+    device = getattr(policy, "computes_on", "cpu")
+    there = journal.open(protocol, device) if journal is not None else {}  # of other arms and seeds too
     finished = {e.key: there[e.key] for e in wanted if e.key in there} if not scene.keep else {}
     queue = deque(episode for episode in wanted if episode.key not in finished)
     inference = None if policy is None else Inference(policy, protocol.inference_batch)

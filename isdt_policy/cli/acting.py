@@ -89,9 +89,9 @@ class Acting:
             spec = task_spec(str(self.task))
             return Actor(expert(spec.id), spec, self.policy, name=self.policy)
         from isdt_policy.method import policy as method
-        from isdt_policy.method.device import find_device
+        from isdt_policy.method.device import device_to_act
 
-        checkpoint, device = str(self.checkpoint), find_device(self.device)
+        checkpoint, device = str(self.checkpoint), device_to_act(self.device)
         policy = method.Policy.from_pretrained(checkpoint).acting(self.n_action_steps, self.noise_scale).to(device)
         task = self.task or policy.task
         if not task and Recorded.of(policy):

@@ -154,7 +154,8 @@ class Deploy:
         if self.out:
             options = {"checkpoint": self.checkpoint, "task": spec.id, "mode": self.mode, "nfe": str(settings.nfe),
                        "latency": self.latency, "drop_obs": self.drop_obs, "clock": self.clock, "seed": self.seed,
-                       "limits": allowed.as_dict()}  # fmt: skip
+                       "device": getattr(policy, "computes_on", None), "limits": allowed.as_dict(),
+                       "rows": getattr(policy, "inference_rows", None) if settings.virtual else 1}  # fmt: skip
             write_text(Path(self.out), json.dumps({"options": options, **report.summary()}, indent=1) + "\n")
             print(f"numbers: {self.out}")
         if self.video:

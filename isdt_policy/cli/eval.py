@@ -244,6 +244,10 @@ class EvalRepeat(Stepping):
         for package, was in before.origin.versions.items():
             if here.get(package) != was:
                 print(f"note: {package} was {was}, is {here.get(package)} here", file=sys.stderr)
+        now = describe_policy(actor.policy)
+        for what, then, is_ in (("device", policy.device, now.device), ("rows of a call", policy.rows, now.rows)):
+            if then not in (None, is_):
+                print(f"note: the {what} was {then}, is {is_} here; last bits depend on it", file=sys.stderr)
         for told in differences(before.origin.hardware):
             print(f"note: {told}; the same bits are promised where that is the same", file=sys.stderr)
         seeds = before.seeds[: self.episodes]

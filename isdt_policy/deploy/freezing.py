@@ -131,6 +131,11 @@ class PrefixPolicy:
         """Rows per network call of `predict_action`; see the policy's."""
         return self.policy.inference_rows
 
+    @property
+    def computes_on(self) -> str:
+        """Where it computes; see the policy's."""
+        return self.policy.computes_on
+
     def alone(self) -> PrefixPolicy:
         """The same for one robot: one row a network call; see the policy's."""
         return self.freeze()

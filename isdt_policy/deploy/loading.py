@@ -34,7 +34,7 @@ def load_policy(checkpoint: str, mode: str = "sync", device: str = "cpu") -> Pol
         checkpoint: address of a server (ws://HOST:PORT), a .onnx file, or a run, a checkpoint, a folder of save_pretrained,
             zoo:NAME. The key of a server comes from the environment variable ISDT_API_KEY.
         mode: the runtime's mode; "rtc" gives a policy that can continue a started chunk.
-        device: where a checkpoint computes, see `find_device`.
+        device: where a checkpoint computes, see `device_to_act`.
 
     Raises:
         InputError: nothing there that can be loaded, or a device that is not there.
@@ -50,9 +50,9 @@ def load_policy(checkpoint: str, mode: str = "sync", device: str = "cpu") -> Pol
     if checkpoint.endswith(".onnx"):
         return OnnxPolicy(checkpoint)
     from isdt_policy.deploy import freezing  # with torch, which an exported file or a server does not need
-    from isdt_policy.method.device import find_device
+    from isdt_policy.method.device import device_to_act
 
-    policy = freezing.Policy.from_pretrained(checkpoint).to(find_device(device))
+    policy = freezing.Policy.from_pretrained(checkpoint).to(device_to_act(device))
     return freezing.PrefixPolicy(policy) if mode == "rtc" else policy
 
 

@@ -56,6 +56,7 @@ class Table(TypedDict):
     seed: int
     nfe: int
     rate_hz: float
+    device: str
     command: str
     versions: dict[str, str]
     cells: dict[str, Cell]
@@ -72,6 +73,7 @@ class Grid:
         seed: the first episode starts from this seed, the others from the seeds that follow.
         nfe: network evaluations per chunk, the same in all modes (rtc takes at least two).
         rate: control steps per second; default: the task's.
+        device: where the policy computes: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.
     """
 
     latencies: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class Grid:
     seed: int = 100_000
     nfe: int = 2
     rate: float | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.nfe < 1 or (self.rate is not None and not self.rate > 0):
@@ -112,8 +115,9 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
     from isdt_policy.method.policy import weights_sha256  # with torch
 
     check_writable(file)
-    policies = {mode: load_policy(checkpoint, mode) for mode in grid.modes}
-    spec = task_of(next(iter(policies.values())), task)
+    policies = {mode: load_policy(checkpoint, mode, grid.device) for mode in grid.modes}
+    first = next(iter(policies.values()))
+    spec = task_of(first, task)
     grid = grid.at(spec)
     result: Table = {
         "task": spec.id,
@@ -122,6 +126,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
         "seed": grid.seed,
         "nfe": grid.nfe,
         "rate_hz": float(grid.rate or spec.rate_hz),
+        "device": str(getattr(first, "computes_on", "cpu")),
         "command": command,
         "versions": versions(spec.id),
         "cells": {},
@@ -152,6 +157,7 @@ def _read(file: Path) -> JsonObject:
     if not isinstance(found, dict) or not isinstance(found.get("cells"), dict):
         raise InputError(f"{file} is not a table of isdt deploy table; give another out=.")
     found.setdefault("nfe", found.get("steps"))  # its name in version 0.1.0
+    found.setdefault("device", "cpu")
     return found
 
 

@@ -37,6 +37,17 @@ def find_device(name: str, option: str = "device") -> torch.device:
     return device
 
 
+def device_to_act(name: str) -> torch.device:
+    """The device that a user names for a policy that acts; a GPU then computes in full float32, convolutions too.
+
+    Raises:
+        InputError: see `find_device`.
+    """
+    device = find_device(name)
+    set_arithmetic(device, tf32=False, deterministic=False)
+    return device
+
+
 def set_arithmetic(device: torch.device, tf32: bool, deterministic: bool) -> None:
     """Choose how a GPU computes, for this process. The CPU computes as it always does.
 

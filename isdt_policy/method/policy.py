@@ -130,6 +130,12 @@ class Policy(nn.Module):
         """Rows of every network call of `predict_action`."""
         return self._inference_rows
 
+    @property
+    def computes_on(self) -> str:
+        """The GPU's name, or the kind of another device. With the rows of a call it decides about the last bits of answers."""
+        device = self.null.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
     # Acting.
 
     def alone(self) -> Policy:

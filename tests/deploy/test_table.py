@@ -36,6 +36,9 @@ def test_cells_are_counted_kept_and_not_mixed(checkpoint, tmp_path, capsys):
     assert "n = 1 per cell, seeds 100000 to 100000" in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
+    assert result["device"] == "cpu"
+
+    del result["device"]  # as earlier versions wrote it
     result["cells"]["sync 0ms"]["records"][0]["max_reward"] = 0.123
     out.with_suffix(".json").write_text(json.dumps(result))
     run(checkpoint, out, "episodes=1", "latencies=[0ms]")

@@ -50,6 +50,7 @@ def test_numbers_come_with_all_it_takes_to_get_them_again(evaluated, checkpoint)
     assert info["command"].startswith(f"isdt eval checkpoint={checkpoint}")
     assert info["versions"]["gym-pusht"] == "0.1.8"
     assert re.fullmatch("[0-9a-f]{64}", info["policy"]["fingerprint"])
+    assert (info["policy"]["device"], info["policy"]["rows"]) == ("cpu", 16)  # which last bits these are
     assert {"commit", "hardware", "timing", "protocol", "options"} <= set(info)
     # LeRobot's names
     assert {"avg_sum_reward", "avg_max_reward", "pc_success", "eval_s", "eval_ep_s"} <= set(info["aggregated"])
@@ -59,6 +60,16 @@ def test_numbers_come_with_all_it_takes_to_get_them_again(evaluated, checkpoint)
 def test_a_result_repeats_from_its_json_alone(evaluated, capsys):
     assert isdt(["eval", "repeat", str(evaluated / "eval_info.json"), "n_envs=3"]) == 0
     assert "12 of 12 episodes identical" in capsys.readouterr().out
+
+
+def test_repeat_says_that_it_computes_elsewhere_or_otherwise(evaluated, tmp_path, capsys):
+    info = json.loads((evaluated / "eval_info.json").read_text())
+    info["policy"].update(device="NVIDIA H100", rows=1)
+    (tmp_path / "changed.json").write_text(json.dumps(info))
+    isdt(["eval", "repeat", str(tmp_path / "changed.json"), "episodes=1"])
+    said = capsys.readouterr().err
+    assert "the device was NVIDIA H100, is cpu here" in said
+    assert "the rows of a call was 1, is 16 here" in said
 
 
 def test_repeat_says_which_episode_differs(evaluated, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What a journal holds after a kill, a power cut and a mutation."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,18 @@ def test_a_damaged_head_is_refused_in_one_line(text, journal):
     (journal.path.parent / "protocol.json").write_text(text)
     with pytest.raises(InputError, match=r"protocol.json is damaged"):
         Journal(journal.path.parent, "weights").open(PROTOCOL)
+
+
+def test_episodes_of_two_devices_are_not_mixed(journal):
+    folder = journal.path.parent
+    with pytest.raises(InputError, match="computed on cpu, now on NVIDIA H100"):
+        Journal(folder, "weights").open(PROTOCOL, "NVIDIA H100")
+    assert len(Journal(folder, "weights").open(PROTOCOL, "cpu")) == 3
+    head = folder / "protocol.json"
+    told = json.loads(head.read_text())
+    assert told.pop("device") == "cpu"
+    head.write_text(json.dumps(told))  # as earlier versions wrote it
+    assert len(Journal(folder, "weights").open(PROTOCOL, "NVIDIA H100")) == 3
 
 
 def test_a_result_is_on_the_disk_when_it_is_saved(tmp_path, monkeypatch):

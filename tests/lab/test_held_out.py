@@ -108,6 +108,7 @@ def test_the_verb_writes_numbers_and_a_page(store, policy, tmp_path, capsys):
     assert len(printed.splitlines()[0]) <= 100
     info = json.loads((tmp_path / "held_out.json").read_text())
     assert np.shape(info["error"]["euler10"]) == (7, 2)
+    assert info["device"] == "cpu"
     page = (tmp_path / "held_out.html").read_text()
     assert "Episode 0, replayed" in page
     assert "do not rank good ones" in page

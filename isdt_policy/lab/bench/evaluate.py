@@ -30,8 +30,10 @@ def measure(what: Eval) -> Measured:
     Raises:
         InputError: the two ways disagree on a seed.
     """
-    prepare(what.threads)
+    device = prepare(what.threads, what.device)
     policy, task = _policy(what), what.task
+    if isinstance(policy, Policy):
+        policy = policy.to(device)
     seeds = range(FINAL_START, FINAL_START + what.episodes)
     protocol = (
         Protocol(task) if isinstance(policy, Policy) else Protocol(task, inference_batch=1)
@@ -55,7 +57,8 @@ def measure(what: Eval) -> Measured:
     facts = {
         "policy": what.checkpoint or f"{type(policy).__name__}, {'scripted' if task != 'pusht' else 'untrained'}",
         "episodes": what.episodes, "seeds": f"{seeds[0]} to {seeds[-1]}",
-        "n_envs": what.n_envs, "n_workers": what.n_workers, "success, length and reward of every seed equal": True,
+        "n_envs": what.n_envs, "n_workers": what.n_workers, "device": device,
+        "success, length and reward of every seed equal": True,
     }  # fmt: skip
     ratios = {
         f"{name} / evaluator": ratio(t, timings["evaluator"]) for name, t in timings.items() if name != "evaluator"

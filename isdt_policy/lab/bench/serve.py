@@ -34,14 +34,14 @@ QUESTIONS = 32  # different ones per client, asked in turn
 
 def measure(what: Serve) -> Measured:
     """Time a request, then the clients' answers."""
-    prepare(what.threads)
+    device = prepare(what.threads, what.device)
     checkpoint = what.checkpoint
     with tempfile.TemporaryDirectory() as folder:
         if not checkpoint:
             say("exporting to ONNX")
             checkpoint = str(export(subject(what.size).policy, Path(folder) / "policy.onnx"))
-        local = load_policy(checkpoint)
-        with server(checkpoint, what.threads) as uri:
+        local = load_policy(checkpoint, device=device)
+        with server(checkpoint, what.threads, device) as uri:
             with PolicyClient(uri) as remote:
                 say(f"one request, served and in this process, {what.rounds} times {what.calls}")
                 frames, answers = questions(local, remote, what.clients)
@@ -56,6 +56,7 @@ def measure(what: Serve) -> Measured:
     p50, p95, p99, worst = np.quantile(answered.ms, [0.5, 0.95, 0.99, 1])
     facts = {
         "policy": what.checkpoint or f"untrained, {what.size}, ONNX Runtime", "clients": what.clients,
+        "device": device,
         "rate": f"{what.rate:g} Hz each, for {what.seconds:g} s",
         "asked": answered.asked, "answered": answered.answered, "wrong or another client's": answered.wrong,
         "latency p50 / p95 / p99 / largest, ms": f"{p50:.1f} / {p95:.1f} / {p99:.1f} / {worst:.1f}",
@@ -67,9 +68,9 @@ def measure(what: Serve) -> Measured:
 
 
 @contextmanager
-def server(checkpoint: str, threads: int) -> Iterator[str]:
+def server(checkpoint: str, threads: int, device: str = "cpu") -> Iterator[str]:
     """Run `isdt serve` and give its address."""
-    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={checkpoint}", "port=0"]
+    command = [sys.executable, "-m", "isdt_policy", "serve", f"checkpoint={checkpoint}", f"device={device}", "port=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else None
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None

@@ -85,6 +85,7 @@ class Eval(Benchmark):
         n_envs: how many environments the evaluator runs at a time.
         n_workers: how many processes step them; 0: this process steps them.
         threads: CPU threads; 0: as many as PyTorch chooses.
+        device: where the policy computes: cpu, cuda, cuda:N, or auto for a GPU if there is one.
     """
 
     rounds: int = 3
@@ -95,6 +96,7 @@ class Eval(Benchmark):
     n_envs: int = 16
     n_workers: int = 0
     threads: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Serve(Benchmark):
         seconds: how long the clients ask.
         calls: single requests per turn.
         threads: CPU threads of the server, and of this process; 0: as many as PyTorch chooses.
+        device: where the checkpoint computes; an exported policy runs on the CPU, so cuda needs checkpoint=.
     """
 
     checkpoint: PathText = ""
@@ -145,6 +148,7 @@ class Serve(Benchmark):
     seconds: float = 60.0
     calls: int = 20
     threads: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

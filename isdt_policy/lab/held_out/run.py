@@ -29,6 +29,7 @@ from isdt_policy.lab.held_out.measure import (
     spaced,
 )
 from isdt_policy.lab.held_out.settings import Settings
+from isdt_policy.method.device import device_to_act
 from isdt_policy.method.policy import Policy, weights_sha256
 from isdt_policy.shared import files, page, tables
 from isdt_policy.shared.arm import Arm
@@ -113,7 +114,8 @@ def held_out(settings: Settings, command: str = "") -> HeldOut:
     Raises:
         InputError: nothing to load, no episode that the policy has not seen, or an arm that does not suit it.
     """
-    policy = Policy.from_pretrained(settings.checkpoint)
+    device = device_to_act(settings.device)
+    policy = Policy.from_pretrained(settings.checkpoint).to(device)
     arms = _arms(policy, settings.arms)
     recordings = _recordings(settings, policy)
     rows = rows_of(recordings.store, recordings.asked, policy, recordings.spec)
@@ -131,7 +133,8 @@ def held_out(settings: Settings, command: str = "") -> HeldOut:
     ]
     info = {
         "schema": SCHEMA, "command": command, "commit": commit(), "checkpoint": settings.checkpoint,
-        "weights_sha256": weights_sha256(settings.checkpoint), "data": recordings.label, "n_steps": compared.n,
+        "weights_sha256": weights_sha256(settings.checkpoint), "device": policy.computes_on,
+        "data": recordings.label, "n_steps": compared.n,
         "seed": settings.seed, "execute": compared.execute,
         "error": {arm: value.tolist() for arm, value in compared.error.items()},
         "consecutive": {arm: value.tolist() for arm, value in compared.consecutive.items()},

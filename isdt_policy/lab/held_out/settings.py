@@ -23,6 +23,7 @@ class Settings:
         steps: ask at so many recorded steps, evenly spaced over the episodes.
         replays: draw so many episodes with the chunks that the policy would have executed.
         seed: another seed draws other noise.
+        device: where the policy computes: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one.
         out: folder; default: CHECKPOINT/eval_data. It gets held_out.json and held_out.html.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     replays: int = 4
     seed: int = 0
     out: Path | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         at_least(1, steps=self.steps)
