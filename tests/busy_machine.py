@@ -1,7 +1,7 @@
-"""How fast training is beside other processes: threads that spin against today's defaults, in turn.
+"""How fast training is beside other processes: ways in which threads wait, and how many there are, in turn.
 
-    python tests/busy_machine.py                            # beside none, one and four others; about five minutes
-    python tests/busy_machine.py 0 1 5 out=results/busy_machine.json
+    python tests/busy_machine.py                                        # beside none and one; five minutes
+    python tests/busy_machine.py 4 out=results/busy_machine.json        # beside four; adds to what the file holds
 
 Every way trains the first steps of `make demo` in a process of its own. The last column is what a user waits longer than on a
 quiet machine with today's defaults. What a machine does besides falls on all of them.
@@ -21,16 +21,18 @@ from isdt_policy.eval.origin import hardware
 from isdt_policy.shared import files, tables
 from isdt_policy.shared.provenance import commit
 
-STEPS, SECONDS, ROUNDS = 24, 10.0, 2
+STEPS, SECONDS, ROUNDS = 60, 8.0, 2
 PROGRAM = f"""
-import tempfile, time
+import sys, tempfile, time
 from isdt_policy.cli import main
 main(["--version"])
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.run import build_trainer
 import torch
 folder = tempfile.mkdtemp()
-trainer, _ = build_trainer(compose_config(["experiment=pusht_demo", "training.compile=false", f"run_dir={{folder}}/run"]))
+given = ["experiment=pusht_demo", f"training.threads={{sys.argv[1]}}", f"run_dir={{folder}}/run"]
+trainer, _ = build_trainer(compose_config(given))
+trainer.train_step()
 trainer.train_step()
 start, steps = time.monotonic(), 0
 while steps < 2 or (steps < {STEPS} and time.monotonic() - start < {SECONDS}):
@@ -38,19 +40,23 @@ while steps < 2 or (steps < {STEPS} and time.monotonic() - start < {SECONDS}):
     steps += 1
 print(torch.get_num_threads(), steps / (time.monotonic() - start))
 """
-DEFAULT = "passive, a thread a free core"
-# GNU's own default: threads spin for about a millisecond, and there are as many as cores.
+DEFAULT = "isdt: spinning briefly, a thread a free core"
+# Variables, and training.threads. GNU's own default: threads spin for milliseconds, and there are as many as cores.
+ALL = str(os.cpu_count())
 WAYS = {
-    "spinning, a thread a core": {"GOMP_SPINCOUNT": "300000", "OMP_WAIT_POLICY": "", "OMP_NUM_THREADS": str(os.cpu_count())},
-    "passive, a thread a core": {"OMP_NUM_THREADS": str(os.cpu_count())},
-    DEFAULT: {},
-}  # fmt: skip
+    "OpenMP's default, a thread a core": ({"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": "300000"}, ALL),
+    "never spinning, a thread a core": ({"GOMP_SPINCOUNT": "0"}, ALL),
+    "spinning briefly, a thread a core": ({}, ALL),
+    DEFAULT: ({}, "0"),
+    "one thread": ({}, "1"),
+}
 
 
 def main(args: list[str]) -> int:
     out = next((Path(arg.removeprefix("out=")) for arg in args if arg.startswith("out=")), None)
-    loads = [int(arg) for arg in args if not arg.startswith("out=")] or [0, 1, 4]
-    found: list[dict[str, Any]] = []
+    loads = [int(arg) for arg in args if not arg.startswith("out=")] or [0, 1]
+    before = json.loads(out.read_text())["found"] if out is not None and out.exists() else []
+    found: list[dict[str, Any]] = [one for one in before if one["beside"] not in loads]
     for busy in loads:
         found += [{"beside": busy, "way": way, **speed} for way, speed in beside(busy).items()]
         text = page(found)
@@ -84,7 +90,7 @@ def page(found: list[dict[str, Any]]) -> str:
     ]
     machine = hardware()
     about = (
-        f"- first steps of make demo, uncompiled; medians of {ROUNDS} processes in turn\n"
+        f"- first steps of make demo, compiled; medians of {ROUNDS} processes in turn\n"
         f"- {machine['processor']}, {machine['cores']} cores; commit {commit()}"
     )
     return "\n\n".join(["# tests/busy_machine.py", tables.markdown(header, rows), about])
@@ -97,8 +103,8 @@ def beside(busy: int) -> dict[str, dict[str, object]]:
     threads: dict[str, set[str]] = {way: set() for way in WAYS}
     try:
         for _ in range(ROUNDS):
-            for way, variables in WAYS.items():
-                count, speed = steps_per_s(variables)
+            for way, (variables, wanted) in WAYS.items():
+                count, speed = steps_per_s(variables, wanted)
                 speeds[way].append(speed)
                 threads[way].add(count)
     finally:
@@ -110,10 +116,14 @@ def beside(busy: int) -> dict[str, dict[str, object]]:
     }
 
 
-def steps_per_s(variables: dict[str, str]) -> tuple[str, float]:
-    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_NUM_THREADS")}
+def steps_per_s(variables: dict[str, str], wanted: str) -> tuple[str, float]:
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={**clean, **variables}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM, wanted], env={**clean, **variables}, capture_output=True, text=True, check=True
     )
     count, speed = done.stdout.split()[-2:]
     return count, float(speed)

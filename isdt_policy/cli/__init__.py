@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
-from isdt_policy.shared.cores import wait_passively
+from isdt_policy.shared.cores import wait_briefly
 from isdt_policy.shared.errors import InputError, nearest, printable
 from isdt_policy.shared.files import NO_ROOM
 
@@ -49,6 +49,7 @@ VERBS: dict[str, str] = {
     "deploy table": "isdt_policy.cli.deploy_table:DeployTable",
     "serve": "isdt_policy.cli.serve:Serve",
     "bench train": "isdt_policy.cli.bench:Train",
+    "bench ranks": "isdt_policy.cli.bench:Ranks",
     "bench infer": "isdt_policy.cli.bench:Infer",
     "bench eval": "isdt_policy.cli.bench:Eval",
     "bench data": "isdt_policy.cli.bench:Data",
@@ -78,7 +79,7 @@ EXAMPLES = """
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb. Returns 0 on success, 2 on bad input (one line on stderr), 130 when interrupted."""
-    wait_passively()  # before a verb loads torch
+    wait_briefly()  # before a verb loads torch
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -34,13 +34,17 @@ def test_a_machine_that_does_not_tell_is_asked_for_its_mean_load(monkeypatch):
     assert cores.free_cores(2) == 1
 
 
-def test_the_command_waits_passively_unless_told_otherwise():
+def test_the_command_waits_briefly_unless_told_otherwise():
     """Before torch is loaded: later nobody reads these variables."""
     program = (
         "import os, sys; from isdt_policy.cli import main; main(['--version']); "
-        "print(os.environ['OMP_WAIT_POLICY'], os.environ['KMP_BLOCKTIME'], 'torch' in sys.modules)"
+        "print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'KMP_BLOCKTIME', 'GOMP_SPINCOUNT')), 'torch' in sys.modules)"
     )
-    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME")}
-    for given, expected in (({}, "PASSIVE 0 False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE 0 False")):
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")}
+    ways = [
+        ({}, "PASSIVE 0 3000 False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None None False"),
+        ({"GOMP_SPINCOUNT": "9"}, "PASSIVE 0 9 False"),
+    ]  # fmt: skip
+    for given, expected in ways:
         done = subprocess.run([sys.executable, "-c", program], env={**clean, **given}, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == expected
