@@ -48,6 +48,18 @@ class Train(settings.Train, _Verb):
 
 
 @dataclass(frozen=True)
+class Ranks(settings.Ranks, _Verb):
+    """Time training steps of several processes against those of one.
+
+    Every process has one thread. All are started once; one trains while the others sleep, then all train, in turns.
+
+    Examples:
+        isdt bench ranks
+        isdt bench ranks nproc=4 images=false batch=256
+    """
+
+
+@dataclass(frozen=True)
 class Infer(settings.Infer, _Verb):
     """Time one network evaluation, and a whole call against DDIM-10 and DDPM-100.
 

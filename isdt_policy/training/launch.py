@@ -34,13 +34,17 @@ def start(nproc: int, args: Sequence[str]) -> int:
         raise InputError(
             "nproc= starts the processes itself, and a launcher has started several already. Leave nproc= out."
         )
+    return run(nproc, [sys.executable, "-m", "isdt_policy", "train", *args])
+
+
+def run(nproc: int, command: Sequence[str]) -> int:
+    """Run a command in several processes that find each other by the variables of torchrun; see `start`."""
     variables = {
         **os.environ, "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }  # fmt: skip
     if sys.platform == "linux":
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine need not know its own name
-    command = [sys.executable, "-m", "isdt_policy", "train", *args]
     children = [
         subprocess.Popen(
             command,

@@ -138,6 +138,7 @@ def test_data_writes_its_numbers(tmp_path):
         (["eval", "episodes=1.5"], "episodes must be a whole number"),
         (["serve", "threads=-1"], "threads=-1 must be at least 0"),
         (["infer", "out=numbers"], "ends in .json"),
+        (["ranks", "batch=5"], "batch is 5, which 2 processes cannot share equally"),
     ],
 )
 def test_bad_input_is_one_clear_line(args, message, capsys):
@@ -147,6 +148,18 @@ def test_bad_input_is_one_clear_line(args, message, capsys):
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1
     assert message in error
+
+
+@pytest.mark.parametrize("images", ["true", "false"])
+def test_several_processes_are_timed_against_one(images, tmp_path):
+    line = ["bench", "ranks", "rounds=2", "calls=1", "batch=4", "compile=false", f"images={images}"]
+    assert cli.main([*line, f"out={tmp_path}/ranks.json"]) == 0
+    result = json.loads((tmp_path / "ranks.json").read_text())
+    one, two = (result["timings_ms"][name] for name in ("one process", "2 processes"))
+    assert (one["calls"], two["calls"]) == (2, 2)
+    ratios = np.array(one["rounds"]) / np.array(two["rounds"])
+    assert result["ratios"]["one process / 2 processes"][0] == pytest.approx(np.median(ratios))
+    assert result["windows per second"]["one process"] == pytest.approx(4e3 / one["median"])
 
 
 @pytest.mark.parametrize("bf16", [True, False])

@@ -55,6 +55,25 @@ class Train(Benchmark):
 
 
 @dataclass(frozen=True)
+class Ranks(Benchmark):
+    """Training in several processes against one, a thread each.
+
+    Attributes:
+        nproc: how many processes share every batch.
+        images: the recommended encoder on generated pictures (experiment=pusht_image); false: states (pusht_demo).
+        batch: windows per step, of all processes together.
+        calls: steps per turn.
+        compile: compile the network, as training.compile does.
+    """
+
+    nproc: int = 2
+    images: bool = True
+    batch: int = 64
+    calls: int = 3
+    compile: bool = True
+
+
+@dataclass(frozen=True)
 class Infer(Benchmark):
     """One row: single evaluations and whole calls.
 

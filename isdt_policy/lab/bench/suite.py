@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isdt_policy.lab.bench import data, env, evaluate, infer, report, serve, settings, train
+from isdt_policy.lab.bench import data, env, evaluate, infer, ranks, report, serve, settings, train
 from isdt_policy.lab.bench.report import Measured
 
 
@@ -18,6 +18,8 @@ def measure(what: settings.Benchmark) -> Measured:
     match what:
         case settings.Train():
             return train.measure(what)
+        case settings.Ranks():
+            return ranks.measure(what)
         case settings.Infer():
             return infer.measure(what)
         case settings.Eval():
