@@ -1,7 +1,9 @@
 # make demo   environment, bundled demonstrations, training, evaluation at 1 and 2 steps, report
 # make test   what CI runs: format, lint, types, tests
 # make test-python PY=3.13   the wheel in a fresh environment of another Python
+# make test-latest, test-oldest   the same with the newest and the oldest versions of what it needs
 # make docs   the site, in build/site/html
+# make tutorials   the notebooks of docs/tutorials, from the scripts in examples/tutorials: about five minutes
 # make test-gpu, bench-gpu   the same on a CUDA GPU, with the Python in .venv or else $(PYTHON); one line where there is no GPU
 # make test-quick   for daily work: the tests that are not marked slow
 PYTHON ?= python3
@@ -11,7 +13,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python lint types unit tree docs clean
+.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python test-latest test-oldest fresh lint types unit tree docs tutorials clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -62,25 +64,36 @@ test-faults: $(VENV)/.dev
 test-quick: $(VENV)/.dev
 	$(PYTEST) -m "not slow"
 
-# The wheel in a fresh environment of another Python, and tests of what people do first, against what is installed there.
+# The wheel in a fresh environment, and tests of what people do first, against what is installed there: with another Python, with
+# the newest release of everything that pyproject.toml allows, and with the oldest. PyTorch is that of constraints.txt each time.
 PY     ?= 3.12
-FRESH  := $(CURDIR)/build/python$(PY)
 FOUND  = $(firstword $(wildcard $(HOME)/.pyenv/versions/$(PY).*/bin/python) $(shell command -v python$(PY)))
+EXTRAS := pusht,report,tensorboard,formats,diffusers,runtime,serve,export,hub,tune
 FIRST  := test_old_files.py test_public.py shared cli/test_zoo.py cli/test_cli.py method/test_policy.py datasets/test_store.py \
 	eval/test_result.py deploy/test_runtime.py
 test-python:
 	@test -n "$(FOUND)" || { echo "There is no Python $(PY) here."; exit 2; }
-	$(FOUND) -m venv --clear $(FRESH)
+	$(MAKE) fresh PYTHON=$(FOUND) FRESH=$(CURDIR)/build/python$(PY) VERSIONS=constraints.txt
+test-latest:
+	mkdir -p build && grep '^torch==' constraints.txt > build/latest.txt
+	$(MAKE) fresh FRESH=$(CURDIR)/build/latest VERSIONS=build/latest.txt
+test-oldest:
+	mkdir -p build && $(PYTHON) tests/oldest.py $(EXTRAS) > build/oldest.txt
+	$(MAKE) fresh FRESH=$(CURDIR)/build/oldest VERSIONS=build/oldest.txt
+fresh:
+	$(PYTHON) -m venv --clear $(FRESH)
 	$(FRESH)/bin/pip install --quiet --quiet --upgrade pip
 	$(FRESH)/bin/pip wheel --quiet --quiet --no-deps --wheel-dir $(FRESH)/dist .
-	$(FRESH)/bin/pip install --quiet --quiet $(INDEX) --constraint constraints.txt \
-		"$$(ls $(FRESH)/dist/isdt_policy-*.whl)[pusht,report,formats,diffusers,runtime,serve,export]" \
-		pytest pytest-timeout hypothesis scipy psutil beartype
+	$(FRESH)/bin/pip install --quiet --quiet $(INDEX) --constraint $(VERSIONS) \
+		"$$(ls $(FRESH)/dist/isdt_policy-*.whl)[$(EXTRAS)]" pytest pytest-timeout hypothesis scipy psutil beartype
 	cd $(FRESH) && OMP_NUM_THREADS=1 bin/pytest -q --config-file $(CURDIR)/pyproject.toml $(addprefix $(CURDIR)/tests/,$(FIRST))
 
 # Pages, search and links, in build/site/html.
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_site.py
+
+tutorials: $(VENV)/.dev
+	$(BIN)/python docs/make_tutorials.py
 
 # On a bare machine whose Python has torch and what this package needs: make test-gpu PYTHON=python3
 GPU_PY  := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

@@ -27,6 +27,18 @@ def test_every_page_of_docs_is_on_the_site(site):
         assert (site / "docs" / page.stem / "index.html").exists()
 
 
+def test_every_tutorial_is_a_page_with_what_it_prints_and_draws(site):
+    for notebook in (ROOT / "docs/tutorials").glob("*.ipynb"):
+        folder = site / "docs/tutorials" / notebook.stem
+        page = (folder / "index.html").read_text()
+        cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert page.count('<div class="highlight"') > len(cells)  # the code, and what it printed
+        for picture in re.findall(r'<img[^>]+src="([^"]+)"', page):
+            assert (folder / picture).exists()
+        assert (folder / re.findall(r'href="([^"]+\.ipynb)"', page)[0]).exists()
+    assert len(list((site / "docs/tutorials").glob("*.png"))) == 3
+
+
 def test_search_finds_what_pages_say(site):
     index = json.loads((site / "search/search_index.json").read_text())["docs"]
     for words, place in {"validation loss rises": "docs/faq/", "flow map": "docs/glossary/"}.items():

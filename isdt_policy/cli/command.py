@@ -27,6 +27,7 @@ value is read: str, int, float, bool, Path, Literal, Arm, X | None, tuple[X, ...
     positional  names that may be given without their key
     rest        the field that takes what no other field knows (Hydra's overrides)
     renamed     words of earlier versions and what they are called now; "+arms" for a word that added to the default of arms
+    another     a second word for an option, which Python keeps for itself
     bare        True if the verb does something without any argument
 """
 
@@ -221,6 +222,7 @@ class Syntax:
     positional: tuple[str, ...]
     rest: str
     renamed: Mapping[str, str]
+    another: Mapping[str, str]
     example: str
 
     @classmethod
@@ -230,9 +232,8 @@ class Syntax:
         options = {f.name: Option.of(f, hints[f.name]) for f in dataclasses.fields(verb)}
         lines = _sections(verb)[1].get("Examples", "").splitlines() or [f"isdt {verb.__name__.lower()} --help"]
         example = re.split(r" {2,}", lines[0].strip())[0]
-        return cls(
-            options, getattr(verb, "positional", ()), getattr(verb, "rest", ""), getattr(verb, "renamed", {}), example
-        )
+        given: dict[str, object] = {"positional": (), "rest": "", "renamed": {}, "another": {}}
+        return cls(options, *(getattr(verb, name, empty) for name, empty in given.items()), example)
 
     def split(self, arg: str, values: Mapping[str, object]) -> tuple[str, str]:
         """The field that an argument sets ("+field" if it adds to the default), and the text of its value.
@@ -244,8 +245,8 @@ class Syntax:
         if arg.startswith("--"):  # --episodes=10 and --overwrite are understood too
             key, text = key[2:].replace("-", "_"), text if separator else "true"
             separator = "="
-        if separator and key in self.options:
-            return key, text
+        if separator and self.another.get(key, key) in self.options:
+            return self.another.get(key, key), text
         if separator and key in self.renamed:
             now = self.renamed[key].removeprefix("+")
             print(

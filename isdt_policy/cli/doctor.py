@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -43,8 +44,8 @@ class Doctor:
 
     Examples:
         isdt doctor                everything, whether you need it or not
-        isdt doctor robomimic      robosuite, MuJoCo and how they draw without a display
-        isdt doctor deploy         a robot computer: acting without torch
+        isdt doctor for=robomimic  robosuite, MuJoCo and how they draw without a display
+        isdt doctor for=deploy     a robot computer: acting without torch
 
     What for:
         purpose: training is that of any demonstrations; data reads and writes other formats; deploy acts and serves.
@@ -53,7 +54,7 @@ class Doctor:
     purpose: Literal["everything", "pusht", "robomimic", "training", "deploy", "data"] = "everything"
 
     positional: ClassVar = ("purpose",)
-    renamed: ClassVar = {"for": "purpose"}  # a word that Python keeps for itself
+    another: ClassVar = {"for": "purpose"}
     bare: ClassVar = True
 
     def run(self, command: str) -> int:
@@ -80,6 +81,10 @@ class Doctor:
         if absent and self.purpose == "deploy":  # without what the core would bring along
             print(f"to install: pip install {' '.join(absent)}")
         elif absent:
+            if "robosuite" in absent and shutil.which("gcc") is None:
+                print(
+                    "first: sudo apt-get install -y gcc python3-dev linux-libc-dev   (robosuite's keyboard driver is compiled)"
+                )
             print(f"to install: pip install 'isdt-policy{'[' + ','.join(lacking) + ']' if lacking else ''}'")
         return bool(absent)
 

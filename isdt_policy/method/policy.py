@@ -246,7 +246,7 @@ class Policy(nn.Module):
         chunks = []
         for start in range(0, batch, rows):
             part = {
-                key: torch.as_tensor(np.asarray(obs[key][start : start + rows], dtype=spec.dtype))
+                key: torch.as_tensor(np.require(obs[key][start : start + rows], spec.dtype, "W"))
                 for key, spec in self.config.observations.items()
             }
             z, seeds = noise[start : start + rows], row_seeds[start : start + rows]

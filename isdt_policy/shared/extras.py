@@ -23,7 +23,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hub": ("huggingface_hub",),
     "tune": ("optuna", "scipy"),
     "ray": ("ray",),
-    "docs": ("mkdocs-material", "jupytext"),
+    "docs": ("mkdocs-material", "jupytext", "nbclient", "ipykernel"),
 }
 
 

@@ -38,6 +38,21 @@ def test_it_reports_what_works(capsys):
     assert "mujoco" not in out
 
 
+def test_it_may_be_asked_for_a_purpose(capsys):
+    assert cli.main(["doctor", "for=deploy"]) == 0
+    said = capsys.readouterr()
+    assert "ruckig" in said.out
+    assert "torch " not in said.out
+    assert said.err == ""  # it is no old word
+
+
+def test_what_has_to_be_compiled_is_said_with_what_compiles_it(monkeypatch, capsys):
+    monkeypatch.setattr(verb, "installed_version", lambda name: None if name == "robosuite" else "1.0")
+    monkeypatch.setattr(verb.shutil, "which", lambda name: None)
+    assert cli.main(["doctor", "for=robomimic"]) == 1
+    assert "first: sudo apt-get install -y gcc" in capsys.readouterr().out
+
+
 def test_every_purpose_is_one_that_can_be_asked_for():
     assert set(verb.NEEDS) == set(values_of(verb.Doctor, "purpose") or ())
 

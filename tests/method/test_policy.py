@@ -177,6 +177,13 @@ def test_saving_and_loading_gives_the_same_actions(policy, tmp_path):
     assert np.array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("error")
+def test_observations_that_cannot_be_written_to_are_read_without_a_warning(policy):
+    obs = {key: np.broadcast_to(value[:1], value.shape) for key, value in observations(policy).items()}
+    assert not any(value.flags.writeable for value in obs.values())
+    policy.predict_action(obs)
+
+
 def test_the_callers_observations_are_not_written_to(policy):
     obs = observations(3)
     before = {k: v.copy() for k, v in obs.items()}
