@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from isdt_policy.datasets.doctor.demos import Demos, Finding, quaternion_columns
+from isdt_policy.datasets.doctor.demos import Demos, Finding, few, quaternion_columns
+from isdt_policy.envs import TaskSpec
 
 
 def episode_lengths(demos: Demos) -> Iterator[Finding]:
@@ -26,6 +27,14 @@ def episode_lengths(demos: Demos) -> Iterator[Finding]:
             "warning", "episode_ends", "", f"{lengths[long[0]]} steps, the median is {median:g}",
             "several episodes joined into one? look at it: isdt data view", int(long[0]), count=len(long),
         )  # fmt: skip
+    limit = demos.spec.max_episode_steps if demos.spec is not None else None
+    late = np.flatnonzero(lengths > limit) if limit is not None else []
+    if len(late):
+        yield Finding(
+            "warning" if 2 * len(late) > len(lengths) else "note", "episode_ends", "",
+            f"{lengths[late[0]]} steps, and the task ends after {limit}",
+            "a policy as slow as this demonstration fails in time", int(late[0]), count=len(late),
+        )  # fmt: skip
 
 
 def ends_in_failure(demos: Demos) -> Iterator[Finding]:
@@ -36,12 +45,31 @@ def ends_in_failure(demos: Demos) -> Iterator[Finding]:
     good = spec.success_fn({key: demos.low_dim[key][demos.ends - 1] for key in spec.stored_keys})
     failed = np.flatnonzero(~good)
     if 2 * len(failed) > len(good):
+        place = _another_goal(demos, spec) if not good.any() else ""
+        if spec.hindsight_fn:
+            advice = "name goals in hindsight, data.hindsight=true, so that they show how to reach one"
+        else:
+            advice = "a policy that imitates them perfectly fails too; record demonstrations that go on to the goal"
         yield Finding(
-            "warning", "success", "", f"{good.sum()} of {len(good)} episodes end in a success ({spec.success})",
-            "name goals in hindsight, data.hindsight=true, so that they show how to reach one" if spec.hindsight_fn
-            else "a policy that imitates them perfectly fails too; record demonstrations that go on to the goal",
-            episode=int(failed[0]), count=len(failed),
+            "warning", "success", "", f"{good.sum()} of {len(good)} episodes end in a success ({spec.success}){place}",
+            f"recorded for another goal? {advice}" if place else advice, episode=int(failed[0]), count=len(failed),
         )  # fmt: skip
+
+
+def _another_goal(demos: Demos, spec: TaskSpec) -> str:
+    """Where all episodes end, if they end alike, and that is no success; "" otherwise."""
+    starts = np.concatenate([[0], demos.ends[:-1]])
+    ends = {key: demos.low_dim[key][demos.ends - 1] for key in spec.stored_keys}
+    middle = {key: np.median(value, axis=0) for key, value in ends.items()}
+    if len(starts) < 3 or spec.success_fn is None or spec.success_fn({k: v[None] for k, v in middle.items()}).any():
+        return ""
+    for key, value in ends.items():
+        # A tenth of what they differ by at first: what was brought to one place.
+        alike = np.flatnonzero(value.std(axis=0) < 0.1 * demos.low_dim[key][starts].std(axis=0))
+        if len(alike):
+            where = ", ".join(f"{number:.3g}" for number in middle[key][alike])
+            return f", but all end with {key} {few(alike)} near {where}"
+    return ""
 
 
 def jumps(demos: Demos) -> Iterator[Finding]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isdt_policy.datasets.doctor.demos import OUTCOMES, Demos, Finding, few, quaternion_columns
+from isdt_policy.envs import ArraySpec
 
 
 def not_finite(demos: Demos) -> Iterator[Finding]:
@@ -81,10 +83,16 @@ def units(demos: Demos) -> Iterator[Finding]:
                 yield Finding(
                     "error", "units", key,
                     f"dimension {d} is {value[out[0], d]:g}, but must be in [{low[d]:g}, {high[d]:g}] ({specs[key].unit})",
-                    "degrees in place of radians, or another scale? store what the environment gives",
+                    f"an angle that was unwrapped? store it modulo 2 pi: numpy.mod({key}[:, {d}], 2 * numpy.pi)"
+                    if _unwrapped(demos, value[:, d], high[d] - low[d])
+                    else "degrees in place of radians, or another scale? store what the environment gives",
                     count=len(out), **demos.place(int(out[0])),
                 )  # fmt: skip
-            elif demos.store.n_steps > 50 and (np.ptp(value, axis=0) < 0.01 * (high - low)).all():
+            elif (
+                demos.store.n_steps > 50
+                and _is_range(specs[key])
+                and (np.ptp(value, axis=0) < 0.01 * (high - low)).all()
+            ):
                 yield Finding(
                     "error", "units", key, f"covers less than 1 % of the range of its unit ({specs[key].unit})",
                     "normalised already? store raw values; training normalises by itself",
@@ -100,6 +108,17 @@ def units(demos: Demos) -> Iterator[Finding]:
                 f"reaches {largest[other[0]]:g} in this episode, {usual:.3g} in a usual one",
                 "episodes from a recorder with other units?", int(other[0]), count=len(other),
             )  # fmt: skip
+
+
+def _is_range(spec: ArraySpec) -> bool:
+    """One bound for numbers of several units is a safeguard, and says nothing of what they usually are."""
+    return "," not in spec.unit or np.ndim(spec.low) > 0
+
+
+def _unwrapped(demos: Demos, value: NDArray[np.float64], span: float) -> bool:
+    """An angle that goes on past its full turn: a few turns at most, without the leaps that degrees would make of them."""
+    change = np.abs(np.diff(value))[demos.within]
+    return abs(span - 2 * np.pi) < 0.01 and np.abs(value).max() < 10 * np.pi and change.max(initial=0) < 2
 
 
 def quaternions(demos: Demos) -> Iterator[Finding]:

@@ -168,6 +168,59 @@ def test_a_planted_fault_is_found_where_it_is(name, tmp_path):
     assert all(f.advice and f.message for f in found)
 
 
+def at_another_goal(episodes):
+    """The block is brought to (100, 300) from wherever it was; an angle that its recorder never brought back."""
+    rng = np.random.default_rng(1)
+    for episode in episodes:
+        to_go = np.linspace(1, 0, len(episode["state"]))[:, None]
+        episode["state"][:, 2:4] = np.array([100, 300]) + to_go * rng.uniform(-150, 150, 2)
+    return episodes
+
+
+def test_demonstrations_for_another_goal_are_said_to_be_that(tmp_path):
+    (found,) = examine(store(tmp_path, at_another_goal(clean())))
+    assert found.check == "success"
+    assert "all end with state 2, 3" in found.message
+    assert "near 100, 300" in found.message
+    assert found.advice.startswith("recorded for another goal?")
+
+
+def test_an_angle_that_goes_on_past_a_turn_is_not_taken_for_degrees(tmp_path):
+    def unwrapped(state):
+        return np.column_stack([state[:, :4], np.unwrap(state[:, 4]) + 2 * np.pi])
+
+    (found,) = [f for f in examine(store(tmp_path, everywhere("state", unwrapped)(clean()))) if f.level == "error"]
+    assert found.check == "units"
+    assert "numpy.mod(state[:, 4], 2 * numpy.pi)" in found.advice
+    degrees = examine(
+        store(tmp_path / "degrees", everywhere("state", lambda s: s * [1, 1, 1, 1, 180 / np.pi])(clean()))
+    )
+    assert any("degrees" in f.advice for f in degrees)
+
+
+def test_demonstrations_longer_than_the_task_are_said_to_be_that(tmp_path):
+    slow = everywhere("state", lambda s: np.repeat(s, 8, axis=0))(
+        everywhere("action", lambda a: np.repeat(a, 8, axis=0))(clean())
+    )
+    for episode in slow:
+        episode["eef_quat"], episode["image"] = (np.repeat(episode[key], 8, axis=0) for key in ("eef_quat", "image"))
+    found = [f for f in examine(store(tmp_path, slow), images=False) if "the task ends after 300" in f.message]
+    assert [f.level for f in found] == ["warning"]
+
+
+def test_one_bound_for_numbers_of_several_units_is_no_range(tmp_path):
+    """Adroit's door: metres and radians within +-200, which is a safeguard."""
+    rng = np.random.default_rng(0)
+    episodes = [
+        {
+            "observation": rng.normal(0, 0.5, (100, 39)).astype(np.float32),
+            "action": rng.uniform(-1, 1, (100, 28)).astype(np.float32),
+        }
+        for _ in range(3)
+    ]
+    assert [f for f in examine(store(tmp_path, episodes), task="adroit_door") if f.check == "units"] == []
+
+
 def test_what_cannot_be_opened_is_one_finding_and_exit_code_one(tmp_path, capsys):
     assert main(["data", "doctor", str(tmp_path / "nowhere.zarr"), "format=json"]) == 1
     found = json.loads(capsys.readouterr().out)
