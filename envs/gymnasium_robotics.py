@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.envs import opengl
 from isdt_policy.envs.protocol import Info, Observation
 from isdt_policy.envs.registry import (
     ActionPart,
@@ -155,6 +156,7 @@ def make_env(task: str, **kwargs: Any) -> RoboticsEnv:
 
 
 def _build(name: str, render_mode: str | None) -> Any:
+    opengl.choose(render_mode is not None)
     # Its import speaks of versions of tasks that are not used here.
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

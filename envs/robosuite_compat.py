@@ -10,10 +10,8 @@ what a seed draws still differ, so that recordings of one are refused in the oth
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import functools
 import logging
-import os
 import random
 import re
 import warnings
@@ -23,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.envs import opengl
 from isdt_policy.envs.robosuite_substeps import SimObject, Substeps, forward_leaves_no_trace
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import installed_version
@@ -90,16 +89,8 @@ def load(rendering: bool) -> SimObject:
         InputError: an untested version, or rendering without a library that renders off screen.
     """
     check_versions()
-    if "MUJOCO_GL" not in os.environ:
-        usable = [name for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")) if ctypes.util.find_library(library)]
-        if rendering and not usable:
-            raise InputError(
-                "camera images need OpenGL without a display, and neither EGL nor OSMesa is installed. "
-                "Install one with: sudo apt-get install -y libegl1 libosmesa6 libgl1-mesa-dri"
-            )
-        # robosuite insists on EGL unless told otherwise, and then cannot even be imported without it; "glx" asks for
-        # glfw, whose wheel brings its library along.
-        os.environ["MUJOCO_GL"] = usable[0] if usable else "glx"
+    # robosuite insists on EGL unless told otherwise, and then cannot even be imported without it.
+    opengl.choose(rendering)
     logging.getLogger("robosuite_logs").addFilter(_is_error)  # a level would be set anew by robosuite's import
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,5 +1,9 @@
 """gymnasium-robotics under our spec: the contract, seeds, success, refusals."""
 
+import ctypes.util
+import os
+import subprocess
+import sys
 import warnings
 
 import gymnasium
@@ -57,3 +61,20 @@ def test_bad_input_is_refused(monkeypatch):
     monkeypatch.setattr(ours, "installed_version", lambda name: "1.3.0")
     with pytest.raises(InputError, match=r"only 1\.4\.2 is tested"):
         make("adroit_door")
+
+
+@pytest.mark.slow  # a process of its own, since MuJoCo reads the variable once
+def test_it_draws_without_a_display_or_says_what_to_install():
+    code = """
+from isdt_policy.envs import make
+env = make("adroit_door", render_mode="rgb_array")
+env.reset(seed=0)
+print(env.render().std() > 10)
+env.close()
+"""
+    bare = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=bare)
+    if any(ctypes.util.find_library(name) for name in ("EGL", "OSMesa")):
+        assert done.stdout.strip() == "True", done.stderr
+    else:
+        assert "apt-get install" in done.stderr
