@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
+from isdt_policy.shared import terminal
 from isdt_policy.shared.cores import wait_briefly
 from isdt_policy.shared.errors import InputError, nearest, printable
 from isdt_policy.shared.files import NO_ROOM
@@ -107,7 +108,7 @@ def _run(args: list[str]) -> int:
             return 2
         return _verb(name, rest)
     except InputError as error:
-        print(f"isdt {name}: {error}", file=sys.stderr)
+        print(terminal.fitted(f"isdt {name}: {error}", sys.stderr, indent=2), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "isdt_policy").startswith("isdt_policy"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from isdt_policy.lab.bench import settings
+from isdt_policy.shared import terminal
 from isdt_policy.shared.errors import InputError
 
 
@@ -29,7 +30,7 @@ class _Verb(settings.Benchmark):
     def run(self, command: str) -> int:
         from isdt_policy.lab.bench import suite
 
-        print(suite.run(self, self.out))
+        terminal.show(suite.run(self, self.out))
         return 0
 
 

@@ -11,6 +11,7 @@ from isdt_policy.eval.curves import draw_curves, draw_pairs
 from isdt_policy.eval.result import Result
 from isdt_policy.eval.statistics import sample_size
 from isdt_policy.eval.tables import Format, diffusion_policy_table, render
+from isdt_policy.shared import terminal
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.files import check_writable, write_text
@@ -83,7 +84,7 @@ class Compare:
             write_text(self.out, text + "\n")
             print(f"table: {self.out}")
         else:
-            print(text)
+            terminal.show(text)
         if self.curves:
             draw_curves(groups, self.arm, self.curves)
             print(f"curves: {self.curves}")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.datasets import doctor
+from isdt_policy.shared import terminal
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,5 @@ class Doctor:
         if self.format == "json":
             print(json.dumps([asdict(finding) for finding in found], indent=2))
         else:
-            print(doctor.table(found, self.path))
+            terminal.show(doctor.table(found, self.path))
         return int(any(finding.level == "error" for finding in found))

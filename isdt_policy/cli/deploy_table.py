@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.table import Grid, figure, measure, page
+from isdt_policy.shared import terminal
 from isdt_policy.shared.files import write_text
 
 
@@ -40,6 +41,6 @@ class DeployTable(Grid):
         text = page(result, self)
         write_text(file.with_suffix(".md"), text)
         figure(result, self, file.with_suffix(".png"))
-        print(text)
+        terminal.show(text)
         print(f"table: {file.with_suffix('.md')}  figure: {file.with_suffix('.png')}  episodes: {file}")
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from isdt_policy.lab.diagnose.settings import Settings
+from isdt_policy.shared import terminal
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,11 @@ class Diagnose(Settings):
 
         found = run.diagnose(self, command)
         for line in found.lines:
-            print(f"{line.mark:<4} {line.title}: {line.text}")
+            terminal.show(f"{line.mark:<4} {line.title}: {line.text}")
         advice = run.reading.what_to_do(found.lines)
         print("What to do:" if advice else "Nothing here asks for a change.")
         for number, text in enumerate(advice, start=1):
-            print(f"  {number}. {text}")
+            terminal.show(f"  {number}. {text}")
         for path in found.written:
             print(f"written: {path}")
         return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from isdt_policy.lab.held_out.settings import Settings
+from isdt_policy.shared import terminal
 from isdt_policy.shared.extras import require
 
 
@@ -31,10 +32,10 @@ class EvalData(Settings):
 
         require("matplotlib", "report", "The page")
         found = run.held_out(self, command)
-        print(found.table)
+        terminal.show(found.table)
         for line in found.lines:
-            print(line)
-        print(run.PLAINLY)
+            terminal.show(line)
+        terminal.show(run.PLAINLY)
         for path in found.written:
             print(f"written: {path}")
         return 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from isdt_policy.lab.study import settings
+from isdt_policy.shared import terminal
 
 
 class _Verb:
@@ -16,7 +17,7 @@ class _Verb:
     def run(self, command: str) -> int:
         from isdt_policy.lab.study import run
 
-        print(run.study(self))
+        terminal.show(run.study(self))
         return 0
 
 

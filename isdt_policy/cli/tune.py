@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from isdt_policy.lab.tune.settings import Tuning
+from isdt_policy.shared import terminal
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,6 @@ class Tune(Tuning):
 
         fixed, space = search.read_space(self.overrides)
         found = search.tune(self, fixed, space)
-        print(found.markdown())
+        terminal.show(found.markdown())
         print(f"written: {self.out / 'tune.html'}")
         return 0

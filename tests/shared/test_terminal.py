@@ -145,3 +145,29 @@ def test_long_lines_are_broken_for_a_terminal_alone():
     assert max(map(len, shown)) <= 80
     assert all(part.startswith(" " * 10) for part in shown[1:])
     assert terminal.fitted(line, io.StringIO()) == line
+
+
+WIDE = """| policy | arm | success | score | difference | p | score |
+|---|---|---|---|---|---|---|
+| a | 1 | 99.0 (96.4 to 99.7) | 0.990 (0.975 to 1.000) | +0.5 (-1.0 to +2.5) | 0.5 | +0.005 (-0.010 to +0.025) |
+| a | 2 | 98.0 (95.4 to 99.7) | 0.980 (0.975 to 1.000) | | 1.0 | +0.001 (-0.010 to +0.025) |
+
+95 % intervals: Wilson for success, bootstrap for the score; differences from the first row on 200 common seeds."""
+
+
+def test_a_wide_table_comes_in_parts_that_fit_and_lose_nothing():
+    screen = Screen()
+    shown = terminal.readable(WIDE, screen.stream)
+    assert max(map(len, shown.splitlines())) <= 80
+    cells = {cell.strip() for line in WIDE.splitlines() if line.startswith("| ") for cell in line.strip("|").split("|")}
+    assert all(cell in shown for cell in cells)
+    assert len(re.findall(r"^policy  arm", shown, flags=re.MULTILINE)) == 2  # what names a row begins every part
+    assert "differences from\nthe first row" in shown
+
+
+def test_a_file_gets_the_table_as_it_is():
+    assert terminal.readable(WIDE, io.StringIO()) == WIDE
+
+
+def test_a_wide_terminal_gets_the_table_in_one_piece():
+    assert terminal.readable(WIDE, Screen(columns=200).stream) == WIDE
