@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from isdt_policy.datasets.formats.images import encode
 from isdt_policy.datasets.split import parse_ranges
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.summary import is_low_dim
+from isdt_policy.envs import task_ids, task_spec
 from isdt_policy.shared import files, page
+from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.plotting import SERIES
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.values import Array
 
 # The box of the lines in a plot of 460 x 150.
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 452, 8, 120
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 444, 8, 120
 _POINTS, _LINES = 300, 24
 
 
@@ -90,11 +93,12 @@ def view(
     target = out or Path(f"{store.path.name.removesuffix('.zip').removesuffix('.zarr')}.html")
     files.check_writable(target)
     findings = examine(path, task, images=False)
+    drawn = _drawn(store, task or store.task) if frames else {}
     progress = Progress(len(numbers), "view", "episode")
     shown = []
     for number in numbers:
         own = [_told(f) for f in findings if f.episode == number and f.count == 1]
-        shown.append(_episode(store, number, frames) | {"findings": own})
+        shown.append(_episode(store, number, frames, drawn) | {"findings": own})
         progress.update()
     progress.close()
     html = page.render(
@@ -129,7 +133,31 @@ def plot(values: Array, title: str, about: str = "", axis: str = "step") -> Plot
     return Plot(title, about, axis, rows, columns, lines, values.shape[1] - len(lines))
 
 
-def _episode(store: DemoStore, number: int, frames: int) -> dict[str, object]:
+Draw = Callable[[Array], Array]  # steps of the store -> pictures
+
+
+def _drawn(store: DemoStore, task: str | None) -> dict[str, Draw]:
+    """Pictures that the task draws from what is stored, where nothing was filmed."""
+    spec = task_spec(task) if task in task_ids() else None
+    pictures = [key for key, array in spec.observations.items() if array.dtype == "uint8"] if spec else []
+    filmed = any(len(store.shape(key)) == 3 for key in store.keys)
+    if spec is None or spec.draw_fn is None or filmed or not pictures or not set(spec.stored_keys) <= set(store.keys):
+        return {}
+
+    def draw(steps: Array) -> Array:
+        assert spec is not None
+        assert spec.draw_fn is not None
+        rows = {key: np.concatenate([store.read(key, int(s), int(s) + 1) for s in steps]) for key in spec.stored_keys}
+        return spec.draw_fn(rows, pictures[0])
+
+    try:
+        draw(np.array([0]))
+    except InputError:  # its simulator is not installed: the lines are there all the same
+        return {}
+    return {f"{pictures[0]}, drawn from {', '.join(spec.stored_keys)}": draw}
+
+
+def _episode(store: DemoStore, number: int, frames: int, drawn: Mapping[str, Draw]) -> dict[str, object]:
     start = int(store.episode_ends[number - 1]) if number else 0
     end = int(store.episode_ends[number])
     steps = np.unique(np.linspace(start, end - 1, frames).astype(int))
@@ -139,6 +167,9 @@ def _episode(store: DemoStore, number: int, frames: int) -> dict[str, object]:
         if len(shape) == 3 and shape[-1] in (1, 3) and len(steps):
             pictures = [encode(store.read(key, int(step), int(step) + 1)[0]) for step in steps]
             films.append(Film(key, [page.data_url(p, "image/png") for p in pictures], (steps - start).tolist()))
+    for name, draw in drawn.items():
+        pictures = [page.data_url(encode(picture), "image/png") for picture in draw(steps)]
+        films.append(Film(name, pictures, (steps - start).tolist()))
     about = store.attrs.get("keys", {})
     drawn = [key for key in store.keys if is_low_dim(store, key) and key not in {film.key for film in films}]
     plots = [plot(store.read(key, start, end), key, _about(about.get(key, {}))) for key in drawn]

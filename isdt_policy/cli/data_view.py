@@ -25,7 +25,7 @@ class View:
         path: a store.
         out: the page; default: the name of the store with .html, in the current folder.
         episodes: numbers of the episodes, such as 3,90-99; ranges include both ends. Default: the first 20.
-        frames: how many frames of each camera are shown per episode, evenly spaced.
+        frames: how many frames of each camera are shown per episode, evenly spaced; drawn from the states where nothing was filmed.
         task: check the numbers against the units and ranges of this task; default: the task that the store names.
     """
 

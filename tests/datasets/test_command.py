@@ -34,6 +34,17 @@ def test_inspect_as_table_and_json(tiny_store, capsys):
     assert f"12 episodes, {store.n_steps} steps" in table
 
 
+def test_view_draws_the_scene_where_nothing_was_filmed(tiny_store, tmp_path):
+    pages = {}
+    for frames in (3, 0):
+        out = tmp_path / f"{frames}.html"
+        assert main(["data", "view", str(tiny_store), f"out={out}", "episodes=0,3", f"frames={frames}"]) == 0
+        pages[frames] = out.read_text()
+    assert pages[3].count("<input type=range") == 2
+    assert pages[3].count('<img src="data:image/png') == 2 * (3 + 1)
+    assert "<img" not in pages[0]
+
+
 def test_view_is_one_file_that_needs_no_network(tiny_store, tmp_path):
     assert main(["data", "view", str(tiny_store), f"out={tmp_path / 'v.html'}", "episodes=0,3-4"]) == 0
     page = (tmp_path / "v.html").read_text()
