@@ -30,11 +30,15 @@ class Store(Protocol):
     """What is needed of a store."""
 
     @property
-    def episode_ends(self) -> NDArray[np.int64]: ...
+    def episode_ends(self) -> NDArray[np.int64]:
+        """(n_episodes,): where every episode ends."""
+        ...
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Array: ...
 
 
 def is_image(store: Store, key: str) -> bool:
+    """Whether a step of a key is too large to be a vector."""
     return int(np.prod(store.read(key, 0, 1).shape[1:])) > LOW_DIM
 
 

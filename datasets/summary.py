@@ -21,6 +21,7 @@ def blocks(store: DemoStore, key: str, megabytes: int = 64) -> Iterator[tuple[in
 
 
 def is_low_dim(store: DemoStore, key: str) -> bool:
+    """Whether a step of a key is a vector, and no picture."""
     return int(np.prod(store.shape(key))) <= LOW_DIM
 
 

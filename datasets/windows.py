@@ -24,9 +24,15 @@ class Store(Protocol):
     """What windows need of a store."""
 
     @property
-    def keys(self) -> tuple[str, ...]: ...
+    def keys(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        ...
+
     @property
-    def episode_ends(self) -> NDArray[np.int64]: ...
+    def episode_ends(self) -> NDArray[np.int64]:
+        """(n_episodes,): where every episode ends."""
+        ...
+
     @property
     def n_episodes(self) -> int: ...
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Array: ...
@@ -51,7 +57,9 @@ class Deriver(Protocol):
     """What windows need of a task: observation keys computed from stored ones."""
 
     @property
-    def stored_keys(self) -> tuple[str, ...]: ...
+    def stored_keys(self) -> tuple[str, ...]:
+        """Keys from which the task computes the others."""
+        ...
 
     def derive(self, stored: Mapping[str, Array], keys: Sequence[str]) -> dict[str, NDArray[np.float32]]: ...
 
@@ -194,6 +202,7 @@ class WindowDataset:
 
     @property
     def n_windows(self) -> int:
+        """How many windows there are."""
         return len(self._rows)
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:

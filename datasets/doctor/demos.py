@@ -39,10 +39,12 @@ class Demos:
 
     @property
     def ends(self) -> NDArray[np.int64]:
+        """(n_episodes,): where every episode ends in the store."""
         return self.store.episode_ends
 
     @property
     def observations(self) -> dict[str, NDArray[np.float64]]:
+        """Keys that say what was seen: neither the action nor how it went."""
         return {key: value for key, value in self.low_dim.items() if key not in ("action", *OUTCOMES)}
 
     @property
@@ -65,6 +67,7 @@ def runs(still: NDArray[np.bool_], active: NDArray[np.bool_], length: int) -> li
 
 
 def few(numbers: Array) -> str:
+    """The first numbers, and how many there are."""
     shown = ", ".join(map(str, numbers[:8]))
     return shown + (f", ... ({len(numbers)})" if len(numbers) > 8 else "")
 

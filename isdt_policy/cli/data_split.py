@@ -46,6 +46,7 @@ class Split:
 
     @property
     def which(self) -> split.Which:
+        """The episodes that were asked for."""
         return split.Which(self.episodes, self.exclude, self.mask, self.val_ratio, self.seed)
 
     def __post_init__(self) -> None:

@@ -60,6 +60,7 @@ class PerItemSampler:
         self.indices = window_indices(ends, HORIZON, N_OBS - 1, N_ACTION - 1)
 
     def item(self, index: int) -> dict[str, Array]:
+        """One window, read by itself: what a loader that works item by item does."""
         begin, end, sample_begin, sample_end = self.indices[index].tolist()
         result = {}
         for key, array in self.arrays.items():

@@ -149,11 +149,19 @@ class Distilling(Protocol):
     """An objective with a flow-matching and a self-distillation term."""
 
     @property
-    def guidance_scale(self) -> float: ...
+    def guidance_scale(self) -> float:
+        """How strongly the target leans away from the null branch; 1 is no guidance."""
+        ...
+
     @property
-    def weight_power(self) -> float: ...
+    def weight_power(self) -> float:
+        """Exponent of the adaptive weights; 0 weighs all alike."""
+        ...
+
     @property
-    def off_diagonal_weight(self) -> float: ...
+    def off_diagonal_weight(self) -> float:
+        """Weight of self-distillation beside the velocity's own loss."""
+        ...
 
 
 def distil(
