@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from isdt_policy.deploy.window import Window
 from isdt_policy.envs import make
 from isdt_policy.eval.film import write_mp4
 from isdt_policy.eval.statistics import wilson
+from isdt_policy.shared import terminal
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import check_writable, write_text
@@ -161,6 +163,8 @@ class Deploy:
         if self.video:
             _film(spec.id, report.episodes[-1], Path(self.video), settings.rate_hz)
             print(f"video: {self.video}")
+        if not self.checkpoint.endswith((".onnx", ".pt2")) and "://" not in self.checkpoint:
+            terminal.suggest(f"isdt export {shlex.quote(f'checkpoint={self.checkpoint}')} out=policy.onnx")
         return 0 if report.stopped is None else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,6 +24,7 @@ from isdt_policy.eval.rollout import EpisodeProgress, Scene, evaluate
 from isdt_policy.eval.seeds import FINAL_START, SELECTION_START, check_seeds
 from isdt_policy.eval.tables import summary
 from isdt_policy.method import zoo
+from isdt_policy.shared import terminal
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, at_least
 from isdt_policy.shared.extras import require
@@ -100,6 +102,8 @@ class Eval(Acting, Stepping):
 
     def run(self, command: str) -> int:
         self.evaluated(self.folder(), command)
+        if self.checkpoint:
+            terminal.suggest(f"isdt deploy {shlex.quote(f'checkpoint={self.checkpoint}')}")
         return 0
 
     def evaluated(self, out: Path, command: str) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -9,7 +10,9 @@ from typing import Annotated, ClassVar, Literal
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.loading import find_limits
+from isdt_policy.envs import task_ids
 from isdt_policy.envs.protocol import Policy
+from isdt_policy.shared import terminal
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import check_writable
@@ -90,6 +93,8 @@ class Export:
             print(f"parity: largest difference {difference:.1e} in normalised units over {self.check} random inputs")
             if self.weights == "float32" and not difference <= 1e-4:
                 raise InputError(f"{path} differs from the policy by {difference:.1e}, more than 1e-4: do not use it.")
+        if policy.task in task_ids() and path.suffix == ".onnx":
+            terminal.suggest(f"isdt deploy {shlex.quote(f'checkpoint={path}')} task={policy.task}")
         return 0
 
     def _to_hub(self) -> int:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from isdt_policy.cli.command import PathText, options_of
+from isdt_policy.shared import terminal
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.terminal import styled
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Train:
             f"isdt eval checkpoint={folder} 'arms=[1,2]'" if settings["task"] else f"isdt eval data checkpoint={folder}"
         )
         if distributed.from_environment().rank == 0:
-            print(styled(f"next: {evaluate}", "bold", sys.stdout))
+            terminal.suggest(evaluate)
         return 0
 
 

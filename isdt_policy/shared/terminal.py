@@ -69,6 +69,11 @@ def show(text: str) -> None:
     print(readable(text, sys.stdout), flush=True)
 
 
+def suggest(command: str) -> None:
+    """Print the command that usually comes next, as the last line of a verb."""
+    print(styled(f"next: {command}", "bold", sys.stdout), flush=True)
+
+
 def _in_parts(header: list[str], rows: list[list[str]], width: int) -> str:
     """A table as aligned columns within a width; every part begins with the columns that name the rows."""
     names = next((n for n in range(1, len(header)) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import shlex
 import shutil
 from pathlib import Path
 
@@ -135,6 +136,18 @@ def test_it_drives_the_simulator(name, tmp_path, monkeypatch, capsys):
     line = [f"checkpoint=zoo:{name}", "clock=virtual", "latency=10ms", "seconds=3", "out=numbers.json"]
     assert isdt(["deploy", *line]) == 0
     assert json.loads((tmp_path / "numbers.json").read_text())["periods"] == 30
+
+
+def test_every_verb_ends_with_the_next_and_the_last_is_one_that_runs(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = ["eval", f"checkpoint=zoo:{name}", "episodes=1", "max_steps=8", "report=false"]
+    for verb in ("deploy", "export", "deploy"):
+        assert isdt(line) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith(f"next: isdt {verb} ")
+        short = {"deploy": ["clock=virtual", "seconds=1"], "export": ["check=0"]}[verb]
+        line = [*shlex.split(last)[2:], *short]
+    assert isdt(line) == 0  # from ONNX
 
 
 def test_the_page_is_made_from_cards_and_results(script):
