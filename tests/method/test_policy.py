@@ -179,7 +179,7 @@ def test_saving_and_loading_gives_the_same_actions(policy, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_observations_that_cannot_be_written_to_are_read_without_a_warning(policy):
-    obs = {key: np.broadcast_to(value[:1], value.shape) for key, value in observations(3).items()}
+    obs = {key: np.broadcast_to(np.float32(value[:1]), value.shape) for key, value in observations(3).items()}
     assert not any(value.flags.writeable for value in obs.values())
     policy.predict_action(obs)
 
