@@ -168,11 +168,11 @@ def _episode(store: DemoStore, number: int, frames: int, drawn: Mapping[str, Dra
             pictures = [encode(store.read(key, int(step), int(step) + 1)[0]) for step in steps]
             films.append(Film(key, [page.data_url(p, "image/png") for p in pictures], (steps - start).tolist()))
     for name, draw in drawn.items():
-        pictures = [page.data_url(encode(picture), "image/png") for picture in draw(steps)]
-        films.append(Film(name, pictures, (steps - start).tolist()))
+        scenes = [page.data_url(encode(scene), "image/png") for scene in draw(steps)]
+        films.append(Film(name, scenes, (steps - start).tolist()))
     about = store.attrs.get("keys", {})
-    drawn = [key for key in store.keys if is_low_dim(store, key) and key not in {film.key for film in films}]
-    plots = [plot(store.read(key, start, end), key, _about(about.get(key, {}))) for key in drawn]
+    shown = [key for key in store.keys if is_low_dim(store, key) and key not in {film.key for film in films}]
+    plots = [plot(store.read(key, start, end), key, _about(about.get(key, {}))) for key in shown]
     return {"number": number, "steps": end - start, "films": films, "plots": plots}
 
 

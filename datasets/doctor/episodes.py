@@ -27,8 +27,8 @@ def episode_lengths(demos: Demos) -> Iterator[Finding]:
             "warning", "episode_ends", "", f"{lengths[long[0]]} steps, the median is {median:g}",
             "several episodes joined into one? look at it: isdt data view", int(long[0]), count=len(long),
         )  # fmt: skip
-    limit = demos.spec.max_episode_steps if demos.spec is not None else None
-    late = np.flatnonzero(lengths > limit) if limit is not None else []
+    limit = demos.spec.max_episode_steps if demos.spec is not None else lengths.max(initial=0)
+    late = np.flatnonzero(lengths > limit)
     if len(late):
         yield Finding(
             "warning" if 2 * len(late) > len(lengths) else "note", "episode_ends", "",

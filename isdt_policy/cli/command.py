@@ -232,8 +232,10 @@ class Syntax:
         options = {f.name: Option.of(f, hints[f.name]) for f in dataclasses.fields(verb)}
         lines = _sections(verb)[1].get("Examples", "").splitlines() or [f"isdt {verb.__name__.lower()} --help"]
         example = re.split(r" {2,}", lines[0].strip())[0]
-        given: dict[str, object] = {"positional": (), "rest": "", "renamed": {}, "another": {}}
-        return cls(options, *(getattr(verb, name, empty) for name, empty in given.items()), example)
+        return cls(
+            options, getattr(verb, "positional", ()), getattr(verb, "rest", ""), getattr(verb, "renamed", {}),
+            getattr(verb, "another", {}), example,
+        )  # fmt: skip
 
     def split(self, arg: str, values: Mapping[str, object]) -> tuple[str, str]:
         """The field that an argument sets ("+field" if it adds to the default), and the text of its value.
