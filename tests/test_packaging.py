@@ -108,11 +108,11 @@ for name in {names!r}:
 
 
 def test_memory_is_not_counted_where_it_cannot_be(monkeypatch):
-    from isdt_policy.training import trainer
+    from isdt_policy.training import memory
 
-    assert trainer._peak_memory(torch.device("cpu"))["peak_rss_mb"] > 10
-    monkeypatch.setattr(trainer, "resource", None)
-    assert trainer._peak_memory(torch.device("cpu")) == {}
+    assert memory.peak_memory(torch.device("cpu"))["peak_rss_mb"] > 10
+    monkeypatch.setattr(memory, "resource", None)
+    assert memory.peak_memory(torch.device("cpu")) == {}
 
 
 def test_the_image_is_made_of_the_whole_package():
