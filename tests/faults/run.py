@@ -99,15 +99,20 @@ def run(part: str, count: int) -> None:
     missing = [number for number in range(-(-count // BLOCKS.get(part.split("_")[0], 1))) if number not in known]
     if not missing:
         return
+    from isdt_policy.shared.provenance import commit
+
     KEPT.mkdir(parents=True, exist_ok=True)
     WORK.mkdir(parents=True, exist_ok=True)
+    about = {"commit": commit()}
     print(f"{part}: {count} are asked for, {len(known)} trials are there", flush=True)
     trial, begin = trials_of(part), time.monotonic()
     with (KEPT / f"{part}.jsonl").open("a", buffering=1) as kept:
         for number in missing:
             outcome, seen = trial(number)
             counts = {outcome: 1} if isinstance(outcome, str) else dict(outcome)
-            kept.write(json.dumps({"trial": number, "counts": counts, **({"seen": seen} if seen else {})}) + "\n")
+            kept.write(
+                json.dumps({"trial": number, **about, "counts": counts, **({"seen": seen} if seen else {})}) + "\n"
+            )
             if counts.keys() & {"lost", "wrong"}:
                 print(f"{part} {number}: {outcome}: {seen}", flush=True)
     print(f"{part}: {len(missing)} trials in {time.monotonic() - begin:.0f} s", flush=True)
@@ -115,14 +120,15 @@ def run(part: str, count: int) -> None:
 
 def table() -> int:
     """Write results/faults/; returns how many trials were lost or wrong."""
-    from isdt_policy.shared.provenance import commit, decides_bits
+    from isdt_policy.shared.provenance import decides_bits
     from isdt_policy.shared.tables import markdown
 
-    rows, numbers, bad = [], {}, 0
+    rows, numbers, bad, commits = [], {}, 0, set()
     for part, (target, what) in TARGETS.items():
         found: Counter[str] = Counter()
         for entry in done(part):
             found.update(entry["counts"])
+            commits.add(str(entry["commit"]))
         tried = sum(found[name] for name in ("survived", "lost", "wrong"))
         bad += found["lost"] + found["wrong"]
         numbers[part] = {"target": target, "tried": tried, **{n: found[n] for n in ("survived", "lost", "wrong")}}
@@ -132,11 +138,15 @@ def table() -> int:
     out.mkdir(parents=True, exist_ok=True)
     machine = {**decides_bits(), "cores": os.cpu_count(), "system": platform.platform(aliased=True)}
     (out / "faults.json").write_text(
-        json.dumps({"command": "make test-faults", "commit": commit(), "machine": machine, "parts": numbers}, indent=1)
+        json.dumps(
+            {"command": "make test-faults", "commits": sorted(commits), "machine": machine, "parts": numbers}, indent=1
+        )
         + "\n"
     )
     head = (HERE / "README.head.md").read_text()
-    text = head.replace("COMMIT", str(commit())).replace("MACHINE", f"{machine['processor']}, {machine['cores']} cores")
+    text = head.replace("COMMIT", ", ".join(sorted(commits))).replace(
+        "MACHINE", f"{machine['processor']}, {machine['cores']} cores"
+    )
     (out / "README.md").write_text(
         text + markdown(["part", "a trial", "tried", "survived", "lost", "wrong"], rows) + "\n"
     )
