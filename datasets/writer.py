@@ -15,7 +15,7 @@ import zarr
 from isdt_policy.envs import task_spec
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.values import Array, Json, JsonObject
+from isdt_policy.shared.values import Array, Json, JsonObject, parse_json
 
 SCHEMA = 1
 # At most so many steps a chunk and chunks a shard: low-dimensional arrays, a few hundred kilobytes a file.
@@ -71,7 +71,7 @@ class DemoWriter:
             if not self.path.exists():
                 self._create({**(attributes or {}), "task": task, "provenance": dict(provenance or {})})
             group = self._open()
-            self._content = json.loads((self.path / "zarr.json").read_text(encoding="utf-8"))
+            self._content = parse_json((self.path / "zarr.json").read_bytes())
         except OSError as error:
             self.close()
             raise InputError(f"'{path}' cannot be written ({brief(error)}).") from error
@@ -275,7 +275,8 @@ def check_episode(arrays: Episode) -> None:
     """Refuse what cannot be an episode.
 
     Raises:
-        InputError: no steps, unequal lengths, a key that is no name, text, or an action that is not finite.
+        InputError: no steps, unequal lengths, a key that is no name, text, steps without a number, or an action that is not
+            finite.
     """
     lengths = {key: value.shape[0] if value.ndim else 0 for key, value in arrays.items()}
     if not lengths or min(lengths.values()) == 0:
@@ -287,6 +288,10 @@ def check_episode(arrays: Episode) -> None:
             raise InputError(f"'{key}' cannot be a key: it must not be empty, begin with '.' or hold '/'.")
         if value.dtype.kind not in "biuf":
             raise InputError(f"'{key}' has dtype {value.dtype}; numbers are stored, nothing else.")
+        if not value.size:
+            raise InputError(
+                f"'{key}' has no number in a step (its shape is {value.shape}); name the keys without it: keys=[...]."
+            )
         if key == "action" and not np.isfinite(value).all():
             step = int(np.argwhere(~np.isfinite(value))[0, 0])
             raise InputError(f"the action is not finite at step {step} of the episode.")

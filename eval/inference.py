@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from isdt_policy.envs.protocol import Policy, frozen
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.values import Json
+from isdt_policy.shared.values import Json, fitting
 
 Observation = Mapping[str, NDArray[np.generic]]
 
@@ -55,7 +55,7 @@ class Latency:
     @classmethod
     def from_json(cls, data: Json) -> Latency:
         """Read what `to_json` wrote."""
-        single, batch = (Percentiles(**data[key]) for key in ("single_row_ms", "batch_ms"))
+        single, batch = (Percentiles(**fitting(Percentiles, data[key])) for key in ("single_row_ms", "batch_ms"))
         return cls(single, batch, float(data["batch_rows"]), int(data["calls"]))
 
     def to_json(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ from isdt_policy.eval.result import EpisodeRecord
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import named, sync, write_text
+from isdt_policy.shared.values import parse_json
 
 _SYNC_EVERY_S = 1.0
 
@@ -50,7 +51,7 @@ class Journal:
             write_text(head, json.dumps(told, indent=1), durable=True)
             return {}
         try:
-            found = json.loads(head.read_text())
+            found = parse_json(head.read_bytes())
             policy, difference = found["policy"], Protocol.from_json(found["protocol"]).difference(protocol)
         except InputError:
             raise
@@ -70,7 +71,7 @@ class Journal:
         if len(whole) < len(data):
             os.truncate(self.path, len(whole))
         try:
-            records = [EpisodeRecord.from_json(json.loads(line)) for line in whole.splitlines()]
+            records = [EpisodeRecord.from_json(parse_json(line)) for line in whole.splitlines()]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(self.path.name, error) from error
         return {record.key: record for record in records if record.ok}

@@ -23,7 +23,7 @@ from isdt_policy.eval.statistics import Estimate, bootstrap_mean, entropy, wilso
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import write_text
-from isdt_policy.shared.values import Json
+from isdt_policy.shared.values import Json, fitting, parse_json
 
 SCHEMA, VERSION = "isdt-eval/", 1
 FILE = "eval_info.json"
@@ -84,16 +84,14 @@ class EpisodeRecord:
         error = data.get("error", "unknown error") if data.get("status") == "error" else None
         if data["success"] not in (None, True, False):
             raise ValueError(f"success is {data['success']!r}")
-        for name in ("max_reward", "sum_reward", "final_reward", "length", "final_coverage", "max_coverage"):
-            if name in data and (isinstance(data[name], bool) or not isinstance(data[name], int | float)):
-                raise ValueError(f"{name} is {data[name]!r}")
+        given = fitting(cls, {key: value for key, value in data.items() if key != "arm"})
         states = [data.get("initial_state"), data.get("final_state")]
         initial, final = (None if state is None else tuple(state) for state in states)
-        rest: tuple[str, ...] = ("sum_reward", "final_reward", "length", "steps_to_success", "digest")
-        rest += ("final_coverage", "max_coverage", "mode")  # of some tasks
+        read = ("seed", "arm", "success", "max_reward", "error", "initial_state", "final_state")
         return cls(
             seed=int(data["seed"]), arm=Arm.parse(data["arm"]), success=data["success"], max_reward=float(data["max_reward"]),
-            error=error, initial_state=initial, final_state=final, **{key: data[key] for key in rest if key in data},
+            error=error, initial_state=initial, final_state=final,
+            **{key: value for key, value in given.items() if key not in read},
         )  # fmt: skip
 
     def to_json(self) -> dict[str, object]:
@@ -185,7 +183,8 @@ class ArmSummary:
             "score": Estimate.from_dict(data["score"]),
             "latency": None if latency is None else Latency.from_json(latency),
         }
-        return cls(**{**{key: data[key] for key in cls.__dataclass_fields__ if key in data}, **read})
+        plain = fitting(cls, {key: value for key, value in data.items() if key not in read})
+        return cls(**{**plain, **read})
 
     def to_json(self) -> dict[str, object]:
         """The numbers as JSON values, and once more under the names of other projects."""
@@ -305,7 +304,7 @@ class Result:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = parse_json(path.read_bytes())
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}. Give an {FILE} or its folder.") from error
         except ValueError as error:
@@ -331,18 +330,16 @@ class Result:
     @classmethod
     def from_json(cls, data: Json) -> Result:
         """Read what `to_json` wrote."""
-        given = {
-            key: data[key] for key in ("command", "options", "commit", "created", "versions", "hardware") if key in data
-        }
+        given = fitting(Origin, {key: value for key, value in data.items() if key != "policy"})
         if not data["arms"]:
             raise ValueError("it has no arm")
-        policy = PolicyInfo(**data.get("policy", {}))
+        policy = PolicyInfo(**fitting(PolicyInfo, data.get("policy", {})))
         return cls(
             protocol=Protocol.from_json(data["protocol"]),
             seeds=tuple(map(int, data["seeds"])),
             arms={Arm.parse(name): ArmSummary.from_json(summary) for name, summary in data["arms"].items()},
             episodes=tuple(map(EpisodeRecord.from_json, data["episodes"])),
-            timing=Timing(**data.get("timing", {})),
+            timing=Timing(**fitting(Timing, data.get("timing", {}))),
             origin=Origin(**given, policy=policy),
         )
 

@@ -19,7 +19,6 @@ episode and other metadata; it is refused with the command that converts it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from isdt_policy.datasets.formats.lerobot_video import Video
 from isdt_policy.datasets.formats.lerobot_write import Writer
 from isdt_policy.datasets.opening import inside
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.values import Array, Json, JsonObject
+from isdt_policy.shared.values import Array, Json, JsonObject, parse_json
 
 LOOK = "folder with meta/info.json, version 3"
 ENDINGS = ()
@@ -98,7 +97,7 @@ def write(recording: Recording, path: Path, provenance: JsonObject) -> None:
 
 def _json(path: Path) -> JsonObject:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"'{path}' cannot be read ({error}); download the dataset again.") from None
     if not isinstance(value, dict):

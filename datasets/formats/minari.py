@@ -24,7 +24,7 @@ import numpy as np
 from isdt_policy.datasets.formats import Episode, Reading, Recording, hdf5, images
 from isdt_policy.datasets.store import NOT_OBSERVED
 from isdt_policy.shared.errors import InputError
-from isdt_policy.shared.values import Array, Json, JsonObject
+from isdt_policy.shared.values import Array, Json, JsonObject, parse_json
 
 if TYPE_CHECKING:
     import h5py
@@ -111,7 +111,7 @@ def _data_folder(path: Path) -> Path:
 
 def _metadata(where: Path) -> JsonObject:
     try:
-        metadata = json.loads((where / "metadata.json").read_text(encoding="utf-8"))
+        metadata = parse_json((where / "metadata.json").read_bytes())
     except ValueError as error:
         raise InputError(
             f"'{where / 'metadata.json'}' is not complete JSON ({error}); download the dataset again."

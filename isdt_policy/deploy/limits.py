@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.files import write_text
+from isdt_policy.shared.values import parse_json
 
 FILE = "limits.json"
 Bound = tuple[float, ...] | None
@@ -83,7 +84,7 @@ class Limits:
         path = Path(path)
         path = path / FILE if path.is_dir() else path
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_bytes())
         except (OSError, ValueError) as error:
             raise InputError(f"limits at '{path}' cannot be read: {error}") from error
         if not isinstance(values, dict):

@@ -30,7 +30,7 @@ from isdt_policy.shared.plotting import SERIES, plots
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.provenance import commit
 from isdt_policy.shared.tables import markdown
-from isdt_policy.shared.values import JsonObject
+from isdt_policy.shared.values import JsonObject, parse_json
 
 STEPS_OF_DELAY = (0, 1, 2, 3, 4, 6)
 
@@ -151,7 +151,7 @@ def measure(checkpoint: str, task: str | None, grid: Grid, file: Path, command: 
 
 def _read(file: Path) -> JsonObject:
     try:
-        found = json.loads(file.read_text())
+        found = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read: {error}. Give another out=.") from None
     if not isinstance(found, dict) or not isinstance(found.get("cells"), dict):

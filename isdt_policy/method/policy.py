@@ -40,6 +40,7 @@ from isdt_policy.method.samplers import Plan, plan
 from isdt_policy.method.shapes import Chunks, Embeddings, no_type_check
 from isdt_policy.shared.errors import InputError, at_least, nearest
 from isdt_policy.shared.pixels import check_bytes, check_layout
+from isdt_policy.shared.values import parse_json
 
 # A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
 # rows an episode's actions do not depend on how many others are evaluated beside it.
@@ -364,7 +365,7 @@ class Policy(nn.Module):
         """
         folder, text, data = read_policy(path)
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
         except ValueError as error:
             raise InputError(f"{folder / 'config.json'} cannot be read: {error}") from error
         if not isinstance(raw, dict):

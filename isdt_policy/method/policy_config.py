@@ -80,6 +80,8 @@ class PolicyConfig:
                 f"n_action_steps={self.n_action_steps} does not fit: a window of horizon={self.horizon} with "
                 f"n_obs_steps={self.n_obs_steps} holds {self.horizon - self.n_obs_steps + 1} actions from now on."
             )
+        if any(type(width) is not int or not 0 < width <= _LARGEST for width in self.encoder_hidden):
+            raise InputError(f"encoder_hidden={list(self.encoder_hidden)}: widths are whole numbers above 0.")
         if self.interpolant not in INTERPOLANTS:
             known = ", ".join(INTERPOLANTS)
             raise InputError(
@@ -174,7 +176,7 @@ class PolicyConfig:
                 and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool))
             ):
                 raise TypeError(f"{field.name} is {value!r}")
-            if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value <= _LARGEST:
+            if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= _LARGEST:
                 raise ValueError(f"{field.name} is {value!r}")
         dims: dict[str, int] = raw.pop("obs_dims")  # type: ignore[assignment]
         if any(type(size) is not int or not 0 < size <= _LARGEST for size in dims.values()):

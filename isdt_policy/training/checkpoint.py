@@ -23,6 +23,7 @@ from torch import nn
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.values import fitting, parse_json
 
 
 def _point(link: Path, target: str) -> None:
@@ -54,10 +55,20 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """From trainer.json."""
-        saved = json.loads(path.read_text())
-        seed, threads = int(saved.get("seed", 0)), int(saved.get("threads", 0))
-        return cls(int(saved["step"]), seed, str(saved.get("amp", "")), saved["best"], threads)
+        """From trainer.json.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            saved = fitting(cls, parse_json(path.read_bytes()))
+            # A run of version 0.1.0 has neither seed nor precision there.
+            state = cls(**{"seed": 0, "amp": "", **saved})
+            if min(state.step, state.threads) < 0:
+                raise ValueError("a number below zero")
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"'{path}' is damaged ({error}); the run cannot go on from this checkpoint.") from error
+        return state
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import parse_json
 from isdt_policy.training.hydra_says import explain
 from isdt_policy.training.loggers import meant
 from isdt_policy.training.settings import DataConfig, TrainingConfig
@@ -205,8 +206,8 @@ def load_config(run: str | Path) -> Settings:
         InputError: not a run directory.
     """
     try:
-        saved = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        saved = parse_json((Path(run) / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
     if isinstance(saved, dict):
         saved.setdefault("images", _values(ImageEncoderConfig()))  # of before policies could see

@@ -164,7 +164,8 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         seed: of the weights.
 
     Raises:
-        InputError: actions of another size than the task's, or settings that do not fit each other.
+        InputError: actions of another size than the task's, settings that do not fit each other, or a network that does
+            not fit into memory.
     """
     statistics = data.train.statistics()
     pictures = data.train.image_shapes
@@ -193,7 +194,14 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         action_type=data.spec.action_type,
         sigma_data=normalizer.action_spread(statistics["action"]) if sigma_data is None else sigma_data,
     )
-    return Policy(complete, normalizer=normalizer)
+    try:
+        return Policy(complete, normalizer=normalizer)
+    except (MemoryError, RuntimeError) as error:
+        if "allocate" not in str(error) and not isinstance(error, MemoryError):
+            raise
+        raise InputError(
+            "there is no memory for a network of this size; make it smaller: network.down_dims=..."
+        ) from error
 
 
 def _action_parts(config: PolicyConfig, spec: TaskSpec) -> tuple[int, ...]:

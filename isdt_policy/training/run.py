@@ -25,6 +25,7 @@ from isdt_policy.shared.cores import free_cores
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import duration
 from isdt_policy.shared.provenance import commit, decides_bits, differences
+from isdt_policy.shared.values import parse_json
 from isdt_policy.training.config import RunConfig, Section, load_config
 from isdt_policy.training.data import data_sha256, fitted_policy, read_demonstrations
 from isdt_policy.training.distributed import ALONE, World, digest, joined
@@ -169,7 +170,7 @@ def _check_began_alike(run: Path, data: str) -> None:
     """Refuse other demonstrations than a run was started with; say so where the machine decides other bits."""
     path = run / "provenance.json"
     try:
-        began = json.loads(path.read_text()) if path.exists() else {}
+        began = parse_json(path.read_bytes()) if path.exists() else {}
         before, then = began.get("data_sha256", data), dict(began.get("decides_bits", {}))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"'{path}' cannot be read ({error}); the run cannot go on without it.") from error

@@ -349,3 +349,8 @@ def test_an_unknown_bundled_name_is_refused():
     with pytest.raises(InputError, match="no bundled demonstrations named 'nothing'"):
         resolve_path("bundled:nothing")
     assert resolve_path("a/b.zarr") == Path("a/b.zarr")
+
+
+def test_a_key_without_numbers_in_its_steps_is_refused(tmp_path):
+    with DemoWriter(tmp_path / "a.zarr") as writer, pytest.raises(InputError, match=r"'x' has no number in a step"):
+        writer.append({"x": np.zeros((3, 0), np.float32), "action": np.zeros((3, 2), np.float32)})

@@ -21,7 +21,7 @@ def test_what_version_0_1_wrote_is_read_and_written_again_as_it_was(name, tmp_pa
     before = json.loads((path if path.is_file() else path / "eval_info.json").read_text())
     after = json.loads(Result.load(path).save(tmp_path).read_text())
     before["protocol"] = {**dict.fromkeys(("n_action_steps", "noise_scale")), **before["protocol"]}
-    before["policy"].setdefault("training", None)
+    before["policy"] = {**dict.fromkeys(("training", "device", "rows")), **before["policy"]}
     assert after == before
     assert list(after) == list(before)
     assert list(after["episodes"][0]) == list(before["episodes"][0])
@@ -45,6 +45,10 @@ def test_an_error_is_an_episode_that_failed(tmp_path):
         ({"protocol": {"task": "pusht", "wind": 3}}, "'wind'"),
         ({"seeds": ["a"]}, "is damaged"),
         ({"policy": 3}, "is damaged"),
+        ({"timing": {"wall_s": "x"}}, "wall_s is 'x'"),
+        ({"timing": {"episodes": [1]}}, r"episodes is \[1\]"),
+        ({"policy": {"parameters": 1.5}}, "parameters is 1.5"),
+        ({"commit": {}}, "commit is {}"),
     ],
 )
 def test_a_file_that_is_no_result_is_named_in_one_line(change, message, tmp_path):

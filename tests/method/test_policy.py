@@ -12,6 +12,7 @@ import torch
 
 from isdt_policy.envs.protocol import ObsSpec
 from isdt_policy.envs.protocol import Policy as PolicyProtocol
+from isdt_policy.method.networks import read_network
 from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.normalization import Affine, Normalizer, action_statistics
@@ -423,12 +424,25 @@ def test_a_reader_gets_one_checkpoint_and_its_fingerprint_while_training_writes_
 @pytest.mark.parametrize(("key", "value"), [
     ("horizon", "16"), ("horizon", {"a": 1}), ("n_obs_steps", 2**70), ("noise_scale", "x"), ("sigma_data", None),
     ("interpolant", {}), ("interpolant", 3), ("action_reference", 1.5), ("precondition", 0), ("n_action_steps", 8.0),
-    ("cond_dim", True), ("obs_dims", {"agent_pos": "x"}), ("obs_dims", {"agent_pos": -1}), ("sigma_data", "0.5"),
+    ("cond_dim", True), ("sigma_data", 1e300), ("obs_dims", {"agent_pos": "x"}), ("obs_dims", {"agent_pos": -1}),
+    ("sigma_data", "0.5"), ("encoder_hidden", [16, "x"]), ("encoder_hidden", [2**20]),
 ])  # fmt: skip
 def test_a_value_of_another_kind_in_config_json_is_refused_in_one_line(key, value, policy, tmp_path):
     policy.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(InputError, match=rf"config.json is damaged .*{key}") as caught:
+    with pytest.raises(
+        InputError, match=rf"config.json is damaged .*{key}|encoder_hidden=.*widths are whole"
+    ) as caught:
         Policy.from_pretrained(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("sizes", [
+    {"groups": 0}, {"groups": {}}, {"down_dims": []}, {"down_dims": [8, -16]}, {"down_dims": 3.5}, {"time_dim": "x"},
+    {"kernel_size": -1}, {"embed_dim": None}, {"time_periods": 1e300}, {"down_dims": [8, "16"]},
+])  # fmt: skip
+def test_a_network_of_impossible_sizes_is_refused_in_one_line(sizes):
+    with pytest.raises(InputError, match=f"network.{next(iter(sizes))}") as caught:
+        read_network({"name": "unet1d", **sizes})
     assert len(str(caught.value).splitlines()) == 1

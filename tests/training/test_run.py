@@ -507,3 +507,32 @@ def limited_size(limit):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+class TestDamagedRun:
+    """A run whose files are damaged does not go on, and says which file."""
+
+    @pytest.fixture(scope="class")
+    def run(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("damaged")
+        with DemoWriter(folder / "d.zarr", task="pusht") as writer:
+            rng = np.random.default_rng(0)
+            for _ in range(3):
+                writer.append({
+                    "state": rng.uniform(50, 400, (20, 5)), "agent_pos": rng.uniform(50, 400, (20, 2)),
+                    "action": rng.uniform(50, 400, (20, 2)).astype(np.float32),
+                })  # fmt: skip
+        return train(compose_config(overrides(folder / "d.zarr", folder / "run", "training.steps=1")))
+
+    @pytest.mark.parametrize("text", [b"3", b"[]", b'{"step": []}', b'{"step": "x"}', b"{}", b"\xf4{", b"[" * 10_000])
+    @pytest.mark.parametrize("name", ["config.json", "checkpoints/last/state/trainer.json"])
+    def test_one_line_names_the_file(self, run, name, text, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy, symlinks=True)
+        settings = load_config(run)
+        (copy / name).write_bytes(text)
+        with pytest.raises(InputError, match=Path(name).name) as caught:
+            train(
+                {**(settings if "trainer" in name else load_config(copy)), "run_dir": str(copy), "if_exists": "resume"}
+            )
+        assert len(str(caught.value).splitlines()) == 1

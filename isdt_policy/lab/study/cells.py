@@ -10,7 +10,7 @@ from pathlib import Path
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import write_text
 from isdt_policy.shared.progress import Progress
-from isdt_policy.shared.values import Json
+from isdt_policy.shared.values import Json, parse_json
 
 SCHEMA = "isdt-study/1"
 
@@ -72,8 +72,8 @@ def read_cell(folder: Path, cell: Cell) -> Json | None:
 def read_json(path: Path) -> Json:
     """A file of the study. InputError if it is none."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        content = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); delete it, and its cell is run again.") from error
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a result of isdt study ({SCHEMA}); choose another out=.")

@@ -15,6 +15,7 @@ from torch import nn
 from isdt_policy.method.networks.mlp import MLPConfig
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.values import fitting
 
 
 class NetworkConfig(Protocol):
@@ -26,6 +27,8 @@ class NetworkConfig(Protocol):
         """The network with fresh weights."""
         ...
 
+
+_LARGEST = 2**24  # a size beyond it is a damaged file
 
 # name in configurations and in config.json -> sizes
 NETWORKS: dict[str, type[NetworkConfig]] = {"unet1d": UNet1dConfig, "mlp": MLPConfig}
@@ -47,6 +50,13 @@ def read_network(values: Mapping[str, object]) -> NetworkConfig:
         raise InputError(
             f"network '{name}' has no '{unknown[0]}'.{nearest(unknown[0], known)} It has: {', '.join(known)}."
         )
+    try:
+        sizes = fitting(NETWORKS[name], sizes)
+    except TypeError as error:
+        raise InputError(f"network.{error}, which is of another type.") from None
+    for key, value in sizes.items():
+        if not value or not all(0 < number <= _LARGEST for number in (value if isinstance(value, tuple) else (value,))):
+            raise InputError(f"network.{key}={list(value) if isinstance(value, tuple) else value}: sizes are above 0.")
     return NETWORKS[name](**sizes)
 
 
