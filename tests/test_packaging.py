@@ -134,3 +134,15 @@ def test_everything_bundled_has_its_licence_on_the_page():
 def test_versions_agree():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_oldest_versions_are_asked_for_one_by_one(script):
+    """`make test-oldest` tries the lower bounds; what has none could not be tried. Exact versions have theirs already."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[0].split(",")
+    lines = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    lines = [line for line in lines if "==" not in line and not line.startswith("isdt-policy")]
+    oldest = dict(line.split("==") for line in script("tests/oldest.py").oldest(extras))
+    assert set(oldest) == {re.split(r"[^\w-]", line)[0] for line in lines}
+    assert oldest["torch"] in (ROOT / "constraints.txt").read_text()
+    assert all(f">={version}" in " ".join(lines) for name, version in oldest.items() if name != "torch")
