@@ -11,8 +11,14 @@ import torch
 from isdt_policy.method.flow_map import FlowMap, with_tangent
 
 
-def compiled(flow_map: FlowMap, device: torch.device) -> tuple[FlowMap, str]:
-    """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not."""
+def compiled(flow_map: FlowMap, device: torch.device, graphs: bool = False) -> tuple[FlowMap, str]:
+    """torch.compile of the network, alone and with a tangent; or the flow map itself and the reason why not.
+
+    Args:
+        flow_map: of the policy.
+        device: where it is.
+        graphs: on a GPU, as CUDA graphs. Every step must then begin with torch.compiler.cudagraph_mark_step_begin().
+    """
     # On a CPU PyTorch writes C++; on a GPU Triton writes C.
     compilers = ("gcc", "clang", "cc") if device.type == "cuda" else ("g++", "clang++")
     if not any(map(shutil.which, compilers)):
@@ -20,5 +26,6 @@ def compiled(flow_map: FlowMap, device: torch.device) -> tuple[FlowMap, str]:
         note = f"no {kind} compiler ({' or '.join(compilers)}) on the PATH, so training runs uncompiled"
         print(f"isdt train: {note}", file=sys.stderr)
         return flow_map, note
-    tangent = torch.compile(partial(with_tangent, flow_map.network))
-    return FlowMap(torch.compile(flow_map.network), flow_map.path, tangent), "on"
+    mode = "reduce-overhead" if graphs and device.type == "cuda" else None
+    tangent = torch.compile(partial(with_tangent, flow_map.network), mode=mode)
+    return FlowMap(torch.compile(flow_map.network, mode=mode), flow_map.path, tangent), "on"

@@ -31,6 +31,7 @@ from isdt_policy.training.data import data_sha256, fitted_policy, read_demonstra
 from isdt_policy.training.distributed import ALONE, World, digest, joined
 from isdt_policy.training.init import begun_from
 from isdt_policy.training.interrupt import Interrupted
+from isdt_policy.training.memory import check_room, free_bytes, need_of
 from isdt_policy.training.settings import TrainingConfig
 from isdt_policy.training.trainer import Trainer
 
@@ -43,7 +44,7 @@ _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training
 LATER = {
     "data.action_key": "", "data.actions": "", "data.rate_hz": 0.0, "data.nudges": "off", "training.init": "",
     "training.draws_per_obs": 1, "training.finish_steps": 0, "training.endpoint_steps": 0,
-    "training.tf32": False, "training.deterministic": False,
+    "training.tf32": False, "training.deterministic": False, "training.graphs": False,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 
@@ -79,6 +80,7 @@ def _train(config: Mapping[str, object], command: str, world: World, held: ExitS
     # Everything is checked before anything is written.
     trainer, report = world.together(lambda: build_trainer(config, world))
     world.agree(_facts(config, trainer))
+    report += world.together(lambda: _room(trainer))
 
     def begin() -> None:
         held.enter_context(_claimed(run))
@@ -108,6 +110,15 @@ def _train(config: Mapping[str, object], command: str, world: World, held: ExitS
         say(f"training.max_minutes={settings.training.max_minutes:g} is over before step {goal}; it is saved.")
         say(f"go on with: isdt train resume={run}")
     return run
+
+
+def _room(trainer: Trainer) -> list[str]:
+    """Whether a GPU has room for the first step, before anything is written: a line of the report, or an InputError."""
+    free = free_bytes(trainer.device)
+    if free is None:
+        return []
+    need, rows = need_of(trainer, trainer.parameters), trainer.config.batch_size // trainer.world.size
+    return [f"memory    {check_room(need, rows, free, str(trainer.device), trainer.compile_note == 'on')}"]
 
 
 def build_trainer(config: Mapping[str, object], world: World = ALONE) -> tuple[Trainer, list[str]]:

@@ -95,6 +95,8 @@ class TrainingConfig:
             runs everything in float32; "auto" takes bf16 where the device multiplies it in hardware. The checkpoint keeps the
             choice, so that a run that goes on elsewhere stays the same run.
         compile: compile the network with torch.compile. If that fails, training says why and runs without it.
+        graphs: on a GPU, start what was compiled as CUDA graphs, one launch each (torch.compile's mode reduce-overhead). Off by
+            default, because no card has shown yet what it brings.
         threads: CPU threads; 0 takes as many as there are free cores when the run begins, and keeps that number when it goes on.
         device: "auto" takes a CUDA GPU if there is one; or "cpu", "cuda", "cuda:1", "mps".
         tf32: on a GPU, round the factors of float32 products to 10 bits: faster, and less exact. Products in bf16 stay.
@@ -128,6 +130,7 @@ class TrainingConfig:
     ema_decay: float = 0.999
     amp: str = "auto"
     compile: bool = False
+    graphs: bool = False
     threads: int = 0
     device: str = "auto"
     tf32: bool = False
@@ -165,6 +168,8 @@ class TrainingConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"training.ema_decay must be in [0, 1), got {self.ema_decay}.")
+        if self.graphs and not self.compile:
+            raise InputError("training.graphs starts what was compiled; add training.compile=true.")
         if len(self.betas) != 2 or not all(isinstance(b, (int, float)) and 0 <= b < 1 for b in self.betas):
             raise InputError(f"training.betas must be two numbers in [0, 1), got {list(self.betas)}.")
 

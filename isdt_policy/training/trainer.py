@@ -109,7 +109,7 @@ class Trainer:
         self.readings = Readings(BEHIND if on_gpu else 0)
         self.batches = Prefetch(lambda step: self._windows(step).batch(self.indices(step)), ahead=on_gpu, pin=on_gpu)
         self.flow_map, self.compile_note = (
-            compiled(policy.flow_map, self.device) if config.compile else (policy.flow_map, "off")
+            compiled(policy.flow_map, self.device, config.graphs) if config.compile else (policy.flow_map, "off")
         )
         self.averaged_flow_map = self.ema.module.flow_map
         if self.compile_note == "on" and config.endpoint_steps:
@@ -144,8 +144,17 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: the loss, one of its terms or the gradient is not finite; the weights are as before that step.
-            InputError: another process of this training has ended.
+            InputError: another process of this training has ended, or the GPU's memory does not hold the step.
         """
+        try:
+            return self._advance()
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"step {self.step} does not fit into the memory of {self.device}. Take a smaller training.batch_size or network, "
+                "or share the batch among GPUs (nproc=N); the last checkpoint is intact."
+            ) from error
+
+    def _advance(self) -> list[dict[str, float]]:
         if self.compile_note != "on":
             return self._train_step()
         from torch._dynamo.exc import TorchDynamoException  # takes half a second to import
@@ -166,6 +175,8 @@ class Trainer:
         if begins_from_average(self.config, self.step):
             self.policy.load_state_dict(self.ema.module.state_dict())
             self.optimizer.state.clear()
+        if self.config.graphs:  # what graphs of the last step answered may be written over from here on
+            torch.compiler.cudagraph_mark_step_begin()
         loss = self._loss(self.batches(self.step))
         values = {"loss": loss.total.detach(), **{name: term.detach() for name, term in loss.terms.items()}}
 
@@ -210,6 +221,17 @@ class Trainer:
             with torch.no_grad():
                 teacher = Averaged(self.averaged_flow_map, encode(self.ema.module, obs))
             return objective(self.flow_map, x, cond, self.policy.null, generator, keep=keep, averaged=teacher)
+
+    def gradient_of_rows(self, rows: int) -> None:
+        """See `memory.Measurable`. Of the phases the one that takes longest is that of the objective itself."""
+        step, flow_map = self.step, self.flow_map
+        self.step, self.flow_map = min(self.config.diagonal_steps, self.config.steps - 1), self.policy.flow_map
+        try:
+            indices = np.resize(self.indices(self.step), rows)
+            self._loss(self._windows(self.step).batch(indices)).total.backward()
+        finally:
+            self.step, self.flow_map = step, flow_map
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _look(self, batch: int) -> tuple[dict[str, Tensor] | None, bool]:
         """How this step reads pictures: where each window is cropped, and whether convolutions run in bfloat16."""

@@ -160,6 +160,10 @@ def test_several_processes_are_timed_against_one(images, tmp_path):
     ratios = np.array(one["rounds"]) / np.array(two["rounds"])
     assert result["ratios"]["one process / 2 processes"][0] == pytest.approx(np.median(ratios))
     assert result["windows per second"]["one process"] == pytest.approx(4e3 / one["median"])
+    work = result["processor time of a step, ms"]
+    assert 0 < work["one process"] < work["all 2 together"]
+    at_most = 2 * work["one process"] / work["all 2 together"]
+    assert result["so on cores that are free, times faster at most"] == pytest.approx(at_most)
 
 
 @pytest.mark.parametrize("bf16", [True, False])

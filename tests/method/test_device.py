@@ -9,9 +9,13 @@ import torch
 
 from isdt_policy.cli import main
 from isdt_policy.method.device import describe_gpu, find_device, sent, set_arithmetic
+from isdt_policy.method.flow_map import FlowMap
+from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.shared.errors import InputError
+from isdt_policy.training.compiling import compiled
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.run import LATER
+from isdt_policy.training.settings import TrainingConfig
 
 
 @pytest.fixture
@@ -49,10 +53,27 @@ def test_what_is_sent_takes_type_and_device():
     assert (moved.dtype, moved.device.type, tuple(moved.shape)) == (torch.float64, "meta", (3,))
 
 
+@pytest.mark.parametrize(("device", "mode"), [("cuda", "reduce-overhead"), ("cpu", None)])
+def test_graphs_are_of_a_gpu_alone(device, mode, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda module, mode=None: asked.append(mode) or module)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    flow_map = FlowMap(torch.nn.Identity(), INTERPOLANTS["linear"]())
+    assert compiled(flow_map, torch.device(device), graphs=True)[1] == "on"
+    assert compiled(flow_map, torch.device(device))[1] == "on"
+    assert asked == [mode, mode, None, None]
+
+
+def test_graphs_without_compilation_are_refused():
+    with pytest.raises(InputError, match=r"add training\.compile=true"):
+        TrainingConfig(graphs=True)
+
+
 def test_runs_from_before_these_settings_are_the_same_runs():
     training = compose_config(["experiment=pusht_demo"])["training"]
-    assert {key: training[key] for key in ("tf32", "deterministic")} == {"tf32": False, "deterministic": False}
-    assert {LATER["training.tf32"], LATER["training.deterministic"]} == {False}
+    later = ("tf32", "deterministic", "graphs")
+    assert [training[key] for key in later] == [False] * 3
+    assert [LATER[f"training.{key}"] for key in later] == [False] * 3
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:7", "cdua", "cuda:x", "mps"])

@@ -134,14 +134,17 @@ class How:
         device: "cpu", "cuda", ...
         bf16: run the network under autocast to bfloat16.
         compile: torch.compile the network.
+        graphs: on a GPU, start what was compiled as CUDA graphs.
     """
 
     device: str = "cpu"
     bf16: bool = False
     compile: bool = False
+    graphs: bool = False
 
     def __str__(self) -> str:
-        return f"{'bf16 autocast' if self.bf16 else 'float32'}, {'compiled' if self.compile else 'eager'}"
+        how = f"{'bf16 autocast' if self.bf16 else 'float32'}, {'compiled' if self.compile else 'eager'}"
+        return f"{how}, CUDA graphs" if self.graphs else how
 
 
 def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, how: How) -> Callable[[], float]:
@@ -152,7 +155,8 @@ def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, 
         policy: its normaliser is used.
         batch: windows per step.
     """
-    predict = torch.compile(network) if how.compile else network
+    mode = "reduce-overhead" if how.graphs and torch.device(how.device).type == "cuda" else None
+    predict = torch.compile(network, mode=mode) if how.compile else network
     parameters: list[Tensor] = list(network.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
@@ -160,6 +164,8 @@ def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, 
     rng = np.random.default_rng(0)
 
     def step() -> float:
+        if how.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         obs, x = _normalised(policy, windows.batch(rng.integers(0, windows.n_windows, batch)), how.device)
         noise = torch.randn_like(x)
         k = torch.randint(0, TRAIN_STEPS, (batch,), device=how.device)

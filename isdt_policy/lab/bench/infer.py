@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from isdt_policy.deploy.export import FileFormat, export
 from isdt_policy.deploy.runner import OnnxPolicy
@@ -18,6 +19,7 @@ from isdt_policy.lab.bench.measure import bandwidth, interleaved, ratio
 from isdt_policy.lab.bench.report import Measured
 from isdt_policy.lab.bench.settings import Infer
 from isdt_policy.lab.bench.subject import Subject, prepare, say, subject
+from isdt_policy.method.replay import Replay
 
 Ways = dict[str, Callable[[], object]]
 
@@ -26,7 +28,7 @@ def measure(what: Infer) -> Measured:
     """Time one row."""
     what = replace(what, device=prepare(what.threads, what.device))
     ours = subject(what.size)
-    ours = replace(ours, policy=ours.policy.eval().to(what.device).alone())
+    ours = replace(ours, policy=ours.policy.eval().to(what.device).freeze(1))
     network = baseline_network(ours, what.device)
     compile = what.compile and (what.device != "cpu" or bool(shutil.which("g++") or shutil.which("clang++")))
     usual = torch.compile(network) if compile else network
@@ -97,12 +99,6 @@ def _calls(ours: Subject, folder: Path) -> Ways:
     return ways
 
 
-def _graph(function: Callable[[], object]) -> Callable[[], object]:
+def _graph(function: Callable[[], Tensor]) -> Callable[[], object]:
     """The same kernels as one CUDA graph, replayed on the same tensors."""
-    for _ in range(3):
-        function()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+    return partial(Replay(lambda given: function(), []), [])

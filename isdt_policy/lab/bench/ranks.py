@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from isdt_policy.datasets.store import DemoWriter
 from isdt_policy.lab.bench.measure import ratio, summary
@@ -48,10 +49,13 @@ def measure(what: Ranks) -> Measured:
         times = json.loads((Path(folder) / "times.json").read_text())
     one, many = (summary(times[name]) for name in ("alone", "shared"))
     names = "one process", f"{what.nproc} processes"
+    spent = {"one process": times["work"][0], f"all {what.nproc} together": times["work"][1]}
     facts = {
         "experiment": "pusht_image, generated pictures" if what.images else "pusht_demo", "batch": what.batch,
         "threads of a process": 1, "compile": times["compile"], "amp": times["amp"],
         "windows per second": {name: 1e3 * what.batch / t.median for name, t in zip(names, (one, many))},
+        "processor time of a step, ms": spent,
+        "so on cores that are free, times faster at most": what.nproc * times["work"][0] / times["work"][1],
     }  # fmt: skip
     return Measured(
         f"ranks nproc={what.nproc}",
@@ -71,13 +75,19 @@ def process(store: str, folder: str) -> None:
         for trainer in filter(None, (alone, shared)):
             for _ in range(WARM_UP):
                 trainer.train_step()
+        work = torch.zeros(2, dtype=torch.float64)  # processor time alone, and shared
         for _ in range(what.rounds):
+            began = time.process_time()
             if alone is not None:
                 times["alone"].append([_step_ms(alone, ALONE) for _ in range(what.calls)])
+            before = time.process_time()
             world.largest(0)  # the others have slept until now
             times["shared"].append([_step_ms(shared, world) for _ in range(what.calls)])
+            work += torch.tensor([before - began, time.process_time() - before])
+        world.average([work])
+        work *= 1e3 * world.size / (what.rounds * what.calls)
     if alone is not None:
-        told = {**times, "compile": alone.compile_note, "amp": alone.amp}
+        told = {**times, "work": work.tolist(), "compile": alone.compile_note, "amp": alone.amp}
         (Path(folder) / "times.json").write_text(json.dumps(told))
 
 

@@ -40,6 +40,7 @@ class Train(Benchmark):
         threads: CPU threads; 0: as many as PyTorch chooses.
         device: cpu, cuda, cuda:N, or auto for a GPU if there is one.
         compile: compile both networks, as training.compile does.
+        graphs: on a GPU, as CUDA graphs, as training.graphs does; both networks.
         guidance_scale: training guidance of iSD-T; 1: none. Any other value takes one more evaluation.
         data: demonstrations.
     """
@@ -50,6 +51,7 @@ class Train(Benchmark):
     threads: int = 0
     device: str = "cpu"
     compile: bool = True
+    graphs: bool = False
     guidance_scale: float = 2.0
     data: PathText = BUNDLED
 

@@ -24,12 +24,14 @@ def measure(what: Train) -> Measured:
         f"{ours.parameters / 1e6:.2f} M parameters"
         + ("; compiling both networks takes a minute or two" if what.compile else "")
     )
-    settings = TrainingConfig(batch_size=what.batch, device=what.device, compile=what.compile, threads=what.threads)
+    settings = TrainingConfig(
+        batch_size=what.batch, device=what.device, compile=what.compile, graphs=what.graphs, threads=what.threads
+    )
     with tempfile.TemporaryDirectory() as folder:
         objective = ISD(guidance_scale=what.guidance_scale)
         trainer = Trainer(ours.policy, objective, ours.windows, None, settings, Path(folder))
         trainer.train_step()  # compiles, and says so if it cannot
-        how = How(what.device, trainer.amp == "bf16", trainer.compile_note == "on")
+        how = How(what.device, trainer.amp == "bf16", trainer.compile_note == "on", what.graphs)
         network = baseline_network(ours, what.device).train()
         plain = ddpm_step(network, ours.policy, ours.windows, what.batch, how)
         ways: dict[str, Callable[[], object]] = {"iSD-T step": trainer.advance, "DDPM step": plain}
