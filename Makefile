@@ -101,13 +101,17 @@ GPU     := $(GPU_PY) -c "import sys, torch; sys.exit(not torch.cuda.is_available
 test-gpu:
 	@if $(GPU); then $(GPU_PY) -m pytest -m gpu tests/gpu; else echo "PyTorch finds no CUDA GPU: no test was run."; fi
 
-# Every line is a table of its own in results/gpu/; a size that does not fit into the memory ends in one line.
+# Every line is a table of its own in results/gpu/; a size that does not fit into the memory ends in one line. After nine minutes nothing
+# more is begun; the same command goes on with what is missing. What says most comes first.
+GPU_STEPS := $(foreach size,4m 63m 16m,$(foreach batch,64 1024 256,$(foreach way,false.false true.false true.true,$(size).$(batch).$(way))))
 bench-gpu:
-	@if $(GPU); then mkdir -p results/gpu; for size in 4m 16m 63m; do for compile in false true; do for batch in 64 256 1024; do \
-	  $(GPU_PY) -m isdt_policy bench train size=$$size batch=$$batch compile=$$compile device=cuda rounds=3 \
-	    out=results/gpu/train_$${size}_$${batch}_compile_$$compile.json; done; done; \
-	  $(GPU_PY) -m isdt_policy bench infer size=$$size device=cuda rounds=3 out=results/gpu/infer_$$size.json; done; \
-	else echo "PyTorch finds no CUDA GPU: nothing was measured."; fi
+	@if $(GPU); then mkdir -p results/gpu; end=$$(($$(date +%s) + 540)); \
+	for size in 63m 4m 16m; do out=results/gpu/infer_$$size.json; [ -e $$out ] || [ $$(date +%s) -ge $$end ] || \
+	  $(GPU_PY) -m isdt_policy bench infer size=$$size device=cuda rounds=3 out=$$out; done; \
+	for what in $(GPU_STEPS); do set -- $$(echo $$what | tr . ' '); \
+	  out=results/gpu/train_$$1_$$2_compile_$$3_graphs_$$4.json; [ -e $$out ] || [ $$(date +%s) -ge $$end ] || \
+	  $(GPU_PY) -m isdt_policy bench train size=$$1 batch=$$2 compile=$$3 graphs=$$4 device=cuda rounds=3 out=$$out; \
+	done; true; else echo "PyTorch finds no CUDA GPU: nothing was measured."; fi
 
 clean:
 	rm -rf $(VENV) build *.egg-info

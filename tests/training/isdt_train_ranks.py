@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from isdt_policy.method.objectives.isd import ISD
 from isdt_policy.shared.errors import InputError
@@ -36,6 +37,10 @@ OBJECTIVES = {
     ],
     "meanflow": ["objective=meanflow"],
     "shortcut": ["objective=shortcut"],
+    "pictures": [
+        "objective=isd_t", "data.obs_keys=[image,agent_pos]", "data.hindsight=false", "data.mirror=false", "images.width=0.1",
+        "images.keypoints=4", "images.features=4", "policy.action_reference=agent_pos", "training.draws_per_obs=2",
+    ],
     "diffusion": ["objective=diffusion", "policy.interpolant=trigonometric", "training.diagonal_steps=0"],
 }  # fmt: skip
 
@@ -64,6 +69,15 @@ def everything(store, world):
             bits = distributed.digest(trainer.policy.state_dict())
             found[f"{name} {'float64' if double else 'float32'}"] = {"rows": rows, "numbers": numbers, "bits": bits}
     return found
+
+
+class NoNumberIsRead(TorchDispatchMode):
+    """Fails where a number of a tensor becomes a number of Python: on a GPU, everything waits for that."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        assert func is not torch.ops.aten.nonzero.default
+        return func(*args, **(kwargs or {}))
 
 
 def refusal(act):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 import isdt_train_ranks as ranks
@@ -69,20 +68,11 @@ def test_a_bad_step_does_not_reach_the_weights_and_is_named(tiny_store, tmp_path
     assert all(torch.isfinite(p).all() for p in trainer.parameters)
 
 
-class NoNumberIsRead(TorchDispatchMode):
-    """Fails where a number of a tensor becomes a number of Python: on a GPU, everything waits for that."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default
-        assert func is not torch.ops.aten.nonzero.default
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("name", ranks.OBJECTIVES)
 def test_no_step_reads_a_number(tiny_store, tmp_path, name):
     trainer = as_on_a_gpu(tiny_store, tmp_path / "run", *ranks.OBJECTIVES[name])
     trainer.train_step()
-    with NoNumberIsRead():
+    with ranks.NoNumberIsRead():
         assert trainer.advance() == []
         assert trainer.advance() == []
     assert len(trainer.readings.rest()) == 2
