@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from isdt_policy.shared.cluster import Where
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import write_text
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.values import Json, parse_json
 
 SCHEMA = "isdt-study/1"
+HERE = Where()
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,15 @@ class Cell:
     run: Callable[[], object]
 
 
-def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[Json]:
-    """Run the cells whose file is missing, one after another, and return all contents in order.
+def run_cells(cells: Iterable[Cell], folder: Path, label: str, where: Where = HERE, threads: int = 1) -> list[Json]:
+    """Run the cells whose file is missing, and return all contents in order.
+
+    Args:
+        cells: what there is to do.
+        folder: for their files.
+        label: what people see.
+        where: one after another here, or on a cluster.
+        threads: of a cell.
 
     Raises:
         InputError: a file holds a result of other settings, or cannot be read.
@@ -40,13 +49,17 @@ def run_cells(cells: Iterable[Cell], folder: Path, label: str) -> list[Json]:
     contents = [read_cell(folder, cell) for cell in cells]  # settings are checked before anything runs
     todo = sum(content is None for content in contents)
     bar = Progress(len(cells), label, unit="cell", initial=len(cells) - todo, every_s=0)
+    number = {cell.name: i for i, cell in enumerate(cells)}
     try:
-        for i, cell in enumerate(cells):
-            if contents[i] is None:
-                result = cell.run()
-                contents[i] = {"schema": SCHEMA, "settings": cell.settings, "result": result}
-                write_json(folder / f"{cell.name}.json", contents[i])
-                bar.update(1, cell=cell.name)
+        with where.pool(threads) as pool:
+            for cell in (cell for cell, content in zip(cells, contents) if content is None):
+                pool.submit(cell.name, cell.run)
+            for _ in range(todo):
+                name, result = pool.next()
+                i = number[name]
+                contents[i] = {"schema": SCHEMA, "settings": cells[i].settings, "result": result}
+                write_json(folder / f"{name}.json", contents[i])
+                bar.update(1, cell=name)
     finally:
         bar.close()
     return [content for content in contents if content is not None]

@@ -53,7 +53,7 @@ def toys(study: Toys) -> str:
             lambda: run_toys(ROWS[row], densities, seeds, settings, pictures),
         )
 
-    run_cells([cell(row) for row in rows], study.out / "toys" / "cells", "study toys")
+    run_cells([cell(row) for row in rows], study.out / "toys" / "cells", "study toys", study, study.threads)
     return write(study.out) if study.report else ""
 
 
@@ -73,7 +73,8 @@ def pusht(study: Pusht) -> str:
             lambda: run_pusht(PUSHT_ROWS[row], seed, settings, study.work / name, study.threads),
         )
 
-    run_cells([cell(row, seed) for seed in study.seeds for row in rows], study.out / "pusht" / "cells", "study pusht")
+    cells = [cell(row, seed) for seed in study.seeds for row in rows]
+    run_cells(cells, study.out / "pusht" / "cells", "study pusht", study, study.threads)
     return write(study.out) if study.report else ""
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.cluster import Where
 from isdt_policy.shared.errors import InputError, at_least
 
 OUT = Path("results/method_study")
@@ -56,7 +57,7 @@ class PushtSettings:
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Where):
     """Which cells of the method study to run, and where they stay.
 
     What is compared:
@@ -128,7 +129,7 @@ OBJECTIVES = (RECIPE, "flow_matching", "meanflow", "diffusion", "regression")
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Tasks(Where):
     """Which cells of the study of tasks to run.
 
     Attributes:

@@ -68,17 +68,29 @@ def run_tasks(tasks: Tasks) -> None:
     ]
     configs = {cell: cell_config(*cell, tasks) for cell in cells}  # all are checked before anything runs
     arms = {cell: arms_of(cell[1], config, [arm.name for arm in tasks.arms]) for cell, config in configs.items()}
-    for number, (cell, config) in enumerate(configs.items(), start=1):
-        name = "_".join(map(str, cell))
-        folder = cell_folder(tasks.out, *cell)
-        if finished(folder, config, arms[cell]):
-            continue
-        with files.claim(tasks.work / f"{name}.lock") as mine:
-            if not mine:
-                print(f"cell {number} of {len(cells)}: {name} is being run by another process")
-            elif not finished(folder, config, arms[cell]):
-                print(f"cell {number} of {len(cells)}: {name}", flush=True)
-                run_cell(config, arms[cell], folder, tasks)
+    with tasks.pool(tasks.threads) as pool:
+        todo = 0
+        for number, (cell, config) in enumerate(configs.items(), start=1):
+            if not finished(cell_folder(tasks.out, *cell), config, arms[cell]):
+                label = f"cell {number} of {len(cells)}: {'_'.join(map(str, cell))}"
+                pool.submit(label, _claimed_cell, label, cell, config, arms[cell], tasks)
+                todo += 1
+        for _ in range(todo):
+            label, told = pool.next()
+            print(f"{label}{told}", flush=True)
+
+
+def _claimed_cell(label: str, cell: tuple[str, str, int], config: JsonObject, arms: Sequence[str], tasks: Tasks) -> str:
+    """Run a cell, unless somebody else does or did; returns what to tell at its end."""
+    folder = cell_folder(tasks.out, *cell)
+    with files.claim(tasks.work / f"{'_'.join(map(str, cell))}.lock") as mine:
+        if not mine:
+            return " is being run by another process"
+        if finished(folder, config, arms):
+            return " was finished by another process"
+        print(label, flush=True)
+        run_cell(config, arms, folder, tasks)
+    return " is done"
 
 
 def cell_folder(out: Path, experiment: str, objective: str, seed: int) -> Path:

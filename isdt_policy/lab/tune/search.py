@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -35,6 +35,8 @@ from isdt_policy.training.trainer import NonFiniteLoss
 if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+    from optuna.storages import BaseStorage
 
     Space = Mapping[str, BaseDistribution]
 
@@ -59,22 +61,37 @@ def tune(tuning: Tuning, fixed: Sequence[str], space: Space) -> report.Report:
     compose_config([*fixed, *report.overrides_of({key: values[0] for key, values in some.items()})])  # unknown keys
     states = _optuna().trial.TrialState
     find_device(tuning.device)
-    with _study(tuning, fixed, space) as study:
+    with _study(tuning, fixed, space) as study, tuning.pool() as pool:
         for killed in [t for t in study.trials if t.state == states.RUNNING]:
             # Killed in mid-trial: the same settings again, and their run goes on from its checkpoint.
             study.tell(killed.number, state=states.FAIL)
             study.enqueue_trial(killed.params)
-        while sum(t.state in (states.COMPLETE, states.PRUNED) for t in study.trials) < tuning.trials:
+        running: dict[str, optuna.Trial] = {}
+
+        def others_of(running: Mapping[str, optuna.Trial]) -> set[str]:
+            return {_folder(fixed, report.overrides_of(trial.params)) for trial in running.values()}
+
+        while (left := tuning.trials - _count(study, states.COMPLETE, states.PRUNED)) > 0:
+            while len(running) < min(pool.room, left):
+                trial = study.ask(dict(space))
+                name, folder = f"trial {trial.number}", _folder(fixed, report.overrides_of(trial.params))
+                if folder in others_of(running):  # two processes would train the same run
+                    study.tell(trial, state=states.FAIL)
+                    break
+                running[name] = trial
+                pool.submit(name, _run_by_number, tuning, fixed, trial._trial_id)
+            name, told = pool.next()
+            trial, score = running.pop(name), cast("float | None", told)
             best = max((t.value or 0.0 for t in study.trials if t.state == states.COMPLETE), default=float("-inf"))
-            trial = study.ask(dict(space))
-            score = _run(tuning, fixed, trial)
             if score is None:
                 study.tell(trial, state=states.PRUNED)
             else:
                 study.tell(trial, score)
             if not tuning.keep:
                 # Weights of a run that is not the best are of no further use; its numbers are in the journal.
-                _forget(tuning, trial.user_attrs["run"], is_best=score is not None and score > best)
+                others = others_of(running)
+                mine = _folder(fixed, report.overrides_of(trial.params))
+                _forget(tuning, mine, is_best=score is not None and score > best, spare=others)
             found = report.Report(tuning, fixed, space, study.trials)
             found.write()
         found = report.Report(tuning, fixed, space, study.trials)
@@ -111,10 +128,26 @@ def read_space(args: Sequence[str]) -> tuple[list[str], dict[str, BaseDistributi
     return fixed, space
 
 
+def _count(study: optuna.Study, *states: object) -> int:
+    return sum(trial.state in states for trial in study.trials)
+
+
+def _folder(fixed: Sequence[str], given: Sequence[str]) -> str:
+    """Name of the run with these settings."""
+    return hashlib.sha256(json.dumps([sorted(fixed), sorted(given)]).encode()).hexdigest()[:10]
+
+
+def _run_by_number(tuning: Tuning, fixed: Sequence[str], number: int) -> float | None:
+    """`_run` of a trial that the folder of the search knows, in this process or another."""
+    optuna = _optuna()
+    study = optuna.load_study(study_name="tune", storage=_storage(tuning), pruner=_pruner(tuning))
+    return _run(tuning, fixed, optuna.Trial(study, number))
+
+
 def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | None:
     """Train and roll out one trial; its score, or None if it was stopped. What was seen is kept in the trial."""
     given = report.overrides_of(trial.params)
-    name = hashlib.sha256(json.dumps([sorted(fixed), sorted(given)]).encode()).hexdigest()[:10]
+    name = _folder(fixed, given)
     run = tuning.out / "trials" / name
     config = compose_config([*fixed, *given, f"name={name}"])
     config["run_dir"], config["if_exists"] = str(run), "resume"
@@ -147,20 +180,29 @@ def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | N
     return score
 
 
-def _forget(tuning: Tuning, run: str, is_best: bool) -> None:
-    """Remove the run of a trial; if it is the best so far, all others."""
+def _forget(tuning: Tuning, run: str, is_best: bool, spare: Collection[str]) -> None:
+    """Remove the run of a trial; if it is the best so far, all others but those that are not over."""
     for folder in (tuning.out / "trials").iterdir():
-        if (folder.name == run) != is_best:
+        if (folder.name == run) != is_best and folder.name not in spare:
             files.remove(folder)
+
+
+def _storage(tuning: Tuning) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(tuning.out / "journal.log")))
+
+
+def _pruner(tuning: Tuning) -> BasePruner:
+    pruner: BasePruner = _optuna().pruners.MedianPruner(n_startup_trials=tuning.startup)
+    return pruner
 
 
 @contextlib.contextmanager
 def _study(tuning: Tuning, fixed: Sequence[str], space: Space) -> Iterator[optuna.Study]:
     """The search of a folder, opened or begun; one process at a time."""
     optuna = _optuna()
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     out = tuning.out
     files.check_writable(out / "journal.log")
     with files.claim(out / "lock") as mine:
@@ -171,12 +213,12 @@ def _study(tuning: Tuning, fixed: Sequence[str], space: Space) -> Iterator[optun
         # A sampler that starts afresh with every sitting must not draw the same settings again.
         drawn = journal.read_text().count("\n") if journal.exists() else 0
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(journal))), study_name="tune", load_if_exists=True,
+            storage=_storage(tuning), study_name="tune", load_if_exists=True,
             direction="maximize",
             sampler=optuna.samplers.TPESampler(n_startup_trials=tuning.startup, seed=tuning.seed + drawn),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=tuning.startup),
+            pruner=_pruner(tuning),
         )  # fmt: skip
-        may_change = ("trials", "prune", "startup", "seed", "n_envs", "keep", "out", "device")
+        may_change = ("trials", "prune", "startup", "seed", "n_envs", "keep", "out", "device", "backend", "address")
         what: dict[str, object] = {key: v for key, v in tuning.to_json().items() if key not in may_change}
         what.update(fixed=sorted(fixed), space={key: str(value) for key, value in space.items()})
         before = study.user_attrs.get("what", what)

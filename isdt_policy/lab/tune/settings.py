@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from isdt_policy.shared.arm import Arm
+from isdt_policy.shared.cluster import Where
 from isdt_policy.shared.errors import InputError, at_least
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Where):
     """How to search.
 
     Attributes:
