@@ -181,6 +181,11 @@ class DemoStore:
             InputError: nothing there, not a store, cut short, unequal lengths, or episode ends that do not fit.
         """
         where = resolve_path(path)
+        if "://" in str(path):
+            raise InputError(
+                f"'{path}' is an address, and stores are read from a disk, where what is missing is seen. Bring it there first, "
+                "such as with isdt data fetch."
+            )
         if not where.exists():
             raise InputError(f"no demonstrations at '{path}': the path does not exist.")
         try:
