@@ -150,7 +150,20 @@ def test_a_bad_step_skips_itself(tiny_store, tmp_path, device):
     assert all(map(torch.equal, before, trainer.parameters))
 
 
-def test_compiled_steps_are_eager_ones(tiny_store, tmp_path, device):
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """On a CPU writing and compiling C++ takes minutes, and other tests do it."""
+    real = torch.compile
+
+    def use(device):
+        if device == "cpu":
+            monkeypatch.setattr(torch, "compile", lambda module, mode=None: real(module, backend="aot_eager"))
+
+    return use
+
+
+def test_compiled_steps_are_eager_ones(tiny_store, tmp_path, device, quick_compiler):
+    quick_compiler(device)
     losses = []
     for compiled in ("false", "true"):
         trainer = trainer_of(tiny_store, tmp_path / compiled, device, f"training.compile={compiled}")
@@ -160,8 +173,9 @@ def test_compiled_steps_are_eager_ones(tiny_store, tmp_path, device):
 
 
 @pytest.mark.parametrize(("name", "device"), on_both(*ranks.OBJECTIVES))
-def test_steps_of_graphs_are_compiled_ones(tiny_store, tmp_path, name, device):
+def test_steps_of_graphs_are_compiled_ones(tiny_store, tmp_path, name, device, quick_compiler):
     """Where this fails, training.graphs does not hold for that objective."""
+    quick_compiler(device)
     more = [*ranks.OBJECTIVES[name], "training.compile=true"]
     losses = []
     for graphs in ("false", "true"):
