@@ -9,12 +9,14 @@
 How keys are called here and there:
 
     observation.<key>  <key>     action  action     next.reward  reward     next.done  done     next.success  success
+    observation.images.<camera>  <camera>, or images.<camera> where a state is called so
     any other feature keeps its name; timestamp and the index columns follow from the rest and are not stored
 
 Images are written as PNG inside the tables, so that they come back bit by bit; videos are read, and hold what their codec left.
 The frame of a step is the one whose time in the video is nearest; it must be within half a step, or the dataset is refused.
-What LeRobot has no place for (masks, units, provenance) goes to meta/isdt.json, where it does not look. v2.x keeps one file per
-episode and other metadata; it is refused with the command that converts it.
+Keys of several axes are written flat, as LeRobot's statistics and policies want them, and come back in their shape.
+What LeRobot has no place for (that shape, masks, units, provenance) goes to meta/isdt.json, where it does not look. v2.x keeps
+one file per episode and other metadata; it is refused with the command that converts it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Episode, Reading, Recording, images
-from isdt_policy.datasets.formats.lerobot_names import BACK, CHUNK, IMPLIED, ours, pyarrow
+from isdt_policy.datasets.formats.lerobot_names import BACK, CHUNK, IMPLIED, keys_of, pyarrow
 from isdt_policy.datasets.formats.lerobot_video import Video
 from isdt_policy.datasets.formats.lerobot_write import Writer
 from isdt_policy.datasets.opening import inside
@@ -54,18 +56,19 @@ def read(path: Path, how: Reading) -> Recording:
     if not version.startswith("v3"):
         raise InputError(
             f"'{path}' is a LeRobot dataset of version {version}; v3 is read. Older ones keep one file per episode and other "
-            "metadata: convert it with lerobot's own script (lerobot.datasets.v30.convert_dataset_v21_to_v30)."
+            "metadata: convert it with LeRobot's own script, python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME."
         )
     features, fps = _features(path, info)
     rows = _rows(path)
     texts = [name for name, f in features.items() if not str(f["dtype"]).startswith((*_NUMBERS, "image", "video"))]
     notes = [f"not carried over: {', '.join(texts)} (no numbers)"] if texts else []
-    features = {name: f for name, f in features.items() if how.wants(ours(name)) and name not in texts}
+    keys = keys_of(name for name in features if name not in texts)
+    features = {name: features[name] for name, key in keys.items() if how.wants(key)}
     videos = [name for name, f in features.items() if f["dtype"] == "video"]
     if videos:
         notes.append(f"{', '.join(videos)}: frames are what the video's codec left of them")
     own = _json(path / "meta" / "isdt.json") if (path / "meta" / "isdt.json").exists() else {}
-    flat = set(own.get("flat", BACK))
+    flat, shapes = set(own.get("flat", BACK)), own.get("shapes", {})
     attributes = {
         "action_space": {"rate_hz": fps},
         **own.get("attributes", {}),
@@ -79,11 +82,18 @@ def read(path: Path, how: Reading) -> Recording:
         streams = {name: Video(path, name, info, fps) for name in videos}
         chosen = [rows[number] for number in numbers]
         for row, columns in zip(chosen, _tables(path, chosen)):
-            episode = {ours(n): _column(path, n, f, columns, flat) for n, f in features.items() if n not in streams}
+            stored = {name: _column(path, name, f, columns) for name, f in features.items() if name not in streams}
             times = _times(columns, fps) if streams else np.zeros(0)
-            yield episode | {ours(name): stream.frames(row, times) for name, stream in streams.items()}
+            seen = {name: stream.frames(row, times) for name, stream in streams.items()}
+            yield {keys[name]: shaped(keys[name], value) for name, value in (stored | seen).items()}
 
-    entries = own.get("info") or [{"tasks": list(row["tasks"])} for row in rows]
+    def shaped(key: str, value: Array) -> Array:
+        size = () if key in flat and value.shape[1:] == (1,) else shapes.get(key, value.shape[1:])
+        return value.reshape(len(value), *size)
+
+    entries = own.get("info") or []
+    if len(entries) != len(rows):  # none, or of before episodes were added or taken out
+        entries = [{"tasks": list(row["tasks"])} for row in rows]
     return Recording("lerobot", path, range(len(rows)), load, own.get("task"), attributes, entries, notes)
 
 
@@ -168,7 +178,7 @@ def _times(table: Any, fps: float) -> NDArray[np.float64]:
     return np.asarray(table[name].to_numpy(), np.float64) / unit
 
 
-def _column(root: Path, name: str, feature: Json, table: Any, flat: set[str]) -> Array:
+def _column(root: Path, name: str, feature: Json, table: Any) -> Array:
     shape = tuple(feature["shape"])
     if name not in table.column_names:
         raise InputError(f"'{root}': feature '{name}' of meta/info.json is not in its data files.")
@@ -179,8 +189,7 @@ def _column(root: Path, name: str, feature: Json, table: Any, flat: set[str]) ->
     while hasattr(values, "flatten") and hasattr(values.type, "value_type"):
         values = values.flatten()
     try:
-        array = np.asarray(values.to_numpy(zero_copy_only=False), feature["dtype"])
-        return array if ours(name) in flat and shape == (1,) else array.reshape(len(table), *shape)
+        return np.asarray(values.to_numpy(zero_copy_only=False), feature["dtype"]).reshape(len(table), *shape)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"'{root}': feature '{name}' is not {feature['dtype']} of shape {list(shape)} in its data files, as meta/info.json "

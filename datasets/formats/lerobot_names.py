@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from types import ModuleType
 
 from isdt_policy.shared.extras import require
@@ -16,8 +18,15 @@ CHUNK = "chunk-{0:03d}/file-{1:03d}"
 
 
 def ours(name: str) -> str:
-    """The key of a feature."""
-    return NAMES.get(name) or name.removeprefix("observation.")
+    """The key of a feature, alone."""
+    return NAMES.get(name) or name.removeprefix("observation.").removeprefix("images.")
+
+
+def keys_of(names: Iterable[str]) -> dict[str, str]:
+    """{feature: key}; where a camera is called like a state, it keeps the prefix `images.`."""
+    found = {name: ours(name) for name in names}
+    often = Counter(found.values())
+    return {name: key if often[key] == 1 else name.removeprefix("observation.") for name, key in found.items()}
 
 
 def pyarrow() -> tuple[ModuleType, ModuleType]:

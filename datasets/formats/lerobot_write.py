@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from isdt_policy.datasets.formats import Recording, images
-from isdt_policy.datasets.formats.lerobot_names import BACK, CHUNK, IMPLIED, ours, pyarrow
+from isdt_policy.datasets.formats import lerobot_stats as stats
+from isdt_policy.datasets.formats.lerobot_names import BACK, CHUNK, IMPLIED, keys_of, pyarrow
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import Array, Json, JsonObject
 
@@ -27,15 +27,20 @@ class Writer:
         known = recording.attributes.get("lerobot", {})
         self.fps = known.get("fps") or recording.attributes.get("action_space", {}).get("rate_hz")
         if not self.fps:
-            raise InputError(f"'{recording.path}' does not say its rate in Hz, which LeRobot needs; give task=NAME.")
+            raise InputError(
+                f"'{recording.path}' does not say its rate in Hz, which LeRobot needs: isdt data describe {recording.path} "
+                "rate_hz=N, if it is a store; or task=NAME."
+            )
+        self.fps = int(self.fps) if self.fps == int(self.fps) else self.fps
         self.known: Json = known.get("features", {})
-        self.robot_type = known.get("robot_type")
+        self.robot_type = known.get("robot_type") or recording.attributes.get("robot_type")
         self.names: dict[str, str] = {}
         self.features: dict[str, JsonObject] = {}
         self.flat: list[str] = []
+        self.shapes: dict[str, list[int]] = {}  # of keys with several axes; LeRobot's own tools take one
         self.rows: list[JsonObject] = []
         self.tasks: dict[str, int] = {}
-        self.sums: dict[str, list[NDArray[np.float64]]] = {}
+        self.numbers: dict[str, list[stats.Numbers]] = {}
         self.index = self.file = self.bytes = 0
         self.table_file: Any = None
 
@@ -50,15 +55,17 @@ class Writer:
         for task in tasks:
             self.tasks.setdefault(task, len(self.tasks))
         frame = np.arange(steps)
-        columns = {
-            "timestamp": pa.array((frame / self.fps).astype(np.float32)), "frame_index": pa.array(frame),
-            "episode_index": pa.array(np.full(steps, number)), "index": pa.array(self.index + frame),
-            "task_index": pa.array(np.full(steps, self.tasks[tasks[0]])),
+        implied = {
+            "timestamp": (frame / self.fps).astype(np.float32), "frame_index": frame,
+            "episode_index": np.full(steps, number), "index": self.index + frame,
+            "task_index": np.full(steps, self.tasks[tasks[0]]),
         }  # fmt: skip
-        for key, value in episode.items():
-            self._count(self.names[key], value)
-            columns[self.names[key]] = self._to_column(key, value)
-        table = pa.table(columns)
+        values = {**{self.names[key]: value for key, value in episode.items()}, **implied}
+        table = pa.table({name: self._to_column(name, value) for name, value in values.items()})
+        table = table.replace_schema_metadata({"huggingface": stats.schema(self.features)})
+        for name, value in values.items():
+            found = stats.of_pictures(value) if _is_image(value) else stats.of_numbers(value.reshape(steps, -1))
+            self.numbers.setdefault(name, []).append(found)
         if self.table_file is not None and self.bytes + table.nbytes > _FILE_BYTES:
             self.table_file.close()
             self.table_file, self.bytes, self.file = None, 0, self.file + 1
@@ -77,39 +84,27 @@ class Writer:
         self.index += steps
 
     def _describe(self, episode: Mapping[str, Array]) -> None:
-        theirs = {ours(name): name for name in self.known}
+        theirs = {key: name for name, key in keys_of(self.known).items()}
         for key, value in episode.items():
             name = theirs.get(key) or BACK.get(key) or ("action" if key == "action" else f"observation.{key}")
-            shape = list(value.shape[1:]) or [1]
             if value.ndim == 1:
                 self.flat.append(key)
+            elif value.ndim > 2 and not _is_image(value):
+                self.shapes[key] = list(value.shape[1:])
+            shape = list(value.shape[1:]) if _is_image(value) else [int(np.prod(value.shape[1:]))]
             names = ["height", "width", "channels"] if _is_image(value) else self.known.get(name, {}).get("names")
             dtype = "image" if _is_image(value) else str(value.dtype)
             self.names[key] = name
             self.features[name] = {"dtype": dtype, "shape": shape, "names": names}
+        self.features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in IMPLIED.items()}
 
-    def _to_column(self, key: str, value: Array) -> Any:
+    def _to_column(self, name: str, value: Array) -> Any:
         pa, _ = pyarrow()
         if _is_image(value):
             cells = [{"bytes": images.encode(picture), "path": None} for picture in value]
             return pa.array(cells, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        column = pa.array(value.reshape(-1))
-        shape = self.features[self.names[key]]["shape"]
-        if len(shape) == 1:
-            return column if shape == [1] else pa.FixedSizeListArray.from_arrays(column, shape[0])
-        for size in reversed(shape):
-            column = pa.ListArray.from_arrays(np.arange(0, len(column) + 1, size, dtype=np.int32), column)
-        return column
-
-    def _count(self, name: str, value: Array) -> None:
-        picture = _is_image(value)
-        flat = (value.reshape(-1, value.shape[-1]) / 255 if picture else value.reshape(len(value), -1)).astype(
-            np.float64
-        )
-        now = [flat.min(0), flat.max(0), flat.sum(0), (flat**2).sum(0), np.array([len(flat)], np.float64)]
-        old = self.sums.get(name)
-        joined = [np.minimum(old[0], now[0]), np.maximum(old[1], now[1])] if old else now[:2]
-        self.sums[name] = joined + ([a + b for a, b in zip(old[2:], now[2:])] if old else now[2:])
+        column, size = pa.array(value.reshape(-1)), self.features[name]["shape"][0]
+        return column if size == 1 else pa.FixedSizeListArray.from_arrays(column, size)
 
     def finish(self, provenance: JsonObject) -> None:
         """Close the tables and write the metadata."""
@@ -118,22 +113,22 @@ class Writer:
         meta = self.path / "meta"
         episodes = meta / "episodes" / (CHUNK.format(0, 0) + ".parquet")
         episodes.parent.mkdir(parents=True)
-        parquet.write_table(pa.Table.from_pylist(self.rows), episodes)
+        parquet.write_table(pa.Table.from_pylist(self._rows()), episodes)
         parquet.write_table(self._task_table(), meta / "tasks.parquet")
-        implied = {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in IMPLIED.items()}
         info = {
             "codebase_version": "v3.0", "robot_type": self.robot_type, "total_episodes": len(self.rows),
             "total_frames": self.index, "total_tasks": len(self.tasks), "chunks_size": _FILES_PER_CHUNK,
             "data_files_size_in_mb": _FILE_BYTES // 2**20, "video_files_size_in_mb": 500, "fps": self.fps,
             "splits": {"train": f"0:{len(self.rows)}"},
             "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet", "video_path": None,
-            "features": {**self.features, **implied},
+            "features": self.features,
         }  # fmt: skip
         own = {
-            "task": self.recording.task, "flat": self.flat, "info": self.recording.info, "provenance": provenance,
+            "task": self.recording.task, "flat": self.flat, "shapes": self.shapes, "info": self.recording.info,
+            "provenance": provenance,
             "attributes": {k: v for k, v in self.recording.attributes.items() if k != "lerobot"},
         }  # fmt: skip
-        for name, content in (("info", info), ("stats", self._statistics()), ("isdt", own)):
+        for name, content in (("info", info), ("stats", self._all_episodes()), ("isdt", own)):
             (meta / f"{name}.json").write_text(json.dumps(content, indent=1))
 
     def _task_table(self) -> Any:
@@ -151,15 +146,19 @@ class Writer:
         table = pa.table({"task_index": pa.array(list(self.tasks.values())), index: pa.array(list(self.tasks))})
         return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
-    def _statistics(self) -> JsonObject:
-        result = {}
-        for name, (low, high, total, squares, count) in self.sums.items():
-            mean = total / count
-            std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-            shape = (-1, 1, 1) if self.features[name]["dtype"] == "image" else (-1,)
-            values = {"min": low, "max": high, "mean": mean, "std": std}
-            result[name] = {k: v.reshape(shape).tolist() for k, v in values.items()} | {"count": [self.index]}
-        return result
+    def _rows(self) -> list[JsonObject]:
+        """The rows of the episodes, each with its statistics."""
+        rows = []
+        for number, row in enumerate(self.rows):
+            every = {name: stats.as_json(found[number], self._seen(name)) for name, found in self.numbers.items()}
+            rows.append(row | {f"stats/{name}/{k}": v for name, found in every.items() for k, v in found.items()})
+        return rows
+
+    def _all_episodes(self) -> JsonObject:
+        return {name: stats.as_json(stats.together(found), self._seen(name)) for name, found in self.numbers.items()}
+
+    def _seen(self, name: str) -> bool:
+        return bool(self.features[name]["dtype"] == "image")
 
 
 def _is_image(value: Array) -> bool:

@@ -84,6 +84,59 @@ def test_lerobot_tables_stand_where_their_reader_looks(rich_store, tmp_path):
     np.testing.assert_allclose(np.ravel(stats["observation.img"]["mean"]), store.read("img").mean((0, 1, 2)) / 255)
 
 
+def test_lerobot_s_tools_find_statistics_of_every_episode(rich_store, tmp_path):
+    """They make those of what is left from them; where there are none, a policy is trained unnormalised without a word."""
+    import pyarrow.parquet as parquet
+
+    convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
+    rows = parquet.read_table(tmp_path / "there/meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    stats = json.loads((tmp_path / "there/meta/stats.json").read_text())
+    store = DemoStore.open(rich_store)
+    names = {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
+    features = json.loads((tmp_path / "there/meta/info.json").read_text())["features"]
+    for name, feature in features.items():
+        assert set(stats[name]) == names
+        assert {column.removeprefix(f"stats/{name}/") for column in rows[0] if f"stats/{name}/" in column} == names
+        for row in (*rows, {f"stats/{name}/{key}": value for key, value in stats[name].items()}):
+            picture = feature["dtype"] == "image"
+            assert np.shape(row[f"stats/{name}/q50"]) == ((3, 1, 1) if picture else tuple(feature["shape"]))
+    state = [store.episode(number)["state"] for number in range(3)]
+    for row, values in zip(rows, state):
+        np.testing.assert_allclose(row["stats/observation.state/std"], values.std(0))
+        np.testing.assert_allclose(row["stats/observation.state/q90"], np.quantile(values, 0.9, axis=0))
+    weighted = sum(len(values) * np.quantile(values, 0.9, axis=0) for values in state) / 9
+    np.testing.assert_allclose(stats["observation.state"]["q90"], weighted)  # as LeRobot joins them
+    pixels = store.episode(1)["img"].reshape(-1, 3)
+    for level, name in ((0.01, "q01"), (0.5, "q50"), (0.99, "q99")):
+        expected = np.quantile(pixels, level, axis=0, method="inverted_cdf") / 255
+        np.testing.assert_allclose(np.ravel(rows[1][f"stats/observation.img/{name}"]), expected)
+    np.testing.assert_allclose(np.ravel(rows[1]["stats/observation.img/std"]), pixels.std(0) / 255)
+
+
+def test_lerobot_gets_keys_of_several_axes_flat_and_a_schema_for_pictures(rich_store, tmp_path):
+    import pyarrow.parquet as parquet
+
+    convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
+    info = json.loads((tmp_path / "there/meta/info.json").read_text())
+    assert info["features"]["observation.points"]["shape"] == [18]
+    assert type(info["fps"]) is int
+    table = parquet.read_schema(tmp_path / "there/data/chunk-000/file-000.parquet")
+    columns = json.loads(table.metadata[b"huggingface"])["info"]["features"]
+    assert list(columns) == table.names
+    assert columns["observation.img"] == {"_type": "Image"}
+    assert columns["observation.points"] == {
+        "feature": {"dtype": "float32", "_type": "Value"}, "length": 18, "_type": "List",
+    }  # fmt: skip
+    assert columns["next.reward"] == {"dtype": "float64", "_type": "Value"}
+
+
+def test_a_camera_that_is_called_like_a_state_keeps_its_prefix():
+    from isdt_policy.datasets.formats.lerobot_names import keys_of
+
+    names = ["observation.images.front", "observation.images.state", "observation.state", "next.reward", "action"]
+    assert list(keys_of(names).values()) == ["front", "images.state", "state", "reward", "action"]
+
+
 def test_lerobot_splits_long_data_over_files(rich_store, tmp_path, monkeypatch):
     monkeypatch.setattr("isdt_policy.datasets.formats.lerobot_write._FILE_BYTES", 1)
     convert(str(rich_store), str(tmp_path / "there"), to="lerobot")
@@ -121,7 +174,7 @@ def test_lerobot_videos_give_every_episode_its_own_frames(rich_store, tmp_path):
     parquet.write_table(pa.Table.from_pylist(rows), path)
     recording = read(root)
     assert any("codec" in note for note in recording.notes)
-    frames = np.concatenate([episode["images.top"] for episode in recording.episodes()])
+    frames = np.concatenate([episode["top"] for episode in recording.episodes()])
     assert frames.shape == (9, 32, 32, 3)
     np.testing.assert_allclose(frames.mean((1, 2, 3)), 25 * np.arange(9), atol=5)
 

@@ -60,7 +60,7 @@ def with_video(root, frames, starts):
 
 
 def levels(root):
-    return [np.round(e["images.top"].mean((1, 2, 3)) / 10).astype(int).tolist() for e in read(root).episodes()]
+    return [np.round(e["top"].mean((1, 2, 3)) / 10).astype(int).tolist() for e in read(root).episodes()]
 
 
 EPISODES = [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], [10, 11, 12, 13, 14]]
