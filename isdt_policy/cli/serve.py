@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from isdt_policy.cli.command import PathText
 from isdt_policy.deploy.loading import ADDRESS, load_policy, nfe_of
-from isdt_policy.deploy.server import Endpoint, PolicyServer, Serving
+from isdt_policy.deploy.server import PolicyServer
+from isdt_policy.deploy.serving import Endpoint, Serving
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
 
@@ -29,6 +30,7 @@ class Serve(Endpoint):
         isdt serve checkpoint=outputs/pusht_demo                      on 127.0.0.1:8000
         isdt serve checkpoint=policy.onnx port=9000                   an exported policy, without torch
         ISDT_API_KEY=secret isdt serve checkpoint=... host=0.0.0.0    other machines can ask, with the key
+        isdt serve checkpoint=... history=chunks names=observation/image:front,observation/state:state    openpi's clients
 
     What is served:
         checkpoint: a run, a checkpoint, a folder of save_pretrained, zoo:NAME, or a .onnx file.

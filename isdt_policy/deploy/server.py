@@ -36,14 +36,14 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.deploy.fair_share import FRAGMENT_S, REFUSED_S, FairShare
 from isdt_policy.deploy.runtime import Continuing
+from isdt_policy.deploy.serving import Serving
 from isdt_policy.deploy.session import MAX_BATCH, Contract, Question, Session, Unreadable, decode, number_of
 from isdt_policy.deploy.wire import pack
 from isdt_policy.envs.protocol import Policy, frozen
@@ -58,59 +58,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isdt_policy.deploy")
 
+DEFAULT = Serving()
 SILENT_S = 5.0  # after which a connection may have to make room for another
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], float]  # action, action_pred, milliseconds of the inference
 
 
 class PolicyFailed(RuntimeError):
     """The policy raised, or answered something that is no action chunk."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a server listens, and what it refuses.
-
-    Attributes:
-        host: listen on this address; 0.0.0.0 is every address of this machine.
-        port: listen on this port; 0 takes a free one.
-        max_bytes: refuse larger messages; default: 1 MiB, or twice one history of all pictures.
-        max_rate: refuse more messages per second from one connection, averaged over a second.
-        max_connections: refuse more connections at a time.
-        message_timeout: close a connection whose message takes longer, or that does not answer a ping in time; seconds.
-        history: what single observations are. steps: one a control step; the server keeps the history. chunks: one a chunk, as
-            openpi's ActionChunkBroker sends them; the history is then the newest observation, repeated.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    max_bytes: int | None = None
-    max_rate: float = 500.0
-    max_connections: int = 64
-    message_timeout: float = 10.0
-    history: Literal["steps", "chunks"] = "steps"
-
-    def __post_init__(self) -> None:
-        most = 1 if self.max_bytes is None else self.max_bytes
-        if min(most, self.max_rate, self.max_connections, self.message_timeout) <= 0:
-            raise InputError("max_bytes, max_rate, max_connections and message_timeout must be above 0.")
-
-
-@dataclass(frozen=True)
-class Serving(Endpoint):
-    """How a policy is served.
-
-    Attributes:
-        nfe: network evaluations per chunk.
-        api_key: key that every client must send, or None.
-    """
-
-    nfe: int | str = 1
-    api_key: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.api_key == "":
-            raise InputError("api_key is empty, which would let everyone in; leave it out to switch the check off.")
 
 
 class PolicyServer:
@@ -130,11 +84,11 @@ class PolicyServer:
             await asyncio.Event().wait()
     """
 
-    def __init__(self, policy: Policy, settings: Serving = Serving()) -> None:
+    def __init__(self, policy: Policy, settings: Serving = DEFAULT) -> None:
         require("websockets", "serve", "The policy server")
         require("msgpack", "serve", "The policy server")
         self.policy, self.settings, self.port = frozen(policy, settings.nfe, one_row=False), settings, settings.port
-        self.contract = c = Contract.of(policy)
+        self.contract = c = Contract.of(policy, settings.named)
         self.metadata = {
             "server": "isdt-policy",
             **c.metadata(),

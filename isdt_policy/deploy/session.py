@@ -46,6 +46,7 @@ class Contract:
         continues: whether it can continue a started chunk.
         recorded: the robot as its recordings show it, or None.
         images: (height, width, 3) per picture.
+        names: {key: what clients call it}, where that is another name.
     """
 
     obs_dims: Mapping[str, int]
@@ -57,6 +58,7 @@ class Contract:
     continues: bool
     recorded: Recorded | None = None
     images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -74,17 +76,25 @@ class Contract:
         return {key: np.zeros((1, self.n_obs_steps, *shape), types[key]) for key, shape in self.shapes.items()}
 
     @classmethod
-    def of(cls, policy: Policy) -> Contract:
+    def of(cls, policy: Policy, names: Mapping[str, str] | None = None) -> Contract:
         """Read it from a policy.
 
+        Args:
+            policy: that is served.
+            names: {key: what clients call it}.
+
         Raises:
-            InputError: it does not say how many features its observations have, or a key has a name of the protocol.
+            InputError: it does not say how many features its observations have, a key has a name of the protocol, or a name is
+                given to a key that it does not read.
         """
         config = getattr(policy, "config", None)
         dims: Mapping[str, int] | None = getattr(policy, "obs_dims", None) or getattr(config, "obs_dims", None)
         if dims is None:
             raise InputError("the policy does not say how many features its observations have (obs_dims).")
         images = image_shapes(policy)
+        for key in names or {}:
+            if key not in (*dims, *images):
+                raise InputError(f"names: the policy reads no '{key}'.{nearest(key, [*dims, *images])}")
         for key in (*dims, *images):
             if key in RESERVED:
                 raise InputError(f"an observation may not be called '{key}': the server's protocol uses that name.")
@@ -98,6 +108,7 @@ class Contract:
             continues=hasattr(policy, "continue_action"),
             recorded=Recorded.of(policy),
             images=images,
+            names=dict(names or {}),
         )
 
     def metadata(self) -> dict[str, object]:
@@ -107,6 +118,7 @@ class Contract:
             "task": self.task,
             "obs_dims": dict(self.obs_dims),
             **images,
+            **({"names": dict(self.names)} if self.names else {}),
             "action_dim": self.action_dim,
             "n_obs_steps": self.n_obs_steps,
             "n_action_steps": self.n_action_steps,
@@ -179,7 +191,7 @@ class Session:
         Raises:
             InputError: keys, shapes or values that do not fit.
         """
-        given = {key: value for key, value in message.items() if key not in RESERVED}
+        given: Mapping[object, object] = {key: value for key, value in message.items() if key not in RESERVED}
         if message.get("reset", False) is True:
             self.reset()
             if not given:
@@ -227,16 +239,18 @@ class Session:
 
     def _observations(self, given: Mapping[object, object]) -> tuple[Obs, bool]:
         """{key: (batch, n_obs_steps, *shape)} and whether the message had the batch axis."""
-        n, shapes = self.contract.n_obs_steps, self.contract.shapes
+        n, shapes, called = self.contract.n_obs_steps, self.contract.shapes, self.contract.names
+        given = _level(given) if called else given
         obs: Obs = {}
         leading: set[tuple[int, ...]] = set()  # axes before those of one step
         for key, shape in shapes.items():
-            if key not in given:
-                names = [str(name)[:100] for name, _ in zip(given, range(50))]
+            name = called.get(key, key)
+            if name not in given:
+                names = [str(one)[:100] for one, _ in zip(given, range(50))]
                 raise InputError(
-                    f"the policy reads observation '{key}', given: {', '.join(names)[:200] or 'nothing'}.{nearest(key, names)}"
+                    f"the policy reads observation '{name}', given: {', '.join(names)[:200] or 'nothing'}.{nearest(name, names)}"
                 )
-            obs[key] = self._observation(key, given[key], shape)
+            obs[key] = self._observation(key, given[name], shape)
             leading.add(obs[key].shape[: obs[key].ndim - len(shape)])
         if len(leading) > 1:
             raise InputError("the observations disagree on whether they have history and batch axes.")
@@ -280,6 +294,16 @@ class Session:
         if not np.isfinite(value).all():
             raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
         return value
+
+
+def _level(given: Mapping[object, object]) -> dict[object, object]:
+    """Maps of one more level, such as openpi's images, under NAME/NAME."""
+    flat: dict[object, object] = {}
+    for name, value in given.items():
+        flat |= (
+            {f"{name}/{inner}": one for inner, one in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+    return flat
 
 
 def decode(frame: str | bytes) -> dict[object, object]:

@@ -165,3 +165,25 @@ def test_a_policy_without_pictures_is_exported_as_before():
     said = describe(tiny_policy(), 1, False, None, "")
     assert said["format"] == 2
     assert "images" not in said
+
+
+def test_openpis_client_sends_its_own_names_and_pictures(policy):
+    """A nested map of cameras, a slash in a name, and a prompt that nobody reads; what is absent is asked for by its name."""
+    from openpi_client import image_tools, websocket_client_policy
+
+    names = ("observation/joint_position:hand", "images/cam_high:front", "images/cam_right:wrist")
+    obs = observed(1, seed=3)
+    now = {key: value[0, 1] for key, value in obs.items()}
+    wide = np.repeat(now["front"], 2, axis=0).repeat(2, axis=1)  # as a camera gives it
+    small = image_tools.resize_with_pad(wide, 48, 64)
+    still = {key: np.stack([value, value])[None] for key, value in {**now, "front": small}.items()}
+    with Running(policy, history="chunks", names=names) as server:
+        client = websocket_client_policy.WebsocketClientPolicy(server.uri)
+        assert client.get_server_metadata()["names"]["front"] == "images/cam_high"
+        sent = {"observation/joint_position": now["hand"], "images": {"cam_high": small, "cam_right": now["wrist"]}}
+        answered = client.infer({**sent, "prompt": "pick", "noise_seeds": np.array([[0, 1]])})["actions"]
+        assert np.array_equal(answered, policy.predict_action(still, noise_seeds=np.array([[0, 1]]))["action"][0])
+        with pytest.raises(
+            RuntimeError, match="reads observation 'images/cam_high', given: observation/joint_position"
+        ):
+            client.infer({"observation/joint_position": now["hand"]})

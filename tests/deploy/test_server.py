@@ -15,6 +15,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from isdt_policy.deploy.client import PolicyClient
 from isdt_policy.deploy.freezing import PrefixPolicy
 from isdt_policy.deploy.runtime import Runtime
+from isdt_policy.deploy.server import PolicyServer
+from isdt_policy.deploy.serving import Serving
 from isdt_policy.deploy.wire import pack, unpack
 from isdt_policy.shared.errors import InputError
 
@@ -82,6 +84,13 @@ def test_openpis_broker_asks_once_a_chunk(policy):
             still = {key: np.stack([value, value])[None] for key, value in now.items()}
             chunk = [broker.infer({**now, "noise_seeds": seeds})["actions"] for _ in range(n)]
             assert np.array_equal(np.stack(chunk), policy.predict_action(still, noise_seeds=seeds)["action"][0])
+
+
+def test_a_name_for_a_key_that_is_not_read_is_refused(policy):
+    with pytest.raises(InputError, match=r"names: the policy reads no 'statee'\."):
+        PolicyServer(policy, Serving(names=("x:statee",)))
+    with pytest.raises(InputError, match="must be NAME:KEY"):
+        Serving(names=("state",))
 
 
 def test_how_single_observations_are_taken_is_said_once(policy, caplog):
