@@ -106,12 +106,13 @@ def own_task(store: DemoStore, told: Told) -> OwnTask:
         InputError: the store does not say what is needed, or `told` names keys that cannot be read.
     """
     name = store.path.name.split(".")[0] or str(store.path)
-    action_key = told.action_key or _action_key(store)
+    action_key = told.action_key or str(store.attrs.get("action_key") or "") or _action_key(store)
     action = _flat(with_action(store, action_key), "action")
     space = store.attrs.get("action_space") or {}
     rate, kind = told.rate_hz or space.get("rate_hz") or 0, told.actions or str(space.get("type") or "")
     skipped = _skipped(store, action_key, action)
-    keys = told.obs_keys or tuple(key for key in store.keys if key not in skipped)
+    chosen = told.obs_keys or tuple(map(str, store.attrs.get("obs_keys") or ()))
+    keys = chosen or tuple(key for key in store.keys if key not in skipped)
     _check_read(store, keys, skipped)
     low_dim = {key: _flat(store, key) for key in keys if is_low_dim(store, key)}
     missing = [*_rate_missing(rate), *_kind_missing(kind, action, low_dim)]
@@ -141,7 +142,8 @@ def own_task(store: DemoStore, told: Told) -> OwnTask:
     notes = [
         f"task      made from '{store.path}': {recorded.rate_hz:g} Hz, action '{action_key}' ({action.shape[1]} entries, {kind})",
         *([f"          {'; '.join(differs)}"] if differs else []),
-        *([f"          not read: {left_out}"] if left_out and not told.obs_keys else []),
+        *([f"          not read: {left_out}"] if left_out and not chosen else []),
+        *_quaternions(store, keys),
         f"          commands are limited to what was recorded: {_bounds(recorded)}",
     ]
     return OwnTask(spec, action_key, recorded, tuple(notes))
@@ -242,7 +244,8 @@ def _recorded(store: DemoStore, action: Values, kind: str, rate_hz: float, low_d
     within[store.episode_ends[:-1] - 1] = False
     step = np.abs(np.diff(action, axis=0))[within].max(axis=0, initial=0)
     absolute = "absolute" in kind.lower()
-    switches = [len(np.unique(column)) <= SWITCH for column in action.T]
+    said = (store.attrs.get("action_space") or {}).get("gripper") or ()
+    switches = [entry in said or len(np.unique(column)) <= SWITCH for entry, column in enumerate(action.T)]
     return Recorded(
         rate_hz,
         low=tuple((low - margin).tolist()),
@@ -266,6 +269,17 @@ def _shape(store: DemoStore, key: str) -> tuple[int, ...]:
 def _flat(store: DemoStore | Renamed, key: str) -> Values:
     values = store.read(key)
     return values.reshape(len(values), -1).astype(np.float64)
+
+
+def _quaternions(store: DemoStore, keys: Sequence[str]) -> list[str]:
+    """Say whose order nobody knows: a policy reads the four numbers as they are, so the robot must give them as recorded."""
+    known = store.attrs.get("keys", {})
+    unknown = [key for key in keys if "quat" in key.lower() and "quaternion" not in known.get(key, {})]
+    return [
+        f"          {key}: nobody says whether it is xyzw or wxyz; the robot must give it as it was recorded "
+        f"(isdt data describe {store.path} quaternion={key}:ORDER)"
+        for key in unknown
+    ]
 
 
 def _bounds(recorded: Recorded) -> str:

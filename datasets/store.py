@@ -10,8 +10,9 @@ Layout (Zarr v3; Diffusion Policy's Zarr v2 stores have the same two groups and 
                          task          task id, or null
                          n_episodes    committed episodes, see below
                          episode_info  [first byte, last byte, lines] of meta/episode_info that count
-                         keys          {key: {"unit": str, "meaning": str}}, what the numbers are
-                         action_space  {"type": absolute or delta and of what, "rate_hz", ...}
+                         keys          {key: {"unit": str, "meaning": str, "quaternion": xyzw or wxyz}}, what the numbers are
+                         action_space  {"type": absolute or delta and of what, "rate_hz", "gripper": [entry, ...], ...}
+                         action_key, obs_keys, robot_type   as `isdt data describe` was told
                          env           {"id", "kwargs", "versions"} of the environment that was recorded
                          masks         {name: [episode, ...]}, named subsets such as train and valid
                          provenance    {"source", "command", "sha256", "license", "versions", ...}

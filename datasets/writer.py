@@ -148,6 +148,10 @@ class DemoWriter:
     ) -> None:
         self.close()
 
+    def describe(self, attributes: Json) -> None:
+        """Change attributes of the store, all in one instant; the episodes stay as they are."""
+        self._commit(attributes)
+
     def _create(self, attributes: Json) -> None:
         # Built aside and renamed, so that a kill between two of its files leaves no half store under the real name.
         temporary = self.path.with_name(f".{self.path.name}.new")

@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "data convert": "isdt_policy.cli.data_convert:Convert",
     "data generate": "isdt_policy.cli.data_generate:Generate",
     "data record": "isdt_policy.cli.data_record:Record",
+    "data describe": "isdt_policy.cli.data_describe:Describe",
     "data inspect": "isdt_policy.cli.data_inspect:Inspect",
     "data doctor": "isdt_policy.cli.data_doctor:Doctor",
     "data view": "isdt_policy.cli.data_view:View",
