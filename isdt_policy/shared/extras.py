@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "pusht": ("gym-pusht", "pymunk"),
     "report": ("matplotlib", "av"),
     "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
     "robosuite": ("robosuite", "mujoco", "h5py"),
     "gymnasium-robotics": ("gymnasium-robotics", "mujoco"),
     "formats": ("h5py", "pyarrow", "av"),

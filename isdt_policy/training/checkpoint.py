@@ -26,7 +26,7 @@ from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import fitting, parse_json
 
 
-def _point(link: Path, target: str) -> None:
+def point(link: Path, target: str) -> None:
     """Make `link` a symbolic link to `target`, replacing it in one step."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
@@ -115,9 +115,9 @@ def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _point(folder / "last", final.name)
+    point(folder / "last", final.name)
     if best:
-        _point(folder / "best", final.name)
+        point(folder / "best", final.name)
     files.flush(final, run)
     protected = {(folder / name).resolve().name for name in ("last", "best") if (folder / name).exists()}
     steps = sorted(p for p in folder.iterdir() if p.name.isdigit())

@@ -6,7 +6,9 @@ To add one: a class with the three methods of `Logger`, and a line in `LOGGERS`.
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,8 @@ from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.files import named, write_text
 
+Value = float | Path  # a number, or a film: an mp4
+
 
 class Logger(Protocol):
     """Takes the numbers of a run."""
@@ -22,8 +26,8 @@ class Logger(Protocol):
     def __init__(self, run: Path, step: int) -> None:
         """Begin, or go on at `step`: what was logged of later steps is void, since they will be done again."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take one record."""
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Take one record. It may be of an earlier step than the last: episodes beside a training end when they end."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -38,17 +42,48 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Take one record."""
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Take one record; films become moving pictures."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            if not isinstance(value, Path):
+                self._writer.add_scalar(name, value, step)
+            elif (picture := _moving_picture(value)) is not None:
+                shown = Summary.Image(encoded_image_string=picture, colorspace=3)
+                self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=shown)]), step)
 
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard}
+class WandB:
+    """A run of Weights & Biases in <run>/wandb; WANDB_MODE=offline sends nothing, WANDB_PROJECT and the like are its own."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        wandb = require("wandb", "wandb", "training.loggers=[wandb]")
+        self._film = wandb.Video
+        # A run that goes on is a run of its own there: nothing that was sent can be taken back.
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "isdt-policy"), dir=str(run), name=run.name, group=run.name
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Take one record, with films as they are."""
+        shown = {
+            name: self._film(str(value), format="mp4") if isinstance(value, Path) else value
+            for name, value in values.items()
+        }
+        self._run.log({"step": step, **shown})
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 class Log:
@@ -69,10 +104,10 @@ class Log:
         self._others = [LOGGERS[name](run, step) for name in meant(loggers)]
         self._path, self._file = path, path.open("a", buffering=1)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log one record."""
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Log one record; a path is one of a film."""
         with named(self._path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **values}, default=str) + "\n")
             for logger in self._others:
                 logger.write(step, values)
 
@@ -86,7 +121,7 @@ class Log:
 class Silence:
     """The log of a process that writes nothing, because another one does."""
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Take one record."""
 
     def close(self) -> None:
@@ -109,6 +144,21 @@ def meant(names: Sequence[str]) -> list[str]:
             known = ["auto", *LOGGERS]
             raise InputError(f"training.loggers: '{name}' is not one of {', '.join(known)}.{nearest(str(name), known)}")
     return found
+
+
+def _moving_picture(film: Path, width: int = 160, most: int = 60) -> bytes | None:
+    """A film as GIF, which TensorBoard plays; None where it cannot be decoded here."""
+    if not all(importlib.util.find_spec(name) for name in ("av", "PIL")):
+        return None
+    import av
+
+    with av.open(str(film)) as container:
+        pictures = [frame.to_image() for frame in container.decode(video=0)]
+    size = (width, round(width * pictures[0].height / pictures[0].width))
+    small = [picture.resize(size) for picture in pictures[:: -(-len(pictures) // most)]]
+    out = io.BytesIO()
+    small[0].save(out, "GIF", save_all=True, append_images=small[1:], duration=100, loop=0)
+    return out.getvalue()
 
 
 def _step_of(line: str) -> float:

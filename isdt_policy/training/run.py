@@ -32,18 +32,20 @@ from isdt_policy.training.distributed import ALONE, World, digest, joined
 from isdt_policy.training.init import begun_from
 from isdt_policy.training.interrupt import Interrupted
 from isdt_policy.training.memory import check_room, free_bytes, need_of
+from isdt_policy.training.rollouts import check_task
 from isdt_policy.training.settings import TrainingConfig
 from isdt_policy.training.trainer import Trainer
 
 # Settings in which a run may go on that was started with others: training does not read how a policy draws when it acts, and
 # where the run and its numbers are computed is not what is computed.
 _MAY_DIFFER = {"if_exists", "resume", "run_dir", "policy.noise_scale", "training.device", "training.loggers",
-             "training.max_minutes"}  # fmt: skip
+             "training.max_minutes", "training.eval_every", "training.eval_episodes"}  # fmt: skip
 
 # Settings that came later, at the value that changes nothing: a run from before one existed was made with that.
 LATER = {
     "data.action_key": "", "data.actions": "", "data.rate_hz": 0.0, "data.nudges": "off", "training.init": "",
     "training.draws_per_obs": 1, "training.finish_steps": 0, "training.endpoint_steps": 0,
+    "training.eval_every": 0, "training.eval_episodes": TrainingConfig.eval_episodes,
     "training.tf32": False, "training.deterministic": False, "training.graphs": False,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
@@ -135,6 +137,8 @@ def build_trainer(config: Mapping[str, object], world: World = ALONE) -> tuple[T
         InputError: settings or data that cannot be used.
     """
     settings = RunConfig.read(config)
+    if settings.training.eval_every and world.rank == 0:
+        check_task(settings.task)
     device = find_device(world.device(settings.training.device), "training.device")
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)

@@ -105,10 +105,13 @@ class TrainingConfig:
         log_every: steps between lines of the log.
         validate_every: steps between measurements of the validation error.
         checkpoint_every: steps between checkpoints.
+        eval_every: steps between measurements of success, by episodes in the task's simulator, in a process of their own; 0 runs
+            none. checkpoints/best_success keeps the weights that did best.
+        eval_episodes: episodes of each, on selection seeds.
         keep_checkpoints: number of newest checkpoints that are kept; the last and the best one always are.
         mask_padding: leave the copies that fill a window beyond the end of its episode out of the loss. They teach the policy
             to stand still where a demonstration stopped; without them it carries on.
-        loggers: where numbers go besides log.jsonl: names such as tensorboard; "auto" takes TensorBoard if it is installed.
+        loggers: where numbers go besides log.jsonl: tensorboard, wandb; "auto" takes TensorBoard if it is installed.
     """
 
     seed: int = 42
@@ -138,12 +141,22 @@ class TrainingConfig:
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500
+    eval_every: int = 0
+    eval_episodes: int = 20
     keep_checkpoints: int = 1
     mask_padding: bool = False
     loggers: tuple[str, ...] = ("auto",)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "draws_per_obs", "log_every", "validate_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "draws_per_obs",
+            "log_every",
+            "validate_every",
+            "checkpoint_every",
+            "eval_episodes",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} must be at least 1, got {getattr(self, name)}.")
         for name in (
@@ -158,6 +171,7 @@ class TrainingConfig:
             "grad_clip",
             "weight_decay",
             "threads",
+            "eval_every",
             "keep_checkpoints",
         ):
             if getattr(self, name) < 0:

@@ -41,6 +41,7 @@ from isdt_policy.training.memory import peak_memory
 from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of, rows_of
 from isdt_policy.training.prefetch import Prefetch
 from isdt_policy.training.readings import BEHIND, NonFiniteLoss, Readings, means, shown
+from isdt_policy.training.rollouts import Rollouts
 from isdt_policy.training.settings import TrainingConfig
 
 __all__ = ["NonFiniteLoss", "Trainer", "TrainingConfig", "Windows"]
@@ -312,16 +313,23 @@ class Trainer:
         goal = self.config.steps if until is None else min(until, self.config.steps)
         writes = self.world.rank == 0
         log = Log(self.run, self.step, self.config.loggers) if writes else Silence()
+        every = self.config.eval_every
+        rollouts = Rollouts(self.run, every, self.config.eval_episodes, log, self.step) if every and writes else None
         stream = None if writes else io.StringIO()
         bar = Progress(self.config.steps, "train", initial=self.step, trend=True, stream=stream)
         try:
             with stop_requests(bar.note) as stop:
-                self._fit(goal, log, bar, stop)
+                self._fit(goal, log, bar, stop, rollouts)
+                if rollouts:
+                    bar.pause()
+                    bar.note(f"train: {rollouts.finish()}")
         finally:
+            if rollouts:
+                rollouts.stop()
             bar.close()
             log.close()
 
-    def _fit(self, goal: int, log: Log | Silence, bar: Progress, stop: StopRequest) -> None:
+    def _fit(self, goal: int, log: Log | Silence, bar: Progress, stop: StopRequest, rollouts: Rollouts | None) -> None:
         c, first, started = self.config, self.step, time.monotonic()
         window: list[dict[str, float]] = []
         while self.step < goal:
@@ -353,6 +361,8 @@ class Trainer:
             # What is left of it.
             if saves and self.world.rank == 0:
                 self.save(metric)
+            if rollouts:
+                rollouts.after(self.step, self.ema.module)
             if signal and self.step < goal:
                 raise Interrupted(self.step, signal)
             if over:

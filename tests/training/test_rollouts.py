@@ -1,0 +1,122 @@
+"""Success while a run trains."""
+
+import json
+import shutil
+
+import pytest
+
+from isdt_policy.method.policy import Policy
+from isdt_policy.shared.errors import InputError
+from isdt_policy.training.config import compose_config
+from isdt_policy.training.loggers import LOGGERS, Log
+from isdt_policy.training.rollouts import Rollouts, check_task
+from isdt_policy.training.run import train
+
+SHORT = [
+    "network.down_dims=[8,16]", "network.embed_dim=16", "network.time_dim=8", "policy.cond_dim=8", "training.device=cpu",
+    "policy.encoder_hidden=[16]", "training.batch_size=16", "training.threads=1", "training.warmup_steps=1",
+    "data.max_train_episodes=4", "training.eval_episodes=1", "training.validate_every=100", "training.checkpoint_every=100",
+]  # fmt: skip
+
+
+class Memory:
+    seen: list = []  # noqa: RUF012
+
+    def __init__(self, run, step):
+        pass
+
+    def write(self, step, values):
+        self.seen.append((step, dict(values)))
+
+    def close(self):
+        pass
+
+
+@pytest.mark.slow  # two evaluations in processes of their own
+def test_a_run_measures_itself_keeps_the_best_and_goes_on(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(LOGGERS, "memory", Memory)
+    ways = [
+        *SHORT,
+        f"run_dir={tmp_path / 'run'}",
+        "training.steps=6",
+        "training.eval_every=3",
+        "training.loggers=[memory]",
+    ]
+    run = train(compose_config(["task=pusht", *ways]))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "rollout_success" in line]
+    assert [line["step"] for line in measured] == [3, 6]
+    assert all(0 <= line["rollout_success"] <= 1 for line in measured)
+    films = [
+        value
+        for _, values in Memory.seen
+        for name, value in values.items()
+        if name.startswith("rollout_") and name[8:].isdigit()
+    ]
+    assert films
+    assert all(film.suffix == ".mp4" and film.exists() for film in films)
+    assert Policy.from_pretrained(run / "checkpoints" / "best_success").task == "pusht"
+    assert f"checkpoint={run / 'checkpoints' / 'best_success'}" in capsys.readouterr().err
+    assert [folder.parent.name for folder in (run / "rollouts").glob("*/policy")] == [
+        "0000006"
+    ]  # of equal ones the later
+    # A run that goes on knows what was measured, and nothing of steps that it will do again.
+    log = Log(run, 3)
+    assert Rollouts(run, 3, 1, log, 6).best.step == 6
+    assert Rollouts(run, 3, 1, log, 3).best is None
+    assert not (run / "rollouts" / "0000006").exists()
+    log.close()
+
+
+def test_a_measurement_that_fails_is_one_line_and_training_goes_on(tmp_path, capsys):
+    class Broken:
+        def save_pretrained(self, path):
+            path.mkdir()
+
+        sampling = type("Sampling", (), {"usual_nfe": 1})()
+
+    log = Log(tmp_path, 0)
+    rollouts = Rollouts(tmp_path, 2, 1, log, 0)
+    rollouts.after(2, Broken())
+    assert "no episodes could be run" in rollouts.finish()
+    log.close()
+    assert "isdt train: no episodes of step 2: isdt eval: no policy at" in capsys.readouterr().err
+
+
+def test_without_a_simulator_it_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="without a registered task have no simulator"):
+        check_task("")
+
+
+def test_a_film_is_shown_by_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    import numpy as np
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    from isdt_policy.eval.film import write_mp4
+
+    write_mp4(tmp_path / "film.mp4", [np.full((64, 64, 3), 20 * i, np.uint8) for i in range(8)], 10)
+    log = Log(tmp_path, 0, ["tensorboard"])
+    log.write(1, {"rollout_0": tmp_path / "film.mp4", "rollout_success": 0.5})
+    log.close()
+    events = next((tmp_path / "tensorboard").iterdir())
+    tags = {value.tag for event in EventFileLoader(str(events)).Load() for value in event.summary.value}
+    assert {"rollout_0", "rollout_success"} <= tags
+
+
+def test_weights_and_biases_gets_numbers_and_films_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    import numpy as np
+
+    from isdt_policy.eval.film import write_mp4
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_mp4(tmp_path / "film.mp4", [np.full((64, 64, 3), 20 * i, np.uint8) for i in range(8)], 10)
+    log = Log(tmp_path, 0, ["wandb"])
+    log.write(4, {"loss": 0.5})
+    log.write(2, {"rollout_success": 0.5, "rollout_0": tmp_path / "film.mp4"})  # of an earlier step, ended later
+    log.close()
+    (kept,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert list(kept.glob("*.wandb"))
+    assert list(kept.rglob("*.mp4"))
+    shutil.rmtree(tmp_path / "wandb")
