@@ -50,6 +50,7 @@ class Export:
     The Hugging Face Hub (hub):
         results: evaluation that the model card shows; default: eval/eval_info.json in the run.
         repo: upload to this repository.
+        license: that the model card names, such as mit.
     """
 
     checkpoint: PathText
@@ -63,13 +64,14 @@ class Export:
     out: PathText | None = None
     results: Annotated[str, "JSON"] | None = None
     repo: Annotated[str, "NAME/REPO"] | None = None
+    license: str = ""
 
     positional: ClassVar = ("checkpoint",)
     renamed: ClassVar = {"steps": "nfe"}
 
     def __post_init__(self) -> None:
-        if self.format != "hub" and (self.results or self.repo):
-            raise InputError("results= and repo= belong to format=hub.")
+        if self.format != "hub" and (self.results or self.repo or self.license):
+            raise InputError("results=, repo= and license= belong to format=hub.")
         if self.check < 0:
             raise InputError(f"check={self.check} must be 0 or more.")
 
@@ -104,7 +106,7 @@ class Export:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty; give a new folder: out=PATH.")
         check_writable(folder / "README.md")
-        shared = HubPolicy.from_run(self.checkpoint, results=self.results)
+        shared = HubPolicy.from_run(self.checkpoint, results=self.results, license=self.license)
         shared.limits = self._limits(shared)
         shared.repo = self.repo
         shared.save_pretrained(folder)

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from isdt_policy import __version__
+from isdt_policy.deploy.card import About, model_card
 from isdt_policy.deploy.limits import FILE, Limits
-from isdt_policy.eval.result import NOT_REPORTED, Result
-from isdt_policy.method.networks import network_name
+from isdt_policy.eval.result import Result
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
-from isdt_policy.shared.tables import markdown
 
 require("huggingface_hub", "hub", "The Hugging Face Hub")  # before the import, which would say less
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download  # noqa: E402
@@ -39,6 +38,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
     Attributes:
         limits: limits of the commands, or None.
         results: the evaluation that the card shows, or None.
+        about: licence, demonstrations and command, for the card.
 
     Example:
         HubPolicy.from_run("outputs/pusht_demo").push_to_hub("me/pusht")
@@ -48,10 +48,16 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
     limits: Limits | None = None
     results: Result | None = None
     repo: str | None = None
+    about: About = About()
 
     @classmethod
     def from_run(
-        cls, checkpoint: str | Path, *, limits: Limits | None = None, results: str | Path | None = None
+        cls,
+        checkpoint: str | Path,
+        *,
+        limits: Limits | None = None,
+        results: str | Path | None = None,
+        license: str = "",
     ) -> HubPolicy:
         """Load a trained policy and what is known of it.
 
@@ -59,12 +65,13 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
             checkpoint: run directory, checkpoint or folder of save_pretrained.
             limits: limits of the commands.
             results: eval_info.json; None takes <checkpoint>/eval/eval_info.json if that is there and of these weights.
+            license: identifier for the card, such as "mit".
 
         Raises:
             InputError: no policy there, or results of other weights.
         """
         policy = cls._load(checkpoint)
-        policy.limits = limits
+        policy.limits, policy.about = limits, About.of_run(checkpoint, license)
         info_path = Path(checkpoint) / "eval" / "eval_info.json" if results is None else Path(results)
         if info_path.is_file():
             result = Result.load(info_path)
@@ -108,7 +115,7 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
 
     def generate_model_card(self, *args: object, **kwargs: object) -> ModelCard:
         """Return the card: task, window, results with intervals, the commands that made and use it."""
-        return ModelCard(model_card(self, self.results, self.repo))
+        return ModelCard(model_card(self, self.results, self.repo, self.about))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> HubPolicy:  # type: ignore[override]
@@ -135,65 +142,3 @@ class HubPolicy(ModelHubMixin, Policy):  # type: ignore[misc]  # their save_pret
             return str(super().push_to_hub(repo_id, private=private, commit_message=message, **options))
         except _FAILURES as error:
             raise InputError(f"upload to '{repo_id}' failed: {str(error).splitlines()[0]}") from error
-
-
-def model_card(policy: Policy, result: Result | None, repo: str | None = None) -> str:
-    """The card: task, window, results with intervals, the commands that made and use it."""
-    config = policy.config
-    head = f"""---
-library_name: isdt-policy
-pipeline_tag: robotics
-tags: [robotics, imitation-learning, diffusion-policy, flow-map, isdt-policy]
----
-
-# {repo or config.task or "policy"}
-
-A one-step diffusion policy, trained from scratch by improved self-distillation of flow maps \
-([arXiv 2601.22679](https://arxiv.org/abs/2601.22679)) with isdt-policy {__version__}.
-"""
-    pictures = {key: "x".join(map(str, spec.shape)) + " uint8" for key, spec in config.images.items()}
-    observations = ", ".join(f"{key} ({size})" for key, size in {**config.obs_dims, **pictures}.items())
-    parameters = sum(p.numel() for p in policy.parameters())
-    facts = [
-        ("task", config.task or "none named"),
-        ("observations", f"{observations}, {config.n_obs_steps} steps"),
-        ("actions", f"{config.action_dim}, {config.action_type or 'meaning not recorded'}"),
-        ("window", f"predicts {config.horizon} actions, executes {config.n_action_steps}"),
-        ("initial noise", f"standard normal times {config.noise_scale:g}"),
-        ("network", f"{network_name(config.network)}, {parameters / 1e6:.2f} M parameters, {config.interpolant} path"),
-    ]
-    shapes = ", ".join(
-        f"{key!r}: {(s.size,) if s.kind == 'state' else s.shape}" for key, s in config.observations.items()
-    )
-    use = f"""## Use
-
-```python
-from isdt_policy.deploy.hub import HubPolicy
-from isdt_policy.deploy.runtime import Runtime
-
-runtime = Runtime(HubPolicy.from_pretrained("{repo or "FOLDER"}"))
-runtime.reset(seed=0)
-action = runtime.act(observation)  # {{{shapes}}}
-```
-"""
-    return "\n".join([head, markdown(["", ""], facts), "", "## Results", "", _results(result), "", use])
-
-
-def _results(result: Result | None) -> str:
-    if result is None:
-        return "Not evaluated. `isdt eval checkpoint=...` measures success with intervals."
-    rows = []
-    for arm, numbers in result.arms.items():
-        rate, score, success = numbers.success_rate, numbers.score, NOT_REPORTED
-        if rate is not None:
-            success = f"{100 * rate.value:.0f} % [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
-        rows.append([arm, success, f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]", numbers.n])
-    seeds = result.seeds
-    return f"""{markdown(["network evaluations per chunk", "success", "score", "episodes"], rows)}
-
-95 % intervals. Seeds {min(seeds)} to {max(seeds)} ({result.seed_purpose}), commit {result.origin.commit}.
-Every episode is in eval_info.json.
-
-```sh
-{result.origin.command}
-```"""

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
+from isdt_policy.method import from_hub
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
 from isdt_policy.method.networks.image_encoder import Cameras
@@ -353,16 +354,21 @@ class Policy(nn.Module):
         (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, inference_rows: int = INFERENCE_ROWS) -> Policy:
-        """Load a policy, ready to act, from a saved directory, a checkpoint, a run directory (its last checkpoint), or the zoo.
+    def from_pretrained(
+        cls, path: str | Path, inference_rows: int = INFERENCE_ROWS, *, revision: str | None = None
+    ) -> Policy:
+        """Load a policy, ready to act, from a saved directory, a checkpoint, a run directory (its last checkpoint), zoo or hub.
 
         Args:
-            path: where it was saved, or "zoo:pusht_human".
+            path: where it was saved, "zoo:pusht_human", or "hub:USER/NAME" on the Hugging Face Hub.
             inference_rows: see `Policy`.
+            revision: branch, tag or commit; `path` is then "USER/NAME" on the hub.
 
         Raises:
             InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
         """
+        if revision is not None:
+            path = f"{from_hub.PREFIX}{str(path).removeprefix(from_hub.PREFIX)}@{revision}"
         folder, text, data = read_policy(path)
         try:
             raw = parse_json(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from isdt_policy.method import zoo
+from isdt_policy.method import from_hub, zoo
 from isdt_policy.shared.errors import InputError
 
 
@@ -44,9 +44,12 @@ def read_policy(path: str | Path) -> tuple[Path, bytes, bytes]:
 
 
 def find_policy(path: str | Path) -> Path:
-    """The directory that holds config.json: `path` itself, the policy of the last checkpoint below it, or that of `zoo:NAME`."""
+    """The directory that holds config.json: `path` itself, the policy of the last checkpoint below it, or that of `zoo:NAME`
+    or `hub:USER/NAME`."""
     if zoo.is_name(path):
         return zoo.folder(path)
+    if from_hub.is_name(path):
+        path = from_hub.folder(str(path))
     path = Path(path)
     candidates = [path, path / "policy", path / "checkpoints" / "last" / "policy"]
     for folder in candidates:

@@ -67,7 +67,7 @@ class Hub(BaseHTTPRequestHandler):
             if (data := self.files.get(found[1])) is None:
                 return self.answer(b"", 404, X_Error_Code="EntryNotFound")
             return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"')
-        if re.fullmatch(r"/api/models/me/pusht(/revision/.*)?", self.path) and self.files:
+        if re.fullmatch(rf"/api/models/me/pusht(/revision/(main|{COMMIT}))?", self.path) and self.files:
             siblings = [{"rfilename": name} for name in self.files]
             return self.answer({"id": "me/pusht", "sha": COMMIT, "siblings": siblings})
         if re.match(r"/api/models/me/pusht/tree/", self.path) and self.files:
@@ -130,6 +130,23 @@ np.save(r"{tmp_path / "action.npy"}", answer["action"])
     expected = policy.predict_action(obs, noise_seeds=SEEDS)["action"]
     assert np.abs(np.load(tmp_path / "action.npy") - expected).max() < 1e-3  # pixels; another process, other last bits
 
+    by_name = f"""
+import numpy as np
+from isdt_policy import Policy
+given = dict(np.load(r"{tmp_path / "obs.npz"}"))
+first, *others = [
+    policy.predict_action(given, noise_seeds=np.zeros((2, 2), np.int64))["action"]
+    for policy in (
+        Policy.from_pretrained("me/pusht", revision="main"), Policy.from_pretrained("hub:me/pusht"),
+        Policy.from_pretrained("hub:me/pusht@{COMMIT}"),
+    )
+]
+assert all(np.array_equal(first, other) for other in others)
+Policy.from_pretrained("me/pusht", revision="v0")
+"""
+    code, said = run(by_name, address, tmp_path / "names")
+    assert "InputError: 'hub:me/pusht@v0' cannot be loaded from the hub: " in said
+
     damaged = bytearray(handler.files["model.safetensors"])
     damaged[-1] ^= 1
     handler.files["model.safetensors"] = bytes(damaged)
@@ -149,3 +166,39 @@ def test_what_the_hub_refuses_is_said_in_one_line(hub, tmp_path):
     assert code != 0
     assert "InputError: upload to 'me/x' failed: " in said
     assert not handler.files
+
+
+def test_a_card_says_what_is_true_of_this_policy(tmp_path):
+    import dataclasses
+
+    import yaml
+
+    from isdt_policy.deploy.card import About, model_card
+    from isdt_policy.method.samplers import Sampling
+
+    policy = tiny_policy(network=MLP)
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "0000001").mkdir(parents=True)
+    settings = {"data": {"path": "/home/me/arm.zarr"}, "training": {"steps": 700}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "provenance.json").write_text(json.dumps({"command": "isdt train data.path=/home/me/arm.zarr"}))
+    about = About.of_run(folder / "checkpoints" / "0000001", "mit")
+    card = model_card(policy, None, "me/arm", about)
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["library_name"]) == ("mit", "isdt-policy")
+    assert "| demonstrations | arm.zarr |" in card  # a name, and no folder of somebody's machine
+    assert "700 steps" in card
+    assert "one network evaluation answers" in card
+    policy.config = dataclasses.replace(policy.config, sampling=Sampling("velocity"))
+    other = model_card(policy, None)
+    assert "flow-matching policy" in other
+    assert "one network evaluation" not in other
+    assert "license" not in yaml.safe_load(other.split("---")[1])
+
+
+def test_a_name_that_is_none_is_one_line():
+    from isdt_policy.method.from_hub import folder
+    from isdt_policy.shared.errors import InputError
+
+    with pytest.raises(InputError, match="must be hub:USER/NAME"):
+        folder("hub:pusht")

@@ -7,8 +7,10 @@ network's weights are stored in float16, which halves them, and compute in float
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from isdt_policy.method import from_hub
 from isdt_policy.shared.errors import InputError, nearest
 
 PREFIX = "zoo:"
@@ -38,11 +40,17 @@ def folder(checkpoint: str | Path) -> Path:
 
 
 def beside(checkpoint: str | Path) -> Path:
-    """Where things made from a checkpoint go by default: beside it, or under outputs/ for one of the zoo.
+    """Where things made from a checkpoint go by default: beside it, or under outputs/ for one of the zoo or of the hub.
 
     >>> beside("zoo:pusht_demo").as_posix()
     'outputs/zoo_pusht_demo'
+    >>> beside("hub:me/pusht@v1").as_posix()
+    'outputs/hub_me_pusht_v1'
     >>> beside("outputs/a").as_posix()
     'outputs/a'
     """
-    return Path("outputs") / f"zoo_{str(checkpoint).removeprefix(PREFIX)}" if is_name(checkpoint) else Path(checkpoint)
+    if is_name(checkpoint):
+        return Path("outputs") / f"zoo_{str(checkpoint).removeprefix(PREFIX)}"
+    if from_hub.is_name(checkpoint):
+        return Path("outputs") / re.sub(r"[^\w.-]", "_", str(checkpoint))
+    return Path(checkpoint)
