@@ -2,18 +2,20 @@
 # make test   what CI runs: format, lint, types, tests
 # make test-python PY=3.13   the wheel in a fresh environment of another Python
 # make test-latest, test-oldest   the same with the newest and the oldest versions of what it needs
+# make test-lerobot   the plugin and both ways of datasets against the real LeRobot, in an environment of its own (6 GB)
 # make docs   the site, in build/site/html
 # make tutorials   the notebooks of docs/tutorials, from the scripts in examples/tutorials: about five minutes
 # make test-gpu, bench-gpu   the same on a CUDA GPU, with the Python in .venv or else $(PYTHON); one line where there is no GPU
 # make test-quick   for daily work: the tests that are not marked slow
 PYTHON ?= python3
+SHELL  := bash
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python test-latest test-oldest fresh lint types unit tree docs tutorials clean
+.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python test-latest test-oldest test-lerobot fresh lint types unit tree docs tutorials clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -87,6 +89,22 @@ fresh:
 	$(FRESH)/bin/pip install --quiet --quiet $(INDEX) --constraint $(VERSIONS) \
 		"$$(ls $(FRESH)/dist/isdt_policy-*.whl)[$(EXTRAS)]" pytest pytest-timeout hypothesis scipy psutil beartype
 	cd $(FRESH) && OMP_NUM_THREADS=1 bin/pytest -q --config-file $(CURDIR)/pyproject.toml $(addprefix $(CURDIR)/tests/,$(FIRST))
+
+# LeRobot needs Python 3.12 and a torch of its own. What came of it is kept in results/interop/lerobot.txt.
+LEROBOT := $(CURDIR)/build/lerobot
+PLUGIN  := $(CURDIR)/plugins/lerobot_policy_isdt
+PY312    = $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(shell command -v python3.12))
+$(LEROBOT)/.done: $(PLUGIN)/pyproject.toml pyproject.toml
+	@test -n "$(PY312)" || { echo "There is no Python 3.12 here."; exit 2; }
+	$(PY312) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/pip install --quiet $(INDEX) "lerobot[dataset,training,evaluation,pusht,core-scripts]==0.6.1" pytest
+	$(LEROBOT)/bin/pip install --quiet $(INDEX) --editable . --editable $(PLUGIN)
+	touch $@
+
+test-lerobot: $(LEROBOT)/.done
+	cd $(LEROBOT) && set -o pipefail && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 bin/python -m pytest -v -s --import-mode=importlib \
+		-c /dev/null --rootdir $(PLUGIN) $(PLUGIN)/tests | grep -E "^LeRobot|PASSED|FAILED|ERROR|passed|failed" \
+		| tee $(CURDIR)/results/interop/lerobot.txt
 
 # Pages, search and links, in build/site/html.
 docs: $(VENV)/.dev
