@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from filelock import FileLock, Timeout
-
 from isdt_policy.shared.errors import InputError
 
 PathText = Annotated[str, "PATH"]  # an option that is a path or an address: completion offers files
@@ -131,6 +129,11 @@ def claim(path: Path) -> Iterator[bool]:
     The claim ends with the block, and with the process, however that ends.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    from filelock import (
+        FileLock,
+        Timeout,
+    )  # a robot's computer acts with NumPy and onnxruntime alone, and locks nothing
+
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

@@ -108,6 +108,32 @@ print([m for m in ("torch", "gymnasium", "zarr", "numba", "hydra") if m in sys.m
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_robot_s_computer_needs_numpy_and_onnxruntime_alone(exported):
+    """What the loop imports of others: in an environment of these two (165 MB), nothing else is there."""
+    code = f"""
+import sys
+class Nothing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {{"filelock", "tqdm", "jinja2", "torch", "gymnasium", "zarr", "numba", "hydra", "safetensors",
+                "jaxtyping", "websockets", "msgpack", "ruckig", "matplotlib"}}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Nothing())
+import numpy as np
+from isdt_policy.deploy.loading import load_for_robot
+from isdt_policy.deploy.runtime import Runtime
+from isdt_policy.deploy.safety import Safety
+from isdt_policy.deploy.watchdog import Watchdog
+policy, limits, recorded = load_for_robot({str(exported)!r})
+runtime = Runtime(policy)
+runtime.reset()
+action = runtime.act({{key: np.zeros(size) for key, size in policy.obs_dims.items()}})
+print(Safety(limits, action_dim=policy.action_dim, rate_hz=recorded.rate_hz, max_age_s=1.0)(action, 0.0).shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(7,)"
+
+
 def test_what_was_seen_and_sent_is_a_store_to_learn_from(run, tmp_path):
     log = tmp_path / "log.zarr"
     script = [sys.executable, str(EXAMPLES / "robot_loop.py"), str(run), "--robot", str(EXAMPLES / "mujoco_arm.py:Arm")]
