@@ -17,6 +17,15 @@ def is_name(path: str | Path) -> bool:
     return isinstance(path, str) and path.startswith(PREFIX)
 
 
+def named(repo: str | Path, revision: str) -> str:
+    """The name of a repository, with or without `hub:`, at a revision.
+
+    >>> named("me/pusht", "v1")
+    'hub:me/pusht@v1'
+    """
+    return f"{PREFIX}{str(repo).removeprefix(PREFIX)}@{revision}"
+
+
 def folder(name: str) -> Path:
     """Download a policy, or take it from the cache; returns the folder.
 

@@ -355,7 +355,7 @@ class Policy(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, inference_rows: int = INFERENCE_ROWS, *, revision: str | None = None
+        cls, path: str | Path, inference_rows: int = INFERENCE_ROWS, revision: str | None = None
     ) -> Policy:
         """Load a policy, ready to act, from a saved directory, a checkpoint, a run directory (its last checkpoint), zoo or hub.
 
@@ -367,9 +367,7 @@ class Policy(nn.Module):
         Raises:
             InputError: nothing there, a file that is damaged, or weights that do not fit the configuration.
         """
-        if revision is not None:
-            path = f"{from_hub.PREFIX}{str(path).removeprefix(from_hub.PREFIX)}@{revision}"
-        folder, text, data = read_policy(path)
+        folder, text, data = read_policy(path if revision is None else from_hub.named(path, revision))
         try:
             raw = parse_json(text)
         except ValueError as error:
