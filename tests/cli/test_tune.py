@@ -128,6 +128,16 @@ def test_a_run_that_diverges_is_named_and_the_search_goes_on(tmp_path):
     assert "stopped: step" in (tmp_path / "out" / "tune.md").read_text()
 
 
+@pytest.mark.parametrize("name", ["4774062736", "12345e6789"])
+def test_a_trial_may_be_called_by_digits_alone(name, tmp_path, monkeypatch):
+    """As one of a hundred is: its name is a digest."""
+    monkeypatch.setattr("isdt_policy.lab.tune.search._folder", lambda *_: name)
+    fixed = [a for a in TINY if a.split("=")[0] not in ("episodes", "look_episodes", "startup")]
+    tuning = Tuning(trials=1, look_episodes=1, episodes=1, startup=1, out=tmp_path / "out")
+    result = tune(tuning, [*fixed, "training.warmup_steps=0"], read_space(["training.lr=choice(1e30)"])[1]).to_json()
+    assert [t["run"] for t in result["trials"]] == [name]
+
+
 def test_two_searches_in_one_folder_are_refused(tmp_path, capsys):
     with files.claim(tmp_path / "lock") as mine:
         assert mine

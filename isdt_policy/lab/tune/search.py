@@ -149,7 +149,7 @@ def _run(tuning: Tuning, fixed: Sequence[str], trial: optuna.Trial) -> float | N
     given = report.overrides_of(trial.params)
     name = _folder(fixed, given)
     run = tuning.out / "trials" / name
-    config = compose_config([*fixed, *given, f"name={name}"])
+    config = compose_config([*fixed, *given, f"name='{name}'"])  # a name of digits alone is a text too
     config["run_dir"], config["if_exists"] = str(run), "resume"
     print(f"trial {trial.number}: {' '.join(given)}")
     trial.set_user_attr("run", name)
