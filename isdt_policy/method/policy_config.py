@@ -13,13 +13,14 @@ from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.recorded import Recorded
+from isdt_policy.shared.values import fitting
 
 # Version 1 lists states by their sizes ("obs_dims"); it is still what is written for a policy that reads states alone, so
 # that earlier installations read it. Version 2 adds pictures ("images", "image_encoder").
 FORMAT_VERSIONS = (1, 2)
 
 
-_KINDS: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_PLAIN = ("int", "float", "str", "bool")  # fields whose JSON value is the field's own
 _LARGEST = 2**16  # of any size that a config.json may name; nothing is allocated beyond it
 
 
@@ -168,16 +169,10 @@ class PolicyConfig:
     @classmethod
     def _typed(cls, raw: dict[str, object], source: str) -> PolicyConfig:
         """Values of JSON as this class has them; what they raise is told by `from_json`."""
-        for field in fields(cls):
-            value, kind = raw.get(field.name), _KINDS.get(str(field.type))
-            if (
-                field.name in raw
-                and kind
-                and (not isinstance(value, kind) or isinstance(value, bool) != (kind is bool))
-            ):
-                raise TypeError(f"{field.name} is {value!r}")
+        plain = {field.name for field in fields(cls) if field.type in _PLAIN}
+        for name, value in fitting(cls, {name: raw[name] for name in plain & raw.keys()}).items():
             if isinstance(value, int | float) and not isinstance(value, bool) and not 0 <= value <= _LARGEST:
-                raise ValueError(f"{field.name} is {value!r}")
+                raise ValueError(f"{name} is {value!r}")
         dims: dict[str, int] = raw.pop("obs_dims")  # type: ignore[assignment]
         if any(type(size) is not int or not 0 < size <= _LARGEST for size in dims.values()):
             raise ValueError(f"obs_dims is {dims}")

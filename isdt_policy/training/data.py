@@ -197,6 +197,7 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     try:
         return Policy(complete, normalizer=normalizer)
     except (MemoryError, RuntimeError) as error:
+        # The CPU's allocator has no error class of its own: it raises a RuntimeError, "can't allocate memory".
         if "allocate" not in str(error) and not isinstance(error, MemoryError):
             raise
         raise InputError(

@@ -11,6 +11,7 @@ from lerobot.optim.optimizers import AdamWConfig
 from lerobot.optim.schedulers import CosineDecayWithWarmupSchedulerConfig
 
 from isdt_policy.training.config import RunConfig, compose_config
+from isdt_policy.training.settings import TrainingConfig
 
 
 @PreTrainedConfig.register_subclass("isdt")
@@ -36,11 +37,11 @@ class IsdtConfig(PreTrainedConfig):
     nfe: str = "1"
     settings: list[str] = field(default_factory=list)
     diagonal_steps: int = 2000
-    ema_decay: float = 0.999
-    lr: float = 1e-3
-    weight_decay: float = 1e-6
-    grad_clip: float = 1.0
-    warmup_steps: int = 200
+    ema_decay: float = TrainingConfig.ema_decay
+    lr: float = TrainingConfig.lr
+    weight_decay: float = TrainingConfig.weight_decay
+    grad_clip: float = TrainingConfig.grad_clip
+    warmup_steps: int = TrainingConfig.warmup_steps
     decay_steps: int = 20000
     seed: int = 42
     names: dict[str, str] = field(default_factory=dict)
