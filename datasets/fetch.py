@@ -75,7 +75,9 @@ def _robomimic(path: str) -> Source:
     try:
         import robomimic
     except ImportError:
-        raise InputError("addresses of robomimic data come with robomimic: pip install robomimic") from None
+        raise InputError(
+            "robomimic knows the addresses of its data: pip install --no-deps robomimic==0.3.0, or 'isdt-policy[robomimic]'"
+        ) from None
     level: Any = robomimic.DATASET_REGISTRY
     for part in path.split("/"):
         if not isinstance(level, dict) or part not in level:
@@ -89,6 +91,7 @@ def _robomimic(path: str) -> Source:
         raise InputError(f"'robomimic:{path}' has no file to download; give TASK/TYPE/KIND, such as lift/ph/low_dim.")
     if not url.startswith("http"):  # newer releases give a path in a Hugging Face repository
         url = f"https://huggingface.co/datasets/{robomimic.HF_REPO_ID}/resolve/main/{url}"
+    url = url.replace("http://", "https://", 1)  # their server answers both, and only one is trusted
     return Source(url, f"robomimic_{path.replace('/', '_')}.hdf5")
 
 

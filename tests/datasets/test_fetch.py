@@ -151,11 +151,23 @@ def test_robomimic_addresses_come_from_its_registry(monkeypatch):
         "can": {"ph": {"raw": {"url": None}}},
     }
     monkeypatch.setitem(sys.modules, "robomimic", fake)
-    assert find("robomimic:lift/ph/low_dim").url == "http://host/low.hdf5"
+    assert find("robomimic:lift/ph/low_dim").url == "https://host/low.hdf5"
     assert find("robomimic:lift/ph/image").url.endswith("robomimic_datasets/resolve/main/v1.5/lift/ph/image.hdf5")
     for path, expected in (("lft/ph", "Did you mean 'lift'"), ("lift/ph", "TASK/TYPE/KIND"), ("can/ph/raw", "no file")):
         with pytest.raises(InputError, match=expected):
             find(f"robomimic:{path}")
     monkeypatch.setitem(sys.modules, "robomimic", None)
-    with pytest.raises(InputError, match="pip install robomimic"):
+    with pytest.raises(InputError, match="pip install --no-deps robomimic"):
         find("robomimic:lift/ph/low_dim")
+
+
+def test_what_the_real_registry_names_may_be_downloaded():
+    robomimic = pytest.importorskip("robomimic")
+    found = 0
+    for task, kinds in robomimic.DATASET_REGISTRY.items():
+        for kind, files in kinds.items():
+            for name, entry in files.items():
+                if entry["url"]:
+                    assert find(f"robomimic:{task}/{kind}/{name}").url.startswith("https://")
+                    found += 1
+    assert found > 20
