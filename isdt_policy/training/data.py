@@ -223,9 +223,8 @@ def opened(data: DataConfig, task: str) -> tuple[TaskSpec, OwnTask | None, DemoS
         InputError: no such store, task or key; demonstrations of another task; or something that only the user can say.
     """
     if task:
-        spec = task_spec(task)
+        spec, store = task_spec(task), DemoStore.open(data.path)  # a store that cannot be opened named no task
         _check_unsaid(data, task)
-        store = DemoStore.open(data.path)
         check_recorded(spec, store.attrs, data.path)
         return spec, None, with_action(store, data.action_key)
     store = DemoStore.open(data.path)
