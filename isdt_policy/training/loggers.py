@@ -83,7 +83,30 @@ class WandB:
         self._run.finish()
 
 
-LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB}
+class Trackio:
+    """A run of trackio, on this machine; `trackio show` shows it. TRACKIO_DIR, TRACKIO_PROJECT and TRACKIO_SPACE_ID say where."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        trackio = require("trackio", "trackio", "training.loggers=[trackio]")
+        self._film = trackio.Video
+        # A run that goes on is a run of its own here too, of the same name.
+        self._run = trackio.init(
+            os.environ.get("TRACKIO_PROJECT", "isdt-policy"), name=run.name, group=run.name,
+            space_id=os.environ.get("TRACKIO_SPACE_ID"), embed=False, auto_log_gpu=False, auto_log_cpu=False,
+        )  # fmt: skip
+
+    def write(self, step: int, values: Mapping[str, Value]) -> None:
+        """Take one record, with films as they are."""
+        self._run.log(
+            {k: self._film(v, format="mp4") if isinstance(v, Path) else v for k, v in values.items()}, step=step
+        )
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._run.finish()
+
+
+LOGGERS: dict[str, type[Logger]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
 
 
 class Log:

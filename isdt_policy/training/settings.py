@@ -111,7 +111,7 @@ class TrainingConfig:
         keep_checkpoints: number of newest checkpoints that are kept; the last and the best one always are.
         mask_padding: leave the copies that fill a window beyond the end of its episode out of the loss. They teach the policy
             to stand still where a demonstration stopped; without them it carries on.
-        loggers: where numbers go besides log.jsonl: tensorboard, wandb; "auto" takes TensorBoard if it is installed.
+        loggers: where numbers go besides log.jsonl: tensorboard, wandb, trackio; "auto" takes TensorBoard if it is installed.
     """
 
     seed: int = 42

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 
 import pytest
 
@@ -120,3 +122,32 @@ def test_weights_and_biases_gets_numbers_and_films_offline(tmp_path, monkeypatch
     assert list(kept.glob("*.wandb"))
     assert list(kept.rglob("*.mp4"))
     shutil.rmtree(tmp_path / "wandb")
+
+
+def test_trackio_gets_numbers_and_films(tmp_path, monkeypatch):
+    """What it is called with; results/interop/trackio_films.py is the same with the real one, which wants an older pillow."""
+    got = []
+
+    class Project:
+        def log(self, values, step):
+            got.append((step, values))
+
+        def finish(self):
+            got.append("finished")
+
+    def begin(project, **settings):
+        got.append((project, settings["name"]))
+        return Project()
+
+    there = types.ModuleType("trackio")
+    there.init, there.Video = begin, lambda film, format: (film.name, format)
+    monkeypatch.setitem(sys.modules, "trackio", there)
+    log = Log(tmp_path, 0, ["trackio"])
+    log.write(4, {"loss": 0.5})
+    log.write(2, {"rollout_success": 0.5, "rollout_0": tmp_path / "film.mp4"})
+    log.close()
+    films = {"rollout_success": 0.5, "rollout_0": ("film.mp4", "mp4")}
+    assert got == [("isdt-policy", tmp_path.name), (4, {"loss": 0.5}), (2, films), "finished"]
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(InputError, match=r"pip install 'isdt-policy\[trackio\]'"):
+        Log(tmp_path, 0, ["trackio"])
