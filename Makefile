@@ -3,6 +3,7 @@
 # make test-python PY=3.13   the wheel in a fresh environment of another Python
 # make test-latest, test-oldest   the same with the newest and the oldest versions of what it needs
 # make test-lerobot   the plugin and both ways of datasets against the real LeRobot, in an environment of its own (6 GB)
+# make test-robomimic   the same against the real robomimic (6 GB, needs cmake and a C++ compiler)
 # make docs   the site, in build/site/html
 # make tutorials   the notebooks of docs/tutorials, from the scripts in examples/tutorials: about five minutes
 # make test-gpu, bench-gpu   the same on a CUDA GPU, with the Python in .venv or else $(PYTHON); one line where there is no GPU
@@ -15,7 +16,7 @@ TREE   := build/tree
 # Without a GPU, spare yourself the CUDA packages: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 INDEX  := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python test-latest test-oldest test-lerobot fresh lint types unit tree docs tutorials clean
+.PHONY: demo test test-faults test-gpu bench-gpu test-quick test-python test-latest test-oldest test-lerobot test-robomimic fresh lint types unit tree docs tutorials clean
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@echo "Building the environment in $(VENV): about a minute, longer where packages have to be downloaded."
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +29,7 @@ $(VENV)/.dev: $(VENV)/.demo
 	# Other projects' own code, to test against. Without their requirements: robomimic's bring torchvision and a GL probe
 	# that has to be compiled, openpi-client's an old NumPy, robosuite's a keyboard driver built from source; what the tests
 	# call needs none of them.
-	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic openpi-client dm-tree wrapt robosuite
+	$(BIN)/pip install --quiet --quiet --no-deps --constraint constraints.txt robomimic six openpi-client dm-tree wrapt robosuite
 	touch $@
 
 demo: $(VENV)/.demo
@@ -105,6 +106,19 @@ test-lerobot: $(LEROBOT)/.done
 	cd $(LEROBOT) && set -o pipefail && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 bin/python -m pytest -v -s --import-mode=importlib \
 		-c /dev/null --rootdir $(PLUGIN) $(PLUGIN)/tests | grep -E "^LeRobot|PASSED|FAILED|ERROR|passed|failed" \
 		| tee $(CURDIR)/results/interop/lerobot.txt
+
+# robomimic as a user has it: the newest torch and torchvision that pip finds, egl_probe compiled. What came of it is kept as well.
+ROBOMIMIC := $(CURDIR)/build/robomimic
+$(ROBOMIMIC)/.done: pyproject.toml
+	$(PYTHON) -m venv $(ROBOMIMIC)
+	CMAKE_POLICY_VERSION_MINIMUM=3.5 $(ROBOMIMIC)/bin/pip install --quiet $(INDEX) --editable '.[robomimic,report]' \
+		pytest pytest-timeout beartype
+	touch $@
+
+test-robomimic: $(ROBOMIMIC)/.done
+	set -o pipefail && OMP_NUM_THREADS=1 $(ROBOMIMIC)/bin/python -m pytest -v tests/deploy/test_robomimic_scripts.py \
+		tests/datasets/test_robomimic_parity.py tests/datasets/test_fetch.py | grep -E "^Python|PASSED|FAILED|ERROR|passed|failed" \
+		| sed 's/^tests\/[a-z]*\///' | tee results/interop/robomimic.txt
 
 # Pages, search and links, in build/site/html.
 docs: $(VENV)/.dev
