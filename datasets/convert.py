@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from isdt_policy.datasets import formats
 from isdt_policy.datasets.formats import EVERYTHING, Episode, Reading, Recording
 from isdt_policy.datasets.formats.robomimic_replay import actions_fit, with_actions_of
-from isdt_policy.datasets.store import resolve_path, task_attributes
+from isdt_policy.datasets.store import DemoStore, resolve_path, task_attributes
 from isdt_policy.datasets.writer import check_episode, unlike
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError, printable
@@ -57,6 +58,32 @@ def convert(
             recording = recording.changed(lambda episode: {k: v for k, v in episode.items() if how.wants(k)})
         recording = replace(recording, task=task, attributes={**known, **recording.attributes})
     write(recording, Path(target), to, overwrite, {"command": command})
+
+
+def as_store(path: str, command: str = "") -> str:
+    """The store of demonstrations in any format: `path` itself, or what they are converted to, NAME.zarr in the working directory.
+
+    A store that was made of the same bytes before is taken as it is.
+
+    Args:
+        path: demonstrations; one that is not there, or of no known format, is handed back for its reader to refuse.
+        command: recorded in the provenance.
+
+    Raises:
+        InputError: they cannot be converted, or NAME.zarr holds something else.
+    """
+    source = resolve_path(path)
+    if formats.recognised(source) in (None, "zarr", "diffusion_policy"):
+        return path
+    target = Path(re.sub(r"[^\w-]+", "_", source.resolve().name.split(".")[0]) + ".zarr")
+    if not target.exists():
+        convert(source, target, command=command)
+    elif DemoStore.open(target).attrs.get("provenance", {}).get("sha256") != sha256(source):
+        raise InputError(
+            f"'{target}' exists and was not made of '{path}'. Convert to another name, and train on that: "
+            f"isdt data convert {path} NAME.zarr"
+        )
+    return str(target)
 
 
 def write(

@@ -8,11 +8,14 @@ import shutil
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from isdt_policy.cli.command import PathText, options_of
 from isdt_policy.shared import terminal
 from isdt_policy.shared.errors import InputError
+
+if TYPE_CHECKING:
+    from isdt_policy.training.config import Settings
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Train:
         isdt train experiment=pusht_demo training.seed=43 name=pusht_demo_43
         isdt train experiment=pusht_human data.path=/data/pusht_cchi_v7_replay.zarr
         isdt train data.path=my_robot.zarr                      a robot of your own, from its recordings alone
+        isdt train data.path=my_lerobot_dataset                 the same; LeRobot, HDF5 and Minari are converted first
         isdt train experiment=pusht_demo objective.weight_power=0 objective.derivative=jvp name=ablation
         isdt train resume=outputs/pusht_demo                    go on after a kill; on a CPU with the same result to the last bit
         isdt train experiment=pusht_demo training.max_minutes=30       end after half an hour, with a checkpoint
@@ -81,6 +85,7 @@ class Train:
         if self.cfg:
             print(json.dumps(settings, indent=2))
             return 0
+        settings = self._on_a_store(settings, command)
         if self.nproc != 1:
             config.RunConfig.read(settings)  # what is wrong is told once
             return launch.start(self.nproc, [arg for arg in shlex.split(command)[2:] if not arg.startswith("nproc=")])
@@ -96,6 +101,18 @@ class Train:
         if distributed.from_environment().rank == 0:
             terminal.suggest(evaluate)
         return 0
+
+    def _on_a_store(self, settings: Settings, command: str) -> Settings:
+        """The settings with recordings of another format converted, and the task that these name."""
+        from isdt_policy.datasets.convert import as_store
+        from isdt_policy.training import config
+
+        given = str(settings["data"]["path"])
+        if self.resume or (store := as_store(given, command)) == given:
+            return settings
+        print(f"training on {store}, converted from {given}")
+        others = [override for override in self.overrides if not override.startswith("data.path=")]
+        return config.compose_config([*others, f"data.path={store}"])
 
 
 def _explained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 from lerobot_policy_isdt import IsdtPolicy  # noqa: E402
 from lerobot_policy_isdt.convert import to_lerobot  # noqa: E402
 
-from isdt_policy import cli  # noqa: E402
+from isdt_policy import Protocol, cli, evaluate  # noqa: E402
 from isdt_policy.datasets.convert import convert  # noqa: E402
 from isdt_policy.datasets.formats import read  # noqa: E402
 from isdt_policy.datasets.store import DemoStore, DemoWriter  # noqa: E402
@@ -36,7 +37,7 @@ SMALL = '--policy.settings=["network.down_dims=[16,32]","policy.encoder_hidden=[
 def run(name, *words, timeout=500):
     """One of LeRobot's own commands, without the hub."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE)}
-    code = f"import sys, lerobot_robot_springs; from lerobot.scripts.{name} import main; sys.exit(main())"
+    code = f"import sys, lerobot_robot_springs, lerobot_env_pusht_frames; from lerobot.scripts.{name} import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=timeout
     )
@@ -186,6 +187,51 @@ def trained(tmp_path_factory):
     return folder / "out/checkpoints/000006/pretrained_model", said
 
 
+def test_two_commands_bring_a_dataset_of_its_own_to_a_moving_robot(tmp_path, monkeypatch, capsys):
+    """Five episodes, recorded by its class: isdt train, and the loop of docs/own_robot.md."""
+    examples = HERE.parents[2] / "examples"
+    arm = runpy.run_path(str(examples / "mujoco_arm.py"))
+    arm["demonstrate"](str(tmp_path / "arm.zarr"))
+    names = {"robot0_eef_pos": "observation.state", "robot0_gripper_qpos": "observation.gripper", "action": "action"}
+    store = DemoStore.open(tmp_path / "arm.zarr")
+    features = {
+        names[key]: {"dtype": "float32", "shape": store.shape(key), "names": [f"{key}_{i}" for i in range(store.shape(key)[0])]}
+        for key in names
+    }  # fmt: skip
+    dataset = LeRobotDataset.create("me/arm", fps=20, features=features, root=tmp_path / "arm")
+    for number in range(store.n_episodes):
+        episode = store.episode(number)
+        for step in range(len(episode["action"])):
+            rows = {name: episode[key][step].astype(np.float32) for key, name in names.items()}
+            dataset.add_frame({**rows, "task": "lift it"})
+        dataset.save_episode()
+    dataset.finalize()
+    (tmp_path / "arm_here.py").write_text(
+        f"import runpy, sys\nimport numpy as np\nBase = runpy.run_path({str(examples / 'mujoco_arm.py')!r})['Arm']\n"
+        "class Arm(Base):\n    def observe(self):\n        seen = super().observe()\n"
+        "        return {'state': seen['robot0_eef_pos'], 'gripper': seen['robot0_gripper_qpos']}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    short = [
+        "network.down_dims=[16,32]", "policy.encoder_hidden=[32]", "training.steps=60", "training.diagonal_steps=55",
+        "training.batch_size=16", "training.loggers=[]", "training.device=cpu", "training.warmup_steps=5", "training.lr=1e-2",
+    ]  # fmt: skip
+    assert cli.main(["train", "data.path=arm", "data.actions=delta", "name=arm", *short]) == 0
+    command = [
+        sys.executable,
+        str(examples / "robot_loop.py"),
+        "outputs/arm",
+        "--robot",
+        "arm_here.py:Arm",
+        "--seconds",
+        "1",
+    ]
+    said = subprocess.run([*command, "--log", "seen.zarr"], capture_output=True, text=True)
+    assert "interventions:" in said.stdout, said.stderr
+    seen = DemoStore.open("seen.zarr").episode(0)["state"]
+    assert abs(seen[-1] - seen[0]).max() > 0.003
+
+
 class TestPolicy:
     def test_lerobot_train_trains_both_parts(self, trained):
         folder, said = trained
@@ -206,6 +252,23 @@ class TestPolicy:
             "--eval.batch_size=2", "--eval.use_async_envs=false", f"--output_dir={tmp_path}",
         )  # fmt: skip
         assert json.loads((tmp_path / "eval_info.json").read_text())["overall"]["n_episodes"] == 2
+
+    def test_lerobot_eval_measures_what_isdt_eval_does(self, tmp_path):
+        """zoo:pusht_human in the same ten episodes, with noise of its own in each program."""
+        to = [sys.executable, "-m", "lerobot_policy_isdt.convert", "zoo:pusht_human", str(tmp_path / "there")]
+        subprocess.run(to, check=True, capture_output=True)
+        run(
+            "lerobot_eval", f"--policy.path={tmp_path / 'there'}", "--policy.device=cpu", "--env.type=pusht_frames",
+            "--eval.n_episodes=10", "--eval.batch_size=5", "--eval.use_async_envs=false", "--seed=5000",
+            f"--output_dir={tmp_path / 'eval'}",
+        )  # fmt: skip
+        theirs = json.loads((tmp_path / "eval/eval_info.json").read_text())["overall"]["pc_success"]
+        ours = evaluate(
+            Policy.from_pretrained("zoo:pusht_human"), Protocol("pusht"), seeds=range(5000, 5010), arms=[1]
+        )[1].success_rate
+        print(f"LeRobot's lerobot-eval of zoo:pusht_human: {theirs:g} % of 10; isdt eval: {100 * ours.value:g} %")
+        assert abs(theirs - 100 * ours.value) <= 30
+        assert theirs >= 60
 
     def test_lerobot_rollout_drives_a_robot(self, tmp_path):
         rng = np.random.default_rng(0)
