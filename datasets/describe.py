@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.values import JsonObject
@@ -25,6 +27,7 @@ class Said:
         quaternions: {key: "xyzw" or "wxyz"}.
         units: {key: unit}.
         robot_type: as LeRobot's datasets name it.
+        names: {key: names of its entries, in order, with a / between them}; LeRobot's datasets have them too.
     """
 
     rate_hz: float = 0.0
@@ -35,6 +38,7 @@ class Said:
     quaternions: tuple[tuple[str, str], ...] = ()
     units: tuple[tuple[str, str], ...] = ()
     robot_type: str = ""
+    names: tuple[tuple[str, str], ...] = ()
 
 
 def describe(path: str | Path, said: Said) -> list[str]:
@@ -57,7 +61,7 @@ def describe(path: str | Path, said: Said) -> list[str]:
 
 def _changed(store: DemoStore, said: Said) -> JsonObject:
     """The attributes that change."""
-    for key in (said.action_key, *said.obs_keys, *dict(said.quaternions), *dict(said.units)):
+    for key in (said.action_key, *said.obs_keys, *dict(said.quaternions), *dict(said.units), *dict(said.names)):
         if key and key not in store.keys:
             raise InputError(
                 f"'{store.path}' has no key '{key}'.{nearest(key, store.keys)} It has: {', '.join(store.keys)}."
@@ -71,6 +75,10 @@ def _changed(store: DemoStore, said: Said) -> JsonObject:
             raise InputError(
                 f"quaternion={key}:{order}: '{key}' has shape {store.shape(key)}, which are no quaternions."
             )
+    for key, names in said.names:
+        each, size = names.split("/"), int(np.prod(store.shape(key)))
+        if not len(each) == len(set(each)) == size or not all(each):
+            raise InputError(f"names={key}:{names}: '{key}' has {size} entries, which need {size} different names.")
     action_key = said.action_key or str(store.attrs.get("action_key") or "action")
     size = int(store.shape(action_key)[-1]) if said.gripper and action_key in store.keys else 0
     if any(not 0 <= entry < size for entry in said.gripper):
@@ -81,6 +89,8 @@ def _changed(store: DemoStore, said: Said) -> JsonObject:
     for what, pairs in (("quaternion", said.quaternions), ("unit", said.units)):
         for key, value in pairs:
             keys.setdefault(key, {})[what] = value
+    for key, names in said.names:
+        keys.setdefault(key, {})["names"] = names.split("/")
     found: JsonObject = {"action_space": space | {name: value for name, value in told.items() if value}, "keys": keys}
     found |= {"action_key": said.action_key, "obs_keys": list(said.obs_keys), "robot_type": said.robot_type}
     return {name: value for name, value in found.items() if value and value != store.attrs.get(name)}

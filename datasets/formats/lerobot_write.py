@@ -92,11 +92,16 @@ class Writer:
             elif value.ndim > 2 and not _is_image(value):
                 self.shapes[key] = list(value.shape[1:])
             shape = list(value.shape[1:]) if _is_image(value) else [int(np.prod(value.shape[1:]))]
-            names = ["height", "width", "channels"] if _is_image(value) else self.known.get(name, {}).get("names")
+            names = ["height", "width", "channels"] if _is_image(value) else self._names(key, name)
             dtype = "image" if _is_image(value) else str(value.dtype)
             self.names[key] = name
             self.features[name] = {"dtype": dtype, "shape": shape, "names": names}
         self.features |= {name: {"dtype": dtype, "shape": [1], "names": None} for name, dtype in IMPLIED.items()}
+
+    def _names(self, key: str, feature: str) -> object:
+        """Names of the entries: those that were said, else those of the dataset that the recording came from."""
+        said = self.recording.attributes.get("keys", {}).get(key, {}).get("names")
+        return said or self.known.get(feature, {}).get("names")
 
     def _to_column(self, name: str, value: Array) -> Any:
         pa, _ = pyarrow()

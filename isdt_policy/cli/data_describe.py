@@ -31,6 +31,7 @@ class Describe:
         quaternion: KEY:xyzw or KEY:wxyz. It is asked for, and never guessed; the robot must give the same order.
         unit: KEY:UNIT, such as hand_pos:m.
         robot_type: as LeRobot's datasets name it.
+        names: KEY:A/B/C, the names of its entries in order, such as action:x/y/z/gripper. LeRobot's datasets get them too.
     """
 
     path: PathText
@@ -42,21 +43,22 @@ class Describe:
     quaternion: tuple[str, ...] = ()
     unit: tuple[str, ...] = ()
     robot_type: str | None = None
+    names: tuple[str, ...] = ()
 
     positional: ClassVar = ("path",)
 
     def __post_init__(self) -> None:
         if self.rate_hz is not None and not 0 < self.rate_hz < 1e6:
             raise InputError(f"rate_hz={self.rate_hz:g} must be above 0.")
-        for name in ("quaternion", "unit"):
+        for name, what in (("quaternion", "xyzw"), ("unit", "UNIT"), ("names", "A/B/C")):
             for pair in getattr(self, name):
                 if not all(pair.partition(":")[::2]):
-                    raise InputError(f"{name}='{pair}' must be KEY:{'xyzw' if name == 'quaternion' else 'UNIT'}.")
+                    raise InputError(f"{name}='{pair}' must be KEY:{what}.")
 
     def run(self, command: str) -> int:
         said = Said(
             self.rate_hz or 0.0, self.actions or "", self.action_key or "", self.obs_keys, self.gripper,
-            _pairs(self.quaternion), _pairs(self.unit), self.robot_type or "",
+            _pairs(self.quaternion), _pairs(self.unit), self.robot_type or "", _pairs(self.names),
         )  # fmt: skip
         print(*describe(self.path, said), sep="\n")
         return 0

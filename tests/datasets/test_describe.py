@@ -1,5 +1,7 @@
 """What a recording does not say is said once, kept in the store, and taken from there."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,19 @@ def test_what_is_not_known_is_shown(store, capsys):
     assert "not known: actions=absolute or delta" in out
 
 
+def test_names_of_entries_go_to_lerobot_and_come_back(store, tmp_path):
+    said = ["rate_hz=20", "names=action:x/y", "names=ctrl_a:a/b/c"]
+    assert cli.main(["data", "describe", str(store), *said]) == 0
+    for source, target in ((store, tmp_path / "there"), (tmp_path / "there", tmp_path / "back.zarr")):
+        to = ["to=lerobot"] if target.name == "there" else []
+        assert cli.main(["data", "convert", str(source), str(target), *to]) == 0
+    features = json.loads((tmp_path / "there/meta/info.json").read_text())["features"]
+    assert features["action"]["names"] == ["x", "y"]
+    assert features["observation.ctrl_a"]["names"] == ["a", "b", "c"]
+    assert features["observation.hand"]["names"] is None
+    assert DemoStore.open(tmp_path / "back.zarr").attrs["keys"]["ctrl_a"] == {"names": ["a", "b", "c"]}
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -62,6 +77,10 @@ def test_what_is_not_known_is_shown(store, capsys):
         (["quaternion=hand:xyzw"], "which are no quaternions"),
         (["quaternion=hand_quat"], "must be KEY:xyzw"),
         (["gripper=[2]"], "entries of 'action' are 0 to 1"),
+        (["names=action:x"], "names=action:x: 'action' has 2 entries, which need 2 different names"),
+        (["names=action:x/x"], "which need 2 different names"),
+        (["names=actions:x/y"], "no key 'actions'. Did you mean 'action'"),
+        (["names=action"], "must be KEY:A/B/C"),
         (["rate_hz=0"], "must be above 0"),
         (["actions=relative"], "actions"),
     ],
