@@ -96,7 +96,7 @@ def success(stored: Arrays) -> NDArray[np.bool_]:
     Raises:
         InputError: shapely is not installed.
     """
-    shapely: Any = require("shapely", "pusht", "Judging PushT's states")
+    shapely: Any = require("shapely", "pusht", "Judging success in PushT")
     goal = shapely.Polygon(outline(*GOAL_POSE))
     blocks = [shapely.Polygon(outline(*pose)) for pose in np.asarray(stored["state"], float)[:, 2:5]]
     return np.array([goal.intersection(block).area / goal.area for block in blocks]) > SUCCESS_COVERAGE

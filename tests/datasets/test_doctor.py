@@ -1,6 +1,7 @@
 """The doctor finds each planted fault where it was planted, and nothing in clean data."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -234,3 +235,12 @@ def test_the_human_demonstrations_of_pusht_are_sound_but_none_ends_in_a_success(
     assert (found.check, found.count) == ("success", 206)
     assert found.message.startswith("0 of 206 episodes end in a success")
     assert "data.hindsight=true" in found.advice
+
+
+def test_without_the_extra_of_a_task_its_data_are_one_line(tiny_store, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shapely", None)
+    assert main(["data", "doctor", str(tiny_store), "images=false"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "isdt data doctor: Judging success in PushT needs shapely, which is not installed: pip install 'isdt-policy[pusht]'.\n"
+    )

@@ -1,9 +1,11 @@
 """examples/robot_loop.py drives an arm in MuJoCo: in process, through a server, from ONNX; and holds it when something fails."""
 
+import re
 import runpy
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from isdt_policy.deploy.loading import load_for_robot
 from isdt_policy.shared.errors import InputError
 
 pytestmark = pytest.mark.slow
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 LOOP, ARM = (runpy.run_path(str(EXAMPLES / f"{name}.py")) for name in ("robot_loop", "mujoco_arm"))
 drive, Arm = LOOP["drive"], ARM["Arm"]
 TINY = [
@@ -143,6 +146,21 @@ print(Safety(limits, action_dim=policy.action_dim, rate_hz=recorded.rate_hz, max
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(7,)"
+
+
+def test_a_robot_s_computer_has_room_for_it():
+    """NumPy, onnxruntime and what they need, and this package whole: at most 200 MB on the disk."""
+    found, todo = {}, ["numpy", "onnxruntime"]
+    while todo:
+        if (name := todo.pop()) not in found:
+            found[name] = metadata.distribution(name)
+            todo += [re.split(r"[^\w-]", line)[0] for line in found[name].requires or () if "extra ==" not in line]
+    files = [Path(str(file.locate())) for package in found.values() for file in package.files or ()]
+    files += [
+        path for room in ("isdt_policy", "envs", "datasets", "eval", "configs") for path in (ROOT / room).rglob("*")
+    ]
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    assert 100e6 < size < 200e6
 
 
 def test_what_was_seen_and_sent_is_a_store_to_learn_from(run, tmp_path):
