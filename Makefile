@@ -98,14 +98,14 @@ PY312    = $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) $(s
 $(LEROBOT)/.done: $(PLUGIN)/pyproject.toml pyproject.toml
 	@test -n "$(PY312)" || { echo "There is no Python 3.12 here."; exit 2; }
 	$(PY312) -m venv $(LEROBOT)
-	$(LEROBOT)/bin/pip install --quiet $(INDEX) "lerobot[dataset,training,evaluation,pusht,core-scripts]==0.6.1" pytest
+	$(LEROBOT)/bin/pip install --quiet $(INDEX) "lerobot[dataset,training,evaluation,pusht,core-scripts]==0.6.1" pytest "mujoco<3.9"
 	$(LEROBOT)/bin/pip install --quiet $(INDEX) --editable . --editable $(PLUGIN)
 	touch $@
 
 test-lerobot: $(LEROBOT)/.done
-	cd $(LEROBOT) && set -o pipefail && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 bin/python -m pytest -v -s --import-mode=importlib \
+	cd $(LEROBOT) && set -o pipefail && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 bin/python -m pytest -v --import-mode=importlib \
 		-c /dev/null --rootdir $(PLUGIN) $(PLUGIN)/tests | grep -E "^LeRobot|PASSED|FAILED|ERROR|passed|failed" \
-		| tee $(CURDIR)/results/interop/lerobot.txt
+		| sed 's/^.*test_lerobot.py:://' | tee $(CURDIR)/results/interop/lerobot.txt
 
 # robomimic as a user has it: the newest torch and torchvision that pip finds, egl_probe compiled. What came of it is kept as well.
 ROBOMIMIC := $(CURDIR)/build/robomimic

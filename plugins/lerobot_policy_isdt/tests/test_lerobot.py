@@ -187,13 +187,13 @@ def trained(tmp_path_factory):
     return folder / "out/checkpoints/000006/pretrained_model", said
 
 
-def test_two_commands_bring_a_dataset_of_its_own_to_a_moving_robot(tmp_path, monkeypatch, capsys):
+def test_two_commands_bring_a_dataset_of_its_own_to_a_moving_robot(tmp_path, monkeypatch):
     """Five episodes, recorded by its class: isdt train, and the loop of docs/own_robot.md."""
     examples = HERE.parents[2] / "examples"
     arm = runpy.run_path(str(examples / "mujoco_arm.py"))
-    arm["demonstrate"](str(tmp_path / "arm.zarr"))
+    arm["demonstrate"](str(tmp_path / "recorded.zarr"))
     names = {"robot0_eef_pos": "observation.state", "robot0_gripper_qpos": "observation.gripper", "action": "action"}
-    store = DemoStore.open(tmp_path / "arm.zarr")
+    store = DemoStore.open(tmp_path / "recorded.zarr")
     features = {
         names[key]: {"dtype": "float32", "shape": store.shape(key), "names": [f"{key}_{i}" for i in range(store.shape(key)[0])]}
         for key in names
@@ -253,7 +253,7 @@ class TestPolicy:
         )  # fmt: skip
         assert json.loads((tmp_path / "eval_info.json").read_text())["overall"]["n_episodes"] == 2
 
-    def test_lerobot_eval_measures_what_isdt_eval_does(self, tmp_path):
+    def test_lerobot_eval_measures_what_isdt_eval_does(self, tmp_path, capsys):
         """zoo:pusht_human in the same ten episodes, with noise of its own in each program."""
         to = [sys.executable, "-m", "lerobot_policy_isdt.convert", "zoo:pusht_human", str(tmp_path / "there")]
         subprocess.run(to, check=True, capture_output=True)
@@ -266,7 +266,8 @@ class TestPolicy:
         ours = evaluate(
             Policy.from_pretrained("zoo:pusht_human"), Protocol("pusht"), seeds=range(5000, 5010), arms=[1]
         )[1].success_rate
-        print(f"LeRobot's lerobot-eval of zoo:pusht_human: {theirs:g} % of 10; isdt eval: {100 * ours.value:g} %")
+        with capsys.disabled():
+            print(f"\nLeRobot's lerobot-eval of zoo:pusht_human: {theirs:g} % of 10; isdt eval: {100 * ours.value:g} %")
         assert abs(theirs - 100 * ours.value) <= 30
         assert theirs >= 60
 
@@ -326,5 +327,6 @@ class TestPolicy:
         assert Policy.from_pretrained(tmp_path / "back").obs_keys == ("environment_state", "state")
 
 
-def test_versions(record_property):
-    print(f"LeRobot {lerobot.__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
+def test_versions(capsys):
+    with capsys.disabled():
+        print(f"\nLeRobot {lerobot.__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
