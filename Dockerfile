@@ -4,7 +4,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # torch.compile wants a compiler.
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE constraints.txt ./
+COPY pyproject.toml setup.py README.md LICENSE constraints.txt ./
 COPY isdt_policy isdt_policy
 COPY configs configs
 COPY datasets datasets

@@ -68,6 +68,21 @@ def test_the_wheel_has_every_file(source, wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_page_of_an_index_leads_nowhere_that_is_not_there(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    head, _, page = archive.read(name).decode().partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in head
+    assert "Classifier: Programming Language :: Python :: 3.11" in head
+    assert "# isdt-policy" in page
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert links
+    assert all(link.startswith("https://") for link in links)
+    assert "tasks.gif" not in page
+    assert "[Your robot" not in page
+    assert "| Your robot, environment, data, pictures |" in page
+
+
 def test_the_wheel_is_small(wheel):
     assert wheel.stat().st_size < 12e6  # 4 MB of it are a trained policy
 
@@ -118,7 +133,7 @@ def test_memory_is_not_counted_where_it_cannot_be(monkeypatch):
 def test_the_image_is_made_of_the_whole_package():
     copied = re.findall(r"^COPY (.*) \S+$", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     words = {word for line in copied for word in line.split()}
-    assert words >= FOLDERS | {"pyproject.toml", "README.md", "LICENSE", "constraints.txt"}
+    assert words >= FOLDERS | {"pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"}
     assert all((ROOT / word).exists() for word in words)
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not words & set(ignored)
