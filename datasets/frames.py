@@ -24,6 +24,7 @@ LOW_DIM = 256
 MODES = ("auto", "ram", "mmap", "disk")
 # Decoded at once for the mapped file, where there is room: zarr takes several times as much beside it.
 _BLOCK_BYTES, _BLOCKS_PER_LIMIT = 8 * 2**20, 32
+_LEFT_FREE = 4 * 2**30
 
 
 class Store(Protocol):
@@ -145,8 +146,13 @@ def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, 
     mode, limit = memory.mode, free_memory() // 2 if memory.limit is None else memory.limit
     if mode == "auto":
         mode = "ram" if size <= limit else "mmap" if size < _free_cache() else "disk"
+        room = (
+            ""
+            if mode != "disk"
+            else f", which is slow: {cache()} has no room for them (ISDT_DATA names another folder)"
+        )
         print(
-            f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}",
+            f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}{room}",
             file=sys.stderr,
         )
     if mode == "disk":
@@ -172,12 +178,12 @@ def free_memory() -> int:
 
 
 def _free_cache() -> int:
-    """Bytes free where decoded frames are kept, less a tenth of the disk's room that others will want."""
+    """Bytes free where decoded frames are kept, less what others will want: a tenth of the disk, at most 4 GiB."""
     folder = cache()
     while not folder.exists():
         folder = folder.parent
     usage = shutil.disk_usage(folder)
-    return usage.free - usage.total // 10
+    return usage.free - min(usage.total // 10, _LEFT_FREE)
 
 
 def _in_memory(store: Store, key: str) -> Array:

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zarr
 
-from isdt_policy.datasets.frames import ImageMemory, frames
+from isdt_policy.datasets.frames import ImageMemory, _free_cache, frames
 from isdt_policy.datasets.store import DemoStore, DemoWriter
 from isdt_policy.datasets.windows import WindowDataset
 from isdt_policy.shared.errors import InputError
@@ -61,6 +62,16 @@ def test_the_mode_follows_from_the_room_there_is(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("isdt_policy.datasets.frames._free_cache", lambda room=room: room)
         frames(store, ["image"], ImageMemory(limit=limit))
         assert f"mode {mode}" in capsys.readouterr().err
+
+
+def test_a_large_disk_need_not_be_a_tenth_empty(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISDT_DATA", str(tmp_path / "cache"))
+    for total, free, room in ((2000, 180, 176), (20, 5, 3)):  # GiB
+        monkeypatch.setattr(
+            "shutil.disk_usage",
+            lambda _, total=total, free=free: SimpleNamespace(total=total * 2**30, free=free * 2**30),
+        )
+        assert _free_cache() == room * 2**30
 
 
 def test_a_mapping_that_is_let_go_of_gives_the_same_frames(tmp_path, monkeypatch):
