@@ -23,6 +23,12 @@ from isdt_policy.training import checkpoint
 from isdt_policy.training.loggers import Log, Silence
 
 PATIENCE_S = 1800.0  # for episodes that are still running when they are needed
+# `isdt` in a process that does not outlive the training: a pipe from it ends however the training does, by kill -9 too.
+BESIDE = """
+import os, runpy, sys, threading
+threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+runpy.run_module("isdt_policy", run_name="__main__", alter_sys=True)
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Rollouts:
         ]  # fmt: skip
         with (folder / "log.txt").open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-m", "isdt_policy", *words], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                [sys.executable, "-c", BESIDE, *words], stdin=subprocess.PIPE, stdout=out, stderr=out,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         self._running = step, process

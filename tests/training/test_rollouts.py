@@ -1,8 +1,11 @@
 """Success while a run trains."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -68,6 +71,36 @@ def test_a_run_measures_itself_keeps_the_best_and_goes_on(tmp_path, monkeypatch,
     assert Rollouts(run, 3, 1, log, 3).best is None
     assert not (run / "rollouts" / "0000006").exists()
     log.close()
+
+
+@pytest.mark.slow
+def test_a_measurement_does_not_outlive_a_training_that_is_killed(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from isdt_policy.deploy.loading import load_policy
+from isdt_policy.training.loggers import Log
+from isdt_policy.training.rollouts import Rollouts
+run = Path({str(tmp_path)!r})
+rollouts = Rollouts(run, 2, 100000, Log(run, 0), 0)
+rollouts.after(2, load_policy("zoo:pusht_human"))
+print(rollouts._running[1].pid, flush=True)
+time.sleep(600)
+"""
+    training = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert training.stdout is not None
+    measuring = int(training.stdout.readline())
+    journal = tmp_path / "rollouts" / "0000002"
+    give_up = time.monotonic() + 120
+    while not (running := "episodes" in (journal / "log.txt").read_text()) and time.monotonic() < give_up:
+        time.sleep(0.2)
+    os.kill(measuring, 0)  # it is there
+    training.kill()
+    training.wait()
+    while os.path.exists(f"/proc/{measuring}") and time.monotonic() < give_up:
+        time.sleep(0.2)
+    assert running
+    assert not os.path.exists(f"/proc/{measuring}")
 
 
 def test_a_measurement_that_fails_is_one_line_and_training_goes_on(tmp_path, capsys):
