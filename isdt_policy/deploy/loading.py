@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,7 +102,9 @@ def load_for_robot(checkpoint: str) -> tuple[Policy, Limits, Recorded]:
             f"'{checkpoint}' was not trained on recordings of a robot, so it does not say how fast and within which limits to "
             "command one. In its simulator: isdt deploy"
         )
-    return policy, find_limits(checkpoint, policy, None), recorded
+    limits = find_limits(checkpoint, policy, None)
+    still = limits.neutral or recorded.neutral or (None,) * len(recorded.low)  # positions: every entry keeps its value
+    return policy, replace(limits, neutral=still), recorded
 
 
 def _task_spec(task: str) -> TaskSpec:

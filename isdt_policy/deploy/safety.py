@@ -34,13 +34,16 @@ class Safety:
         on_fault: "hold" moves no further until good actions come again; "stop" until `reset`. Positions keep the last target,
             which is approached within the limits; entries with a neutral value (displacements) go to that.
         max_age_s: an action based on an observation older than this counts as stale; None allows any age.
-        positions: actions are positions, so that keeping the last one is no motion. Where neither this nor `limits.neutral` says
-            what no motion is, a warning says so, because a displacement that is kept goes on moving.
+        positions: actions are positions, so that keeping the last one is no motion. Not needed where `limits` say what no motion
+            is (`neutral`), or which observation the actions are positions of (`position`).
 
     Attributes:
         counts: interventions by kind: "missing", "not finite", "stale", "bounds", "step", "velocity", "acceleration or
             jerk", "not planned" (the old plan is followed to its end instead), "stopped". One entry per control step and kind.
         stopped: why nothing moves until the next reset, or None.
+
+    Raises:
+        InputError: limits of another length, or nothing that says which action is no motion.
     """
 
     def __init__(
@@ -67,9 +70,9 @@ class Safety:
         self.last: NDArray[np.float64] | None = None
         self._low, self._high = _float32_bounds(limits, action_dim)
         if limits.neutral is None and limits.position is None and not positions:
-            log.warning(
-                "the limits do not say which action is no motion: at a fault the last one is kept, which moves on if actions are "
-                "displacements. Say neutral=[0, ...] in the limits, or positions=True"
+            raise InputError(
+                "nothing says which action is no motion: to keep the last one holds a position, but a displacement goes on "
+                "moving. Say positions=True, or neutral=[0, ...] in the limits (null for an entry that keeps its value)."
             )
         neutral = limits.neutral or (None,) * action_dim
         self._neutral = np.array([np.nan if value is None else value for value in neutral])  # NaN keeps the last value

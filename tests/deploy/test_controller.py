@@ -55,7 +55,8 @@ class Ahead:
 
 
 def drive(env, policy, **options):
-    return control(policy, env, Safety(Limits(), action_dim=1, rate_hz=options["rate_hz"]), Control(**options))
+    safety = Safety(Limits(), action_dim=1, rate_hz=options["rate_hz"], positions=True)
+    return control(policy, env, safety, Control(**options))
 
 
 def test_latency_on_the_virtual_clock_holds_skips_and_repeats_exactly():
@@ -104,7 +105,7 @@ def test_a_fault_stops_the_run_when_asked_to():
     policy = Ahead()
     policy.predict_action = lambda obs, **_: {"action_pred": np.array([[[1.0], [2.0], [np.nan], [4.0], *[[0.0]] * 4]])}
     env = Line()
-    safety = Safety(Limits(), action_dim=1, rate_hz=10, on_fault="stop")
+    safety = Safety(Limits(), action_dim=1, rate_hz=10, on_fault="stop", positions=True)
     report = control(policy, env, safety, Control(10, virtual=True, episodes=3))
     assert report.stopped == "not finite"
     assert env.commands == [1, 2, 2]
@@ -158,7 +159,7 @@ def test_a_sensor_that_repeats_its_bits_while_the_arm_moves_makes_actions_stale(
 
 
 def test_a_sensor_that_dies_in_the_loop_makes_actions_stale():
-    safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5)
+    safety = Safety(Limits(), action_dim=1, rate_hz=10, max_age_s=0.5, positions=True)
     report = control(Ahead(), Stuck(100), safety, Control(10, virtual=True, episodes=1))
     assert max(report.age_s) > 9
     assert report.interventions["stale"] == 100 - 6  # 0.0 to 0.5 s are young enough

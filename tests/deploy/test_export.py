@@ -100,7 +100,7 @@ from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.safety import Safety
 from isdt_policy.deploy import client, limits, motion, safety, watchdog, wire
 policy = OnnxPolicy({str(folder / "p.onnx")!r})
-stage = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_hz=10)
+stage = Safety(Limits.from_dict(policy.metadata["limits"]), action_dim=2, rate_hz=10, positions=True)
 runtime = Runtime(policy)
 runtime.reset(seed=3)
 actions = [stage(runtime.act({{"agent_pos": np.full(2, 9.0), "keypoints": np.zeros(18)}})) for _ in range(9)]

@@ -78,7 +78,7 @@ def test_a_start_outside_the_bounds_goes_back_within_the_limits(rates):
 
 
 def test_a_bound_that_float32_cannot_hold_is_not_left_by_rounding():
-    stage = Safety(Limits(low=(-0.1,), high=(0.1,)), action_dim=1, rate_hz=10)
+    stage = Safety(Limits(low=(-0.1,), high=(0.1,)), action_dim=1, rate_hz=10, positions=True)
     assert abs(float(stage(np.array([9.0]))[0])) <= 0.1
     assert float(stage(np.array([-9.0]))[0]) >= -0.1
     assert dict(stage.counts) == {"bounds": 2}
@@ -95,7 +95,7 @@ def test_a_bound_that_float32_cannot_hold_is_not_left_by_rounding():
     {"acceleration": (np.inf,), "velocity": (1e-300,), "position": "x"},
 ])  # fmt: skip
 def test_no_number_however_large_makes_a_command_infinite(values):
-    stage = Safety(Limits(**values), action_dim=1, rate_hz=10)
+    stage = Safety(Limits(**values), action_dim=1, rate_hz=10, positions=True)
     stage.reset(np.zeros(1))
     for action in (1e300, -1e300, 3e38, -3e38, np.inf, 1e15, 5.0, -2.0):
         command = stage(np.array([action]))
@@ -127,6 +127,6 @@ def test_what_cannot_be_planned_follows_the_old_plan_to_rest_and_is_counted(monk
 
 
 def test_a_position_that_is_not_finite_is_refused():
-    stage = Safety(Limits(), action_dim=2, rate_hz=10)
+    stage = Safety(Limits(), action_dim=2, rate_hz=10, positions=True)
     with pytest.raises(ValueError, match="not finite"):
         stage.reset(np.array([0.0, np.nan]))

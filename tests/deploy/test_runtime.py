@@ -186,7 +186,7 @@ def test_lost_and_broken_observations_repeat_the_last_good_one():
 def test_a_dead_sensor_is_noticed(dead, timed):
     """Two minutes at 20 Hz with a sensor that has died: every action soon counts as stale, although answers are fresh."""
     runtime = Runtime(Counting(), execute=2)
-    stage = Safety(Limits(), action_dim=1, rate_hz=20, max_age_s=0.5)
+    stage = Safety(Limits(), action_dim=1, rate_hz=20, max_age_s=0.5, positions=True)
     runtime.step({"x": [7.0]}, 0.0 if timed else None)
     ages = []
     for k in range(1, 2400):

@@ -13,7 +13,8 @@ from isdt_policy.shared.errors import InputError
 
 
 def safety(rate_hz=10, position=None, on_fault="hold", max_age_s=None, **limits):
-    stage = Safety(Limits(**limits), action_dim=2, rate_hz=rate_hz, on_fault=on_fault, max_age_s=max_age_s)
+    options = {"on_fault": on_fault, "max_age_s": max_age_s, "positions": "neutral" not in limits}
+    stage = Safety(Limits(**limits), action_dim=2, rate_hz=rate_hz, **options)
     stage.reset(position)
     return stage
 
@@ -107,12 +108,10 @@ def test_no_answer_means_no_motion_for_displacements_and_the_gripper_stays(on_fa
 @pytest.mark.parametrize(("limits", "options"), [
     ({"neutral": (0, 0)}, {}), ({"neutral": (None, None)}, {}), ({"position": "x"}, {}), ({}, {"positions": True}),
 ])  # fmt: skip
-def test_a_stage_that_does_not_know_what_no_motion_is_says_so(limits, options, caplog):
-    Safety(Limits(low=(-0.1, -0.1), high=(0.1, 0.1)), action_dim=2, rate_hz=10)
-    assert "at a fault the last one is kept, which moves on if actions are displacements" in caplog.text
-    caplog.clear()
+def test_a_stage_that_does_not_know_what_no_motion_is_drives_nothing(limits, options):
+    with pytest.raises(InputError, match="nothing says which action is no motion"):
+        Safety(Limits(low=(-0.1, -0.1), high=(0.1, 0.1)), action_dim=2, rate_hz=10)
     Safety(Limits(low=(-0.1, -0.1), high=(0.1, 0.1), **limits), action_dim=2, rate_hz=10, **options)
-    assert not caplog.text
 
 
 def test_the_neutral_command_is_reached_within_the_limits_and_is_known_before_the_first_action():
