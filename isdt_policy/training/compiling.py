@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -29,3 +30,24 @@ def compiled(flow_map: FlowMap, device: torch.device, graphs: bool = False) -> t
     mode = "reduce-overhead" if graphs and device.type == "cuda" else None
     tangent = torch.compile(partial(with_tangent, flow_map.network), mode=mode)
     return FlowMap(torch.compile(flow_map.network, mode=mode), flow_map.path, tangent), "on"
+
+
+def forget_unloadable(error: Exception) -> bool:
+    """Delete compiled code that PyTorch has kept and cannot load; whether there was any, so that it can be compiled again.
+
+    A training that is killed while it compiles leaves files that are empty or end too soon. PyTorch takes what is there, so
+    every later training of that network would run uncompiled, several times as slow and with other last bits.
+
+    Args:
+        error: with which a compilation ended.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    inner = getattr(error, "inner_exception", error.__cause__)
+    if not isinstance(inner, OSError | ImportError):
+        return False
+    file = Path(getattr(inner, "path", None) or str(inner).partition(": ")[0])
+    if file.suffix != ".so" or not file.is_relative_to(cache_dir()) or not file.exists():
+        return False
+    file.unlink()
+    return True

@@ -32,7 +32,7 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
-from isdt_policy.training.compiling import compiled
+from isdt_policy.training.compiling import compiled, forget_unloadable
 from isdt_policy.training.distributed import ALONE, World, check_divides
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -163,13 +163,15 @@ class Trainer:
         try:
             return self._train_step()
         except TorchDynamoException as error:
+            # A failure inside a derivative leaves its level of forward-mode AD open, and there is room for one.
+            with suppress(RuntimeError):  # none is open
+                torch._C._exit_dual_level(level=0)
+            if forget_unloadable(error):
+                return self._advance()
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.compile_note = f"failed: {reason}"
             print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
             self.flow_map, self.averaged_flow_map = self.policy.flow_map, self.ema.module.flow_map
-            # A failure inside a derivative leaves its level of forward-mode AD open, and there is room for one.
-            with suppress(RuntimeError):  # none is open
-                torch._C._exit_dual_level(level=0)
             return self._train_step()
 
     def _train_step(self) -> list[dict[str, float]]:

@@ -326,6 +326,28 @@ def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_p
 
 
 @pytest.mark.slow
+def test_what_a_killed_compilation_left_is_compiled_again(tiny_store, tmp_path, monkeypatch, capsys):
+    """PyTorch keeps what it compiled, and a file that was cut short as well."""
+    from torch._inductor.utils import clear_caches
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    losses = []
+    for name in ("first", "second"):
+        torch.compiler.reset()
+        clear_caches()
+        settings = overrides(tiny_store, tmp_path / name, "training.compile=true")
+        losses.append(build_trainer(compose_config(settings))[0].train_step())
+        compiled = list((tmp_path / "cache").rglob("*.so"))
+        assert all(file.stat().st_size for file in compiled)
+        for file in compiled:
+            file.unlink()  # it is mapped into this process: what follows must be another file
+            file.write_bytes(b"")
+    assert compiled
+    assert losses[0] == losses[1]
+    assert "uncompiled" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_where_compiling_the_derivative_fails_training_goes_on(tiny_store, tmp_path, capsys):
     """It fails in the middle of a derivative, which stays open: torch has room for one at a time."""
     trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path, "training.compile=true")))
