@@ -11,10 +11,14 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Input from outside (a file, an option, an array) that cannot be used; the message says why and what to do."""
+    """Input from outside (a file, an option, an array) that cannot be used; one line says why and what to do.
+
+    >>> str(InputError("key 'a\\nb' is not known."))
+    "key 'a b' is not known."
+    """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(printable(str(message)))
+        super().__init__(printable(" ".join(str(message).split("\n"))))
 
 
 def printable(text: str) -> str:

@@ -196,9 +196,11 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     )
     try:
         return Policy(complete, normalizer=normalizer)
-    except (MemoryError, RuntimeError) as error:
-        # The CPU's allocator has no error class of its own: it raises a RuntimeError, "can't allocate memory".
-        if "allocate" not in str(error) and not isinstance(error, MemoryError):
+    except (MemoryError, RuntimeError, TypeError, OverflowError) as error:
+        # The CPU's allocator has no error class of its own: it raises a RuntimeError, "can't allocate memory". A size of more
+        # than 64 bits is a TypeError, "Overflow when unpacking long long".
+        known = ("allocate", "verflow", "storage size", "too large")
+        if not isinstance(error, MemoryError | OverflowError) and not any(word in str(error) for word in known):
             raise
         raise InputError(
             "there is no memory for a network of this size; make it smaller: network.down_dims=..."

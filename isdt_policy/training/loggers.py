@@ -161,7 +161,7 @@ def meant(names: Sequence[str]) -> list[str]:
     for name in names:
         if name == "auto":
             found += ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-        elif name in LOGGERS:
+        elif str(name) in LOGGERS:  # anything may stand in a file
             found.append(name)
         else:
             known = ["auto", *LOGGERS]

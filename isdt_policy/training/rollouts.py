@@ -26,7 +26,7 @@ PATIENCE_S = 1800.0  # for episodes that are still running when they are needed
 # `isdt` in a process that does not outlive the training: a pipe from it ends however the training does, by kill -9 too.
 BESIDE = """
 import os, runpy, sys, threading
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 runpy.run_module("isdt_policy", run_name="__main__", alter_sys=True)
 """
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from isdt_policy.datasets.own_task import ACTIONS
 from isdt_policy.shared.errors import InputError, nearest
 
+MOST_THREADS = 4096  # more are a slip of the keyboard
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -55,6 +57,12 @@ class DataConfig:
         if self.actions not in ("", *ACTIONS):
             raise InputError(
                 f"data.actions='{self.actions}' is not one of {', '.join(ACTIONS)}.{nearest(self.actions, ACTIONS)}"
+            )
+        if not 0 <= self.split_seed < 2**63:
+            raise InputError(f"data.split_seed must be from 0 to 2**63 - 1, got {self.split_seed}.")
+        if self.max_train_episodes < 0:
+            raise InputError(
+                f"data.max_train_episodes must be at least 0, which uses all; got {self.max_train_episodes}."
             )
         if not 0 <= self.rate_hz < float("inf"):
             raise InputError(f"data.rate_hz={self.rate_hz} must be above 0, or 0 to believe the recordings.")
@@ -176,6 +184,12 @@ class TrainingConfig:
         ):
             if getattr(self, name) < 0:
                 raise InputError(f"training.{name} must be at least 0, got {getattr(self, name)}.")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"training.seed must be from 0 to 2**63 - 1, got {self.seed}.")
+        if self.threads > MOST_THREADS:
+            raise InputError(
+                f"training.threads must be at most {MOST_THREADS}, got {self.threads}; 0 takes as many as are free."
+            )
         if self.amp not in ("auto", "bf16", "off"):
             raise InputError(
                 f"training.amp='{self.amp}' is not one of auto, bf16, off.{nearest(self.amp, ('auto', 'bf16', 'off'))}"

@@ -56,7 +56,9 @@ def read_network(values: Mapping[str, object]) -> NetworkConfig:
         raise InputError(f"network.{error}, which is of another type.") from None
     for key, value in sizes.items():
         if not value or not all(0 < number <= _LARGEST for number in (value if isinstance(value, tuple) else (value,))):
-            raise InputError(f"network.{key}={list(value) if isinstance(value, tuple) else value}: sizes are above 0.")
+            raise InputError(
+                f"network.{key}={list(value) if isinstance(value, tuple) else value}: sizes are from 1 to {_LARGEST}."
+            )
     return NETWORKS[name](**sizes)
 
 
