@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from isdt_policy.eval.episode import Episode, EpisodeRunner, Recipe, Reply
+from isdt_policy.shared.children import end_with_parent
 
 Command = Episode | NDArray[np.floating]  # start this episode, or execute these actions
 
@@ -208,6 +209,7 @@ class _Worker:
 
 def _work(connection: Connection, recipe: Recipe) -> None:
     """Body of a worker process: obey commands for any slot until told to stop."""
+    end_with_parent()
     host = Host(recipe)
     while True:
         try:

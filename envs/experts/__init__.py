@@ -14,6 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Protocol, cast
 
 from isdt_policy.envs.protocol import Info, Observation, Policy
+from isdt_policy.shared.children import end_with_parent
 from isdt_policy.shared.errors import InputError, nearest
 
 # task id -> module with `expert(seed, task)`, `episode(seed, index, task)` and `facts(seed, index)`
@@ -105,7 +106,7 @@ def _attempts(task: str, seed: int, first: int, workers: int) -> Generator[tuple
         return
     # spawn: a forked child of a process that has started torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent) as pool:
         ahead: deque[Future[tuple[Observation, Info]]] = deque()
         try:
             for index in itertools.count(first):

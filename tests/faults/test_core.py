@@ -42,7 +42,7 @@ def all_survive(trials):
 
 
 def test_writers_converters_trainings_and_evaluations_survive_kills(tmp_path):
-    all_survive(tried(tmp_path, "kill_store=2", "kill_convert=2", "kill_train=1", "kill_eval=1"))
+    all_survive(tried(tmp_path, "kill_store=2", "kill_convert=2", "kill_train=1", "kill_eval=1", "orphans=1"))
 
 
 def test_commands_sensors_and_servers(tmp_path):

@@ -1,0 +1,17 @@
+"""Processes that this program starts and that must not outlive it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, by kill -9 too; call it in a child of multiprocessing.
+
+    Workers of a ProcessPoolExecutor hold both ends of the pipe from which they read, so they would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
