@@ -46,6 +46,12 @@ def check_digest(data: bytes, name: str = "file") -> None:
         )
 
 
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 < value < 2**31:
+        raise ValueError(f"{value!r} is no size")
+    return value
+
+
 class OnnxPolicy:
     """Satisfies `isdt_policy.envs.protocol.Policy`; the number of evaluations is fixed in the file.
 
@@ -74,16 +80,30 @@ class OnnxPolicy:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         # Spinning threads win microseconds and take a core from the simulator or the robot's drivers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
-        self.metadata: Json = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
-        if self.metadata["format"] not in VERSIONS:
-            raise InputError(f"{path}: exported format {self.metadata['format']}, this version reads 2 and 3.")
-        m = self.metadata
-        self.obs_dims: dict[str, int] = m["obs_dims"]
-        self.image_shapes = {key: tuple(entry["shape"]) for key, entry in m.get("images", {}).items()}
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=list(providers))
+            self.metadata: Json = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
+            self._read(self.metadata, str(path))
+        except InputError:
+            raise
+        except Exception as error:  # ONNX Runtime has many classes, none of which is public
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(f"{path} is not what isdt export writes ({reason}). Export it again.") from error
+
+    def _read(self, m: Json, path: str) -> None:
+        if m["format"] not in VERSIONS:
+            raise InputError(f"{path}: exported format {m['format']}, this version reads 2 and 3.")
+        self.obs_dims = {str(key): _size(value) for key, value in m["obs_dims"].items()}
+        self.image_shapes = {key: tuple(map(_size, entry["shape"])) for key, entry in m.get("images", {}).items()}
         self.obs_keys = (*self.obs_dims, *self.image_shapes)
-        self.n_obs_steps, self.n_action_steps, self.horizon = m["n_obs_steps"], m["n_action_steps"], m["horizon"]
-        self.action_dim, self.task, self.nfe = m["action_dim"], m["task"], m["steps"]
+        self.n_obs_steps, self.n_action_steps, self.horizon = (
+            _size(m[name]) for name in ("n_obs_steps", "n_action_steps", "horizon")
+        )
+        self.action_dim, self.task, self.nfe = _size(m["action_dim"]), m["task"], m["steps"]
+        expected = ((_size(m["noise_draws"]),) if m["noise_draws"] else ()) + (self.horizon, self.action_dim)
+        noise = next(tuple(given.shape[1:]) for given in self._session.get_inputs() if given.name == "noise")
+        if noise != expected:  # before so many numbers are drawn
+            raise ValueError(f"it takes noise of {noise} and says {expected}")
         if m["noise_draws"]:
             self.continue_action = self._continue_action
 
@@ -136,7 +156,14 @@ class OnnxPolicy:
         return self._run(inputs)
 
     def _run(self, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
-        pred = np.asarray(self._session.run(["action_pred"], inputs)[0], np.float32)
+        try:
+            pred = np.asarray(self._session.run(["action_pred"], inputs)[0], np.float32)
+        except Exception as error:  # of a file that says of itself what is not so
+            raise InputError(f"the exported policy cannot be run: {' '.join(str(error).split())[:200]}") from error
+        if pred.ndim != 3 or pred.shape[1:] != (self.horizon, self.action_dim):
+            raise InputError(
+                f"the exported policy answers {pred.shape}, and says (batch, {self.horizon}, {self.action_dim})."
+            )
         first = self.n_obs_steps - 1
         return {"action": pred[:, first : first + self.n_action_steps], "action_pred": pred}
 

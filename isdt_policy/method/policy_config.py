@@ -83,6 +83,10 @@ class PolicyConfig:
             )
         if any(type(width) is not int or not 0 < width <= _LARGEST for width in self.encoder_hidden):
             raise InputError(f"encoder_hidden={list(self.encoder_hidden)}: widths are whole numbers above 0.")
+        if not 0 < self.cond_dim <= _LARGEST or not 0 <= self.encoder_octaves <= 64:
+            raise InputError(
+                f"cond_dim={self.cond_dim} must be above 0, and encoder_octaves={self.encoder_octaves} from 0 to 64."
+            )
         if self.interpolant not in INTERPOLANTS:
             known = ", ".join(INTERPOLANTS)
             raise InputError(

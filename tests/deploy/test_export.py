@@ -1,6 +1,8 @@
 """Exported files say what the policy says, run without torch, and are refused when a bit is wrong."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +16,7 @@ from isdt_policy.cli.export import Export
 from isdt_policy.deploy.export import FileFormat, export, load_pt2, parity
 from isdt_policy.deploy.freezing import candidate_noise
 from isdt_policy.deploy.limits import Limits
-from isdt_policy.deploy.runner import OnnxPolicy
+from isdt_policy.deploy.runner import ZEROS, OnnxPolicy
 from isdt_policy.shared.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -94,7 +96,7 @@ def test_the_runner_and_the_runtime_need_no_torch(unet):
     _, folder = unet
     code = f"""
 import sys, numpy as np
-from isdt_policy.deploy.runner import OnnxPolicy
+from isdt_policy.deploy.runner import ZEROS, OnnxPolicy
 from isdt_policy.deploy.runtime import Runtime
 from isdt_policy.deploy.limits import Limits
 from isdt_policy.deploy.safety import Safety
@@ -132,6 +134,19 @@ def test_foreign_and_truncated_files_are_refused(unet, tmp_path):
             load_pt2(tmp_path / f"{name}.pt2")
     with pytest.raises(InputError, match="cannot be read"):
         OnnxPolicy(tmp_path / "nothing.onnx")
+
+
+@pytest.mark.parametrize(("said", "lie"), [(b'"horizon": 16', b'"horizon": 61'), (b'"action_dim"', b'"action_dym"')])
+def test_a_file_that_says_of_itself_what_is_not_so_is_one_line(unet, tmp_path, said, lie):
+    """With the digest that it would have: what is said is compared with what the graph takes."""
+    data = (unet[1] / "p.onnx").read_bytes()
+    assert said in data
+    data = re.sub(rb"sha256:[0-9a-f]{64}", ZEROS.encode(), data.replace(said, lie))
+    digest = b"sha256:" + hashlib.sha256(data).hexdigest().encode()
+    (tmp_path / "p.onnx").write_bytes(data.replace(ZEROS.encode(), digest))
+    with pytest.raises(InputError, match="is not what isdt export writes") as caught:
+        OnnxPolicy(tmp_path / "p.onnx")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_the_file_names_no_path_of_the_machine_that_wrote_it(unet):

@@ -51,6 +51,7 @@ def test_commands_sensors_and_servers(tmp_path):
 
 def test_a_policy_a_journal_a_result_and_limits_with_something_wrong_in_them(tmp_path):
     all_survive(tried(tmp_path, "files_policy=100", "files_journal=100", "files_result=100", "files_limits=100"))
+    all_survive(tried(tmp_path / "onnx", "files_onnx=100"))
 
 
 def test_every_part_has_a_target_and_says_what_it_is():

@@ -240,6 +240,7 @@ class TestShortEpisodes:
         (["data.max_train_episodes=-1"], "data.max_train_episodes must be at least 0"),
         (["training.loggers=[[a]]"], "is not one of auto, "),
         (["network.down_dims=[8,80000000000000000000000]"], "sizes are from 1 to "),
+        (["policy.cond_dim=-8"], "cond_dim=-8 must be above 0"),
         (["task=null"], "task=null must be a text, such as task=pusht"),
         (["task=3"], "task=3 must be a text"),
         (["name=[a]"], "must be a text"),
