@@ -13,5 +13,11 @@ def end_with_parent() -> None:
     Workers of a ProcessPoolExecutor hold both ends of the pipe from which they read, so they would wait for ever.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if parent is None:
+        return
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
