@@ -17,6 +17,15 @@ def is_name(path: str | Path) -> bool:
     return isinstance(path, str) and path.startswith(PREFIX)
 
 
+def is_repository(name: str) -> bool:
+    """Whether a repository on the hub could be called so: USER/NAME.
+
+    >>> is_repository("me/pusht"), is_repository("outputs/runs/pusht")
+    (True, False)
+    """
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
 def named(repo: str | Path, revision: str) -> str:
     """The name of a repository, with or without `hub:`, at a revision.
 
@@ -36,7 +45,7 @@ def folder(name: str) -> Path:
         InputError: no name of a repository, or it cannot be downloaded.
     """
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if not is_repository(repo):
         raise InputError(f"'{name}' must be hub:USER/NAME or hub:USER/NAME@REVISION.")
     hub = require("huggingface_hub", "hub", "The Hugging Face Hub")
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

@@ -56,9 +56,10 @@ def find_policy(path: str | Path) -> Path:
         if (folder / "model.safetensors").is_file():
             return folder
     if not path.exists():
+        hub = f"; from the hub: {from_hub.PREFIX}{path}" if from_hub.is_repository(str(path)) else ""
         raise InputError(
             f"no policy at '{path}': the path does not exist. Train one: isdt train experiment=pusht_demo; "
-            "or take a trained one: checkpoint=zoo:pusht_human"
+            f"or take a trained one: checkpoint=zoo:pusht_human{hub}"
         )
     raise InputError(
         f"no policy at '{path}': looked for model.safetensors in {', '.join(str(c) for c in candidates)}. "

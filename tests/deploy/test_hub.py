@@ -202,3 +202,13 @@ def test_a_name_that_is_none_is_one_line():
 
     with pytest.raises(InputError, match="must be hub:USER/NAME"):
         folder("hub:pusht")
+
+
+def test_a_name_without_its_prefix_is_answered_with_it():
+    from isdt_policy.method.policy import Policy
+    from isdt_policy.shared.errors import InputError
+
+    with pytest.raises(InputError, match=r"no policy at 'me/pusht': .*; from the hub: hub:me/pusht$"):
+        Policy.from_pretrained("me/pusht")
+    with pytest.raises(InputError, match=r"zoo:pusht_human$"):
+        Policy.from_pretrained("outputs/runs/pusht")
