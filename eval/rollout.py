@@ -309,8 +309,10 @@ def _recipe(policy: Policy | None, protocol: Protocol, scene: Scene) -> Recipe:
     make_env, max_steps = scene.make_env, protocol.max_steps
     if make_env is None:
         spec = task_spec(protocol.task)
-        if max_steps is not None and max_steps > spec.max_episode_steps:
-            raise InputError(f"max_steps={max_steps}: task '{spec.id}' ends after {spec.max_episode_steps} steps.")
+        if max_steps is not None and not 1 <= max_steps <= spec.max_episode_steps:
+            raise InputError(
+                f"max_steps={max_steps} must be at least 1, and task '{spec.id}' ends after {spec.max_episode_steps} steps."
+            )
         max_steps = max_steps or spec.max_episode_steps
         # The state is read for the record (initial-state map, repeatability), whatever the policy observes.
         keys = None if policy is None else tuple(dict.fromkeys([*obs_keys, *({"state"} & set(spec.observations))]))

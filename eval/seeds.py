@@ -61,6 +61,17 @@ def purpose(seeds: Sequence[int]) -> str:
     return names.get(low // RANGE, "other")
 
 
+def consecutive(start: int, n: int) -> list[int]:
+    """`n` seeds from `start` on.
+
+    Raises:
+        InputError: more than any range holds; they are not made first.
+    """
+    if n > RANGE:
+        raise InputError(f"episodes={n} are more than the {RANGE} seeds of a range.")
+    return list(range(start, start + n))
+
+
 def check_seeds(seeds: Sequence[int]) -> None:
     """Raise InputError unless the seeds are non-empty, distinct and within one range."""
     purpose(seeds)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isdt_policy.datasets.formats import probe
 from isdt_policy.datasets.opening import LARGEST_CHUNK
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.extras import require
@@ -32,10 +33,13 @@ def opened(path: Path) -> h5py.File:
     """Open a file for reading.
 
     Raises:
-        InputError: it is not complete, another program writes it, or it takes data from other files.
+        InputError: it is not complete, another program writes it, it takes data from other files, or HDF5 crashes on it.
     """
     try:
         file: h5py.File = h5().File(path, "r")
+        file.close()
+        probe.look(path)
+        file = h5().File(path, "r")
     except OSError as error:
         if isinstance(error, BlockingIOError):
             raise InputError(
@@ -139,7 +143,8 @@ def check(path: Path, dataset: h5py.Dataset) -> None:
 def leaves(group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
     """Datasets under a group, named with dots."""
     for name, value in group.items():
-        yield from [(prefix + name, value)] if isinstance(value, h5().Dataset) else leaves(value, f"{prefix}{name}.")
+        named = prefix + plain(name)
+        yield from [(named, value)] if isinstance(value, h5().Dataset) else leaves(value, f"{named}.")
 
 
 def plain(value: object) -> Any:
@@ -159,7 +164,7 @@ def plain(value: object) -> Any:
 
 def attributes(item: h5py.Group) -> JsonObject:
     """All attributes of a group as JSON values."""
-    return {key: plain(value) for key, value in item.attrs.items()}
+    return {plain(key): plain(value) for key, value in item.attrs.items()}  # a damaged name is bytes
 
 
 def _refuse_other_files(path: Path, file: h5py.File) -> None:

@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import shutil
 import sys
@@ -48,6 +49,8 @@ from typing import Annotated, Literal, TypeVar, get_args, get_origin, get_type_h
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.files import PathText as PathText
+
+SEEDS = ("seed", "seed_start", "seeds")  # which no generator takes below zero
 
 Verb = TypeVar("Verb")
 
@@ -208,10 +211,17 @@ class Option:
                 raise InputError(f"{self.name} must be true or false, got '{text}'.")
             return text.lower() == "true"
         try:
-            return self.kind(text)
+            value = self.kind(text)
         except ValueError:
             number = "a whole number" if self.kind is int else "a number"
             raise InputError(f"{self.name} must be {number}, got '{text}'.") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{self.name} must be a finite number, got '{text}'.")
+        if isinstance(value, int) and not abs(value) < 2**63:
+            raise InputError(f"{self.name} must be below 2**63, got {text[:50]}.")
+        if isinstance(value, int) and value < 0 and self.name in SEEDS:
+            raise InputError(f"{self.name} must be at least 0, got {text}.")
+        return value
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from isdt_policy.eval.protocol import Protocol
 from isdt_policy.eval.report import write_report
 from isdt_policy.eval.result import FILE, Result
 from isdt_policy.eval.rollout import EpisodeProgress, Scene, evaluate
-from isdt_policy.eval.seeds import FINAL_START, SELECTION_START, check_seeds
+from isdt_policy.eval.seeds import FINAL_START, SELECTION_START, check_seeds, consecutive
 from isdt_policy.eval.tables import summary
 from isdt_policy.method import zoo
 from isdt_policy.shared import terminal
@@ -93,6 +93,8 @@ class Eval(Acting, Stepping):
     def __post_init__(self) -> None:
         self.check_acting()
         self.workers()
+        at_least(0, videos=self.videos)
+        at_least(1, max_steps=self.max_steps or int(self.max_steps is None))
         if self.init == "seed":
             check_seeds(self.seed_list())
         elif not self.init.startswith("train:") or not self.init.removeprefix("train:"):
@@ -168,7 +170,7 @@ class Eval(Acting, Stepping):
 
     def seed_list(self) -> list[int]:
         """The seeds, if they do not come from a store."""
-        return list(self.seeds) or list(range(self.seed_start, self.seed_start + self.episodes))
+        return list(self.seeds) or consecutive(self.seed_start, self.episodes)
 
     def starts(self) -> dict[int, Start] | None:
         """Where the episodes begin, if a store says so."""

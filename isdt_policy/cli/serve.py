@@ -50,6 +50,8 @@ class Serve(Endpoint):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.port < 2**16:
+            raise InputError(f"port={self.port} must be from 0, which takes a free one, to 65535.")
         if self.checkpoint.startswith(ADDRESS):
             raise InputError("a server serves a policy, not another server: give checkpoint=PATH.")
 

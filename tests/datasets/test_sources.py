@@ -155,6 +155,36 @@ def test_attributes_of_any_kind_are_taken_over_or_noted(case, tmp_path):
     )
 
 
+def test_a_name_that_is_no_text_is_written_as_one(tmp_path):
+    source = robomimic(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        space = h5py.h5s.create(h5py.h5s.SCALAR)
+        h5py.h5a.create(file["data/demo_0"].id, b"\xff", h5py.h5t.NATIVE_INT32, space)
+    convert(source, tmp_path / "b.zarr")
+    assert "\\xff" in DemoStore.open(tmp_path / "b.zarr").episode_info()[0]
+
+
+def test_a_file_on_which_hdf5_crashes_or_hangs_is_one_line(tmp_path, monkeypatch):
+    """It is looked at by another process, which then looks at the next one as well."""
+    from isdt_policy.datasets.formats import probe
+
+    good, bad = robomimic(tmp_path / "a.hdf5"), robomimic(tmp_path / "bad.hdf5")
+    crashes = "if b'bad' in line.encode(): import os; os.kill(os.getpid(), 11)\n    "
+    monkeypatch.setattr(
+        probe,
+        "_PROGRAM",
+        probe._PROGRAM.replace(
+            "    with contextlib.suppress(Exception), h5py", f"    {crashes}with contextlib.suppress(Exception), h5py"
+        ),
+    )
+    monkeypatch.setattr(probe, "_looking", {})
+    for _ in range(2):
+        convert(good, tmp_path / "b.zarr", overwrite=True)
+        with pytest.raises(InputError, match="HDF5 crashes or hangs"):
+            convert(bad, tmp_path / "c.zarr")
+    assert not (tmp_path / "c.zarr").exists()
+
+
 def test_nested_observations_come_with_dots_and_other_groups_are_noted(tmp_path):
     def more(demo, steps, number):
         demo["obs/datagen_info/eef_pose/franka"] = np.full((steps, 4, 4), number)
