@@ -16,6 +16,8 @@ ZOO = "checkpoint=zoo:pusht_human"
     (["eval", ZOO, "noise_scale=nan"], "noise_scale must be a finite number"),
     (["deploy", ZOO, "seconds=inf"], "seconds must be a finite number"),
     (["deploy", ZOO, "seed=-1"], "seed must be at least 0"),
+    (["eval", ZOO, f"arms=[euler{10**30}]"], "at most 10000 network evaluations"),
+    (["export", ZOO, f"nfe={10**5}"], "at most 10000 network evaluations"),
     (["serve", ZOO, "port=70000"], "port=70000 must be from 0"),
     (["tune", "experiment=pusht_demo", "seed=-1"], "seed must be at least 0"),
 ])  # fmt: skip
