@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from isdt_policy.datasets import formats
+from isdt_policy.datasets import cameras, formats
+from isdt_policy.datasets.cameras import AS_RECORDED, Pictures
 from isdt_policy.datasets.formats import EVERYTHING, Episode, Reading, Recording
 from isdt_policy.datasets.formats.robomimic_replay import actions_fit, with_actions_of
 from isdt_policy.datasets.store import DemoStore, resolve_path, task_attributes
 from isdt_policy.datasets.writer import check_episode, unlike
+from isdt_policy.envs import task_spec
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError, printable
 from isdt_policy.shared.progress import Progress
@@ -32,6 +34,7 @@ def convert(
     overwrite: bool = False,
     how: Reading = EVERYTHING,
     command: str = "",
+    pictures: Pictures = AS_RECORDED,
 ) -> None:
     """Convert demonstrations from one format to another.
 
@@ -43,20 +46,29 @@ def convert(
         overwrite: replace what this program wrote at `target` before.
         how: which keys, under which names.
         command: recorded in the provenance.
+        pictures: what becomes of them.
 
     Raises:
-        InputError: the source cannot be read, the target exists or cannot be written, or the way to the task's actions is
-            not known.
+        InputError: the source cannot be read, the target exists or cannot be written, the way to the task's actions is
+            not known, or pictures cannot be drawn or made smaller.
     """
     files.check_writable(Path(target), folder=True)
     path = resolve_path(source)
     recording = formats.read(path, how)
+    whole = bool(pictures.render) or (task is not None and not actions_fit(recording, task))
+    if whole:  # that takes the simulator's states
+        recording = formats.read(path, replace(how, keys=None))
     if task is not None:
         known = {k: v for k, v in task_attributes(task).items() if k != "env"}  # which versions recorded it is unknown
-        if not actions_fit(recording, task):  # that takes the simulator's states
-            recording = with_actions_of(formats.read(path, replace(how, keys=None)), task)
-            recording = recording.changed(lambda episode: {k: v for k, v in episode.items() if how.wants(k)})
+        recording = with_actions_of(recording, task)
         recording = replace(recording, task=task, attributes={**known, **recording.attributes})
+    if pictures.render:
+        recording = cameras.with_drawn(recording, recording.task, pictures.render)
+    if whole:
+        drawn = {*cameras.camera_keys(task_spec(str(recording.task)), pictures.render)} if pictures.render else set()
+        recording = recording.changed(lambda one: {k: v for k, v in one.items() if k in drawn or how.wants(k)})
+    if pictures.resize is not None:
+        recording = cameras.with_size(recording, pictures.resize)
     write(recording, Path(target), to, overwrite, {"command": command})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 
 from isdt_policy import __version__
 from isdt_policy.datasets import convert, formats
+from isdt_policy.datasets.cameras import camera_keys, drawer, pictures_of
 from isdt_policy.datasets.store import DemoStore, DemoWriter, pack_zip, task_attributes
 from isdt_policy.envs import make, task_spec
 from isdt_policy.envs.experts import EXPERTS, facts, generate_episodes
+from isdt_policy.envs.opengl import renderer
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.progress import Progress
 from isdt_policy.shared.values import JsonObject
@@ -27,6 +31,7 @@ def generate(
     workers: int = 2,
     format: str = "zarr",
     overwrite: bool = False,
+    cameras: Sequence[str] = (),
 ) -> None:
     """Write `episodes` successful episodes of the task's expert to `out`, and go on where an earlier call stopped.
 
@@ -38,9 +43,10 @@ def generate(
         workers: processes; they do not change the result.
         format: "zarr" or "robomimic".
         overwrite: replace what this program wrote at `out` before.
+        cameras: of the task, whose pictures are kept too.
 
     Raises:
-        InputError: no expert, a number out of range, or `out` holds something else.
+        InputError: no expert, no such camera, nothing installed that draws, a number out of range, or `out` holds something else.
     """
     if episodes < 1:
         raise InputError(f"episodes must be at least 1, got {episodes}.")
@@ -48,17 +54,23 @@ def generate(
     _check_target(target, format, overwrite)
     if task not in EXPERTS:
         next(generate_episodes(task, 0))  # raises, naming the experts there are
-    made_of = _provenance(task, seed)
+    keys = camera_keys(task_spec(task), cameras)
+    if keys:
+        drawer(task, keys)  # raises, where nothing is installed that draws
+    made_of = _provenance(task, seed, keys)
     directory = target if target.suffix == ".zarr" else target.with_name(f"{target.name}.part")
-    with DemoWriter(directory, task, made_of, overwrite, attributes=task_attributes(task)) as writer:
+    with DemoWriter(directory, task, made_of, overwrite, attributes=_attributes(task, keys)) as writer:
         _check_same_source(writer.attrs, made_of, directory)
         first = int(writer.attrs.get("next_attempt", 0))
         if "attempts" in writer.attrs and "episode_info" not in writer.attrs:  # begun by version 0.1
             writer.set_episode_info([facts(task, seed, index) for index in writer.attrs["attempts"]])
         progress = Progress(episodes, "generate", "episode", initial=writer.n_episodes)
-        for arrays, info in generate_episodes(task, episodes - writer.n_episodes, seed, workers, first=first):
+        more = partial(pictures_of, task, keys) if keys else None
+        wanted = episodes - writer.n_episodes
+        for arrays, info in generate_episodes(task, wanted, seed, workers, first=first, more=more):
             # Simulator states in full: an episode goes on from a rounded one, but not as it did.
-            stored = {k: np.asarray(v, None if k == "states" else np.float32) for k, v in arrays.items()}
+            exact = ("states", *keys)
+            stored = {k: np.asarray(v, None if k in exact else np.float32) for k, v in arrays.items()}
             index = info["index"]
             writer.append(stored, attributes={"next_attempt": index + 1}, info=facts(task, seed, index))
             progress.update(1, steps=len(arrays["action"]), kept=writer.n_episodes / (info["index"] + 1))
@@ -103,10 +115,22 @@ def _write_robomimic(directory: Path, target: Path, task: str, overwrite: bool) 
 EXPERTS_VERSION = "2"
 
 
-def _provenance(task: str, seed: int) -> JsonObject:
+def _attributes(task: str, cameras: Sequence[str]) -> JsonObject:
+    found = task_attributes(task)
+    if not cameras:
+        return found
+    drawn = renderer(task_spec(task).packages)
     return {
-        "source": f"scripted expert of task {task}",
-        "command": f"isdt data generate task={task} seed={seed}",
+        **found,
+        "keys": {k: {**v, **({"renderer": drawn} if k in cameras else {})} for k, v in found["keys"].items()},
+    }
+
+
+def _provenance(task: str, seed: int, cameras: Sequence[str]) -> JsonObject:
+    seen = f" cameras=[{','.join(cameras)}]" if cameras else ""
+    return {
+        "source": f"scripted expert of task {task}" + (f", seen by {', '.join(cameras)}" if cameras else ""),
+        "command": f"isdt data generate task={task} seed={seed}{seen}",
         "task": task,
         "seed": seed,
         "versions": {

@@ -71,7 +71,7 @@ class Renamed:
     def __init__(self, store: DemoStore, action_key: str) -> None:
         self._store, self._action_key = store, action_key
         self.episode_ends, self.n_episodes = store.episode_ends, store.n_episodes
-        self.path, self.masks = store.path, store.masks
+        self.path, self.masks, self.attrs = store.path, store.masks, store.attrs
         self.keys = tuple(sorted({*store.keys} - {action_key} | {"action"}))
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> Array:

@@ -43,6 +43,20 @@ def with_pictures(store: Store, spec: TaskSpec, keys: Sequence[str]) -> Store:
     return Seen(store, spec, pictures) if pictures else store
 
 
+def source_of(store: Store, key: str) -> tuple[int, ...] | None:
+    """Shape of a camera's own pictures, if the store says that it holds them resized."""
+    said = getattr(store, "attrs", {}).get("keys", {}).get(key)
+    shape = said.get("source_shape") if isinstance(said, dict) and said.get("resized") == "area" else None
+    whole = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and 0 < n < 2**16 for n in shape)
+    return tuple(shape) if whole and shape is not None and shape[2] == 3 else None
+
+
+def picture_sources(seen: Seen) -> dict[str, tuple[int, ...]]:
+    """Shapes of the cameras' own pictures, of those that the store holds resized."""
+    found = {key: source_of(seen.store, name) for key, name in seen.names.items() if name}
+    return {key: shape for key, shape in found.items() if shape is not None}
+
+
 class Seen:
     """A store whose pictures are bytes under the task's names; see `with_pictures`."""
 
@@ -84,7 +98,8 @@ class Seen:
         if recorded:
             first = self.store.read(recorded, 0, 1)
             check_layout(first.shape[1:], recorded, None)
-            if known is not None and first.shape[1:] != known.shape:
+            resized_from = source_of(self.store, recorded)
+            if known is not None and known.shape not in (first.shape[1:], resized_from):
                 size, ours = ("x".join(map(str, shape[:2])) for shape in (first.shape[1:], known.shape))
                 raise InputError(
                     f"'{recorded}' was recorded with {size} px, and task '{self.spec.id}' gives '{key}' with {ours} px: a policy "

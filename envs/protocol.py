@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.shared.looks import Looks
+
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]  # per key, of any number type
 Observation: TypeAlias = dict[str, NDArray[Any]]
 Info: TypeAlias = dict[str, Any]  # as Gymnasium has it: values of any type
@@ -29,6 +31,9 @@ class ObsSpec:
         dtype: NumPy name.
         unit: physical unit of the entries, if it is known.
         crop: (height, width) of the part of a picture that the policy reads; None reads all of it.
+        source: shape of the pictures that the camera gives, where they were resized to `shape` before training; the policy then
+            takes either.
+        looks: how the recorded pictures look; None where nobody has looked.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +41,8 @@ class ObsSpec:
     dtype: str = "float32"
     unit: str = ""
     crop: tuple[int, int] | None = None
+    source: tuple[int, ...] | None = None
+    looks: Looks | None = None
 
     @property
     def size(self) -> int:

@@ -146,9 +146,17 @@ class RobosuiteEnv(Env):
                 result[key] = np.clip(np.asarray(values[name], np.float32), *self._bounds[key])
         return result
 
-    def observations_of(self, states: NDArray[np.floating], model_file: str | None = None) -> Observation:
-        """Compute the observations of recorded states (T, 1 + nq + nv), {key: (T, *shape)}; ends any running episode."""
-        self.reset_to(states[0], model_file)
+    def observations_of(
+        self, states: NDArray[np.floating], model_file: str | None = None, seed: int = 0
+    ) -> Observation:
+        """Compute the observations of recorded states (T, 1 + nq + nv), {key: (T, *shape)}; ends any running episode.
+
+        Args:
+            states: of one episode.
+            model_file: robomimic's attribute of the demonstration, which holds sizes that were drawn.
+            seed: of the reset that drew them, where there is no `model_file`.
+        """
+        self.reset(seed=seed, options={"reset_to_state": states[0], "model_file": model_file})
         rows = []
         for state in states:
             robosuite_compat.set_state(self.sim, self._checked_state(state), restart=False)

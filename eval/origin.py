@@ -11,6 +11,7 @@ from importlib import metadata
 
 from isdt_policy import __version__
 from isdt_policy.envs import task_spec
+from isdt_policy.envs.opengl import renderer
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.provenance import commit, decides_bits
 from isdt_policy.shared.values import Json
@@ -80,14 +81,14 @@ def describe_policy(policy: Policy, **more: object) -> PolicyInfo:
 
 
 def versions(task: str) -> dict[str, str]:
-    """Versions of the packages that can change a result of a task."""
+    """Versions of the packages that can change a result of a task, and what draws its pictures."""
     found = {"isdt-policy": __version__, "python": platform.python_version()}
     for name in ("torch", "numpy", "gymnasium"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
-    return {**found, **task_spec(task).versions()}
+    return {**found, **renderer(task_spec(task).packages)}
 
 
 def hardware() -> dict[str, object]:

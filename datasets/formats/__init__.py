@@ -43,16 +43,21 @@ class Reading:
     Attributes:
         keys: only these keys, by their names in a store, and the action; None takes all. Others need not be readable.
         rename: {name in the source: name in the store}.
+        images: of the pictures only these, by their names in a store; None takes all that `keys` does.
         actions: what the actions are ("delta" or "absolute"), where the source does not say it or says it wrongly.
     """
 
     keys: tuple[str, ...] | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
     actions: str | None = None
+    images: tuple[str, ...] | None = None
 
-    def wants(self, key: str) -> bool:
-        """Whether a key of the source is wanted."""
-        return self.keys is None or self.rename.get(key, key) in (*self.keys, "action")
+    def wants(self, key: str, picture: bool = False) -> bool:
+        """Whether a key of the source is wanted; a picture that `images` names need not be among `keys`."""
+        name = self.rename.get(key, key)
+        if picture and self.images is not None:
+            return name in self.images
+        return self.keys is None or name in (*self.keys, *(self.images or ()), "action")
 
 
 EVERYTHING = Reading()
@@ -148,13 +153,25 @@ def read(path: str | Path, how: Reading = EVERYTHING) -> Recording:
         absent = sorted({*how.rename} - {*episode})
         if absent:
             raise InputError(f"'{path}' has no key '{absent[0]}'; it has {', '.join(sorted(episode))}.")
-        chosen = {how.rename.get(key, key): value for key, value in episode.items() if how.wants(key)}
+        pictures = {key: value for key, value in episode.items() if is_picture(value)}
+        chosen = {how.rename.get(k, k): value for k, value in episode.items() if how.wants(k, k in pictures)}
+        absent = sorted({*(how.images or ())} - {how.rename.get(key, key) for key in pictures})
+        if absent:
+            named = [how.rename.get(key, key) for key in pictures]
+            raise InputError(
+                f"images: '{path}' has no pictures '{absent[0]}'.{nearest(absent[0], named)} It has: {', '.join(named) or 'none'}."
+            )
         absent = sorted({*(how.keys or ())} - {*chosen})
         if absent:
             raise InputError(f"'{path}' has no key '{absent[0]}'; it has {', '.join(sorted(episode))}.")
         return chosen
 
     return recording.changed(named) if how != EVERYTHING else recording
+
+
+def is_picture(values: Array) -> bool:
+    """Whether the values of an episode, time first, are pictures of any layout and type."""
+    return values.ndim >= 3 and values[:1].size > 256
 
 
 @contextmanager

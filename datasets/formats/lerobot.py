@@ -63,7 +63,7 @@ def read(path: Path, how: Reading) -> Recording:
     texts = [name for name, f in features.items() if not str(f["dtype"]).startswith((*_NUMBERS, "image", "video"))]
     notes = [f"not carried over: {', '.join(texts)} (no numbers)"] if texts else []
     keys = keys_of(name for name in features if name not in texts)
-    features = {name: features[name] for name, key in keys.items() if how.wants(key)}
+    features = {n: features[n] for n, key in keys.items() if how.wants(key, features[n]["dtype"] in ("image", "video"))}
     videos = [name for name, f in features.items() if f["dtype"] == "video"]
     if videos:
         notes.append(f"{', '.join(videos)}: frames are what the video's codec left of them")

@@ -9,9 +9,10 @@ import importlib
 import itertools
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from typing import Protocol, cast
+from functools import partial
+from typing import Protocol, TypeAlias, cast
 
 from isdt_policy.envs.protocol import Info, Observation, Policy
 from isdt_policy.shared.children import end_with_parent
@@ -27,6 +28,10 @@ EXPERTS: dict[str, str] = {
         for mode in ("", "_abs")
     },
 }
+
+
+# (arrays, info) of a demonstration -> more arrays; workers call it in their own processes, so it must be picklable.
+More: TypeAlias = Callable[[Observation, Info], Observation]
 
 
 class ExpertModule(Protocol):
@@ -55,7 +60,13 @@ def expert(task: str, seed: int = 0) -> Policy:
 
 
 def generate_episodes(
-    task: str, episodes: int, seed: int = 0, workers: int = 1, keep_failures: bool = False, first: int = 0
+    task: str,
+    episodes: int,
+    seed: int = 0,
+    workers: int = 1,
+    keep_failures: bool = False,
+    first: int = 0,
+    more: More | None = None,
 ) -> Iterator[tuple[Observation, Info]]:
     """Yield demonstrations of a task's expert, in an order that does not depend on `workers`.
 
@@ -69,6 +80,7 @@ def generate_episodes(
         workers: processes; 1 works in this one.
         keep_failures: yield failed attempts too instead of leaving them out.
         first: index of the first attempt.
+        more: adds arrays, such as pictures, to the demonstrations that are kept.
 
     Yields:
         (arrays, info): arrays with time first, {"state", "action", "coverage"} for PushT, every low-dimensional observation,
@@ -84,7 +96,8 @@ def generate_episodes(
             f"seed={seed}, workers={workers}."
         )
     kept = 0
-    attempts = _attempts(task, seed, first, workers)
+    attempt = partial(_attempt, task, seed, keep_failures, more)
+    attempts = _attempts(attempt, first, workers)
     while kept < episodes:
         arrays, info = next(attempts)
         if info["success"] or keep_failures:
@@ -98,11 +111,13 @@ def facts(task: str, seed: int, index: int) -> Info:
     return _module(task).facts(seed, index)
 
 
-def _attempts(task: str, seed: int, first: int, workers: int) -> Generator[tuple[Observation, Info], None, None]:
+def _attempts(
+    attempt: Callable[[int], tuple[Observation, Info]], first: int, workers: int
+) -> Generator[tuple[Observation, Info], None, None]:
     """Yield attempts first, first + 1, ... for ever, a few computed ahead."""
     if workers == 1:
         for index in itertools.count(first):
-            yield _attempt(task, seed, index)
+            yield attempt(index)
         return
     # spawn: a forked child of a process that has started torch's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -110,7 +125,7 @@ def _attempts(task: str, seed: int, first: int, workers: int) -> Generator[tuple
         ahead: deque[Future[tuple[Observation, Info]]] = deque()
         try:
             for index in itertools.count(first):
-                ahead.append(pool.submit(_attempt, task, seed, index))
+                ahead.append(pool.submit(attempt, index))
                 if len(ahead) > 4 * workers:
                     yield ahead.popleft().result()
         finally:
@@ -118,8 +133,11 @@ def _attempts(task: str, seed: int, first: int, workers: int) -> Generator[tuple
                 future.cancel()
 
 
-def _attempt(task: str, seed: int, index: int) -> tuple[Observation, Info]:
-    return _module(task).episode(seed, index, task=task)
+def _attempt(task: str, seed: int, keep_failures: bool, more: More | None, index: int) -> tuple[Observation, Info]:
+    arrays, info = _module(task).episode(seed, index, task=task)
+    if more is not None and (info["success"] or keep_failures):
+        arrays = {**arrays, **more(arrays, info)}
+    return arrays, info
 
 
 def _module(task: str) -> ExpertModule:

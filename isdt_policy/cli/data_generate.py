@@ -23,6 +23,7 @@ class Generate:
         isdt data generate out=demos.zarr.zip seed=1 workers=8    one file, other episodes
         isdt data generate task=lift out=lift.zarr                Lift in robosuite
         isdt data generate task=can out=can.hdf5 format=robomimic
+        isdt data generate task=lift_abs out=seen.zarr cameras=agentview,robot0_eye_in_hand
 
     What is made:
         out: a .zarr folder or a .zarr.zip file; with format=robomimic an .hdf5 file.
@@ -31,6 +32,7 @@ class Generate:
         seed: another seed makes other episodes.
         workers: how many processes work.
         format: robomimic writes HDF5 that robomimic's scripts read, with env_args, states and model_file.
+        cameras: keep what these cameras of the task see, too. Drawing takes most of the time.
         overwrite: replace what isdt wrote at OUT before.
     """
 
@@ -40,6 +42,7 @@ class Generate:
     seed: int = 0
     workers: int = 2
     format: Literal["zarr", "robomimic"] = "zarr"
+    cameras: tuple[str, ...] = ()
     overwrite: bool = False
 
     positional: ClassVar = ("out",)
@@ -48,5 +51,7 @@ class Generate:
         at_least(1, episodes=self.episodes, workers=self.workers)
 
     def run(self, command: str) -> int:
-        generate.generate(self.out, self.task, self.episodes, self.seed, self.workers, self.format, self.overwrite)
+        generate.generate(
+            self.out, self.task, self.episodes, self.seed, self.workers, self.format, self.overwrite, self.cameras
+        )
         return 0

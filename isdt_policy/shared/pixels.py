@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,60 @@ def as_bytes(pictures: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
             f"{_BYTES}. Undo what was done to them (a mean that was taken off, a scale), and record uint8."
         )
     return whole
+
+
+def resized(pictures: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Pictures of another size: each new pixel is the mean of the area that it covers.
+
+    This is the one way in which pictures change their size, in conversion, evaluation and deployment: two functions that resize
+    are two policies. Sums are whole numbers, so that every machine gives the same bytes.
+
+    >>> resized(np.array([[[0, 0, 0], [3, 30, 255]]], np.uint8), (1, 1)).tolist()
+    [[[2, 15, 128]]]
+
+    Args:
+        pictures: (..., height, width, 3).
+        size: height and width of the result.
+    """
+    height, width, channels = pictures.shape[-3:]
+    rows, columns = _overlaps(height, size[0]), _overlaps(width, size[1])
+    out = np.empty((*pictures.shape[:-3], *size, channels), np.uint8)
+    whole = height * width
+    for frame, target in zip(pictures.reshape(-1, height, width, channels), out.reshape(-1, *size, channels)):
+        # Below 2^24 float32 holds every whole number; 255 * 65536 is the largest sum of one side.
+        sums = (rows @ frame.reshape(height, -1).astype(np.float32)).reshape(size[0], width, channels)
+        areas = (columns.astype(np.float64) @ sums.astype(np.float64)).astype(np.int64)
+        target[...] = (2 * areas + whole) // (2 * whole)  # half a grey level is rounded up
+    return out
+
+
+@cache
+def _overlaps(before: int, after: int) -> NDArray[np.float32]:
+    """(after, before): how much of each old pixel a new one covers, in whole parts of which a new one has `before`."""
+    new, old = np.arange(after)[:, None] * before, np.arange(before)[None] * after
+    return np.clip(np.minimum(new + before, old + after) - np.maximum(new, old), 0, None).astype(np.float32)
+
+
+def fitted(pictures: NDArray[np.generic], shape: Sequence[int], source: Sequence[int] | None) -> NDArray[np.generic]:
+    """Pictures (..., height, width, 3) as a policy reads them: those of the camera's own size are made smaller.
+
+    Args:
+        pictures: as they were given; what is no picture of the camera is left as it is, for the checks that follow.
+        shape: what the policy reads.
+        source: what the camera gives, if its pictures were resized before training; None if they were not.
+    """
+    if source is None or pictures.dtype != np.uint8 or pictures.shape[-3:] != tuple(source):
+        return pictures
+    return resized(pictures.view(np.uint8), (shape[0], shape[1]))
+
+
+def image_sources(policy: object) -> dict[str, tuple[int, ...]]:
+    """Shapes of the pictures that cameras give, where the policy reads smaller ones; see `fitted`."""
+    own: Mapping[str, Sequence[int]] | None = getattr(policy, "image_sources", None)
+    if own is None:
+        specs: Mapping[str, object] = getattr(getattr(policy, "config", None), "images", None) or {}
+        own = {key: source for key, spec in specs.items() if (source := getattr(spec, "source", None))}
+    return {key: tuple(int(n) for n in shape) for key, shape in own.items()}
 
 
 def image_shapes(policy: object) -> dict[str, tuple[int, ...]]:
