@@ -9,6 +9,7 @@ the rows as they are.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +20,10 @@ from numpy.typing import NDArray
 from isdt_policy.envs.protocol import Policy, frozen
 from isdt_policy.shared.arm import Arm
 from isdt_policy.shared.errors import InputError
+from isdt_policy.shared.looks import doubts, image_looks
 from isdt_policy.shared.values import Json, fitting
+
+log = logging.getLogger("isdt_policy.eval")
 
 Observation = Mapping[str, NDArray[np.generic]]
 
@@ -75,6 +79,7 @@ class Inference:
         self.policy, self.rows = policy, rows
         self.calls: dict[Arm, list[tuple[int, float]]] = {}  # (rows, seconds) of every call
         self._last: Observation | None = None
+        self._looks = image_looks(policy)
 
     @property
     def seconds(self) -> float:
@@ -93,6 +98,11 @@ class Inference:
             InputError: the policy raises, or its actions are not finite or have another shape.
         """
         rows = len(noise_seeds)
+        if self._looks:
+            newest = {key: obs[key][:, -1].view(np.uint8) for key in self._looks if obs[key].dtype == np.uint8}
+            for doubt in doubts(self._looks, newest):
+                log.warning("evaluation: %s", doubt)
+            self._looks = {}
         padded = rows if hasattr(self.policy, "inference_rows") else self.rows
         index = np.minimum(np.arange(padded), rows - 1)  # the last row fills up
         where = f"at seed {noise_seeds[0, 0]}, decision {noise_seeds[0, 1]}, arm {arm}, batch of {padded}"

@@ -130,7 +130,8 @@ def check_fits(policy: Policy, spec: TaskSpec) -> None:
             raise InputError(f"the policy reads '{key}' with {dim} features; task '{spec.id}' gives shape {shape}.")
     images: Mapping[str, ObsSpec] = getattr(config, "images", None) or {}
     for key, seen in images.items():
-        check_layout(spec.observations[key].shape, f"{spec.id}: {key}", seen.shape)
+        if spec.observations[key].shape != seen.source:  # that is resized
+            check_layout(spec.observations[key].shape, f"{spec.id}: {key}", seen.shape)
     size: int | None = getattr(config, "action_dim", None)
     if size is not None and (size,) != spec.action.shape:
         raise InputError(

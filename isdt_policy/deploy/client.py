@@ -61,6 +61,8 @@ class PolicyClient:
         try:
             self.obs_dims = {str(key): int(size) for key, size in m["obs_dims"].items()}
             self.image_shapes = {str(key): tuple(map(int, shape)) for key, shape in m.get("images", {}).items()}
+            sources = m.get("image_sources", {}).items()  # a runtime makes pictures smaller before they travel
+            self.image_sources = {str(key): tuple(map(int, shape)) for key, shape in sources}
             self.n_obs_steps, self.n_action_steps = int(m["n_obs_steps"]), int(m["n_action_steps"])
             self.horizon, self.action_dim = int(m["horizon"]), int(m["action_dim"])
             self.task, self.nfe = str(m["task"]), str(m["steps"])

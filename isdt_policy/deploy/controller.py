@@ -86,6 +86,7 @@ def control(
     finally:
         loop.thread.close()
         loop.report.interventions = dict(safety.counts)
+        loop.report.stale_cameras = dict(loop.runtime.cameras.stale)
         loop.report.stopped = safety.stopped
     return loop.report
 

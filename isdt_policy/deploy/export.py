@@ -173,11 +173,7 @@ def describe(policy: Policy, nfe: int | str, prefix: bool, limits: Limits | None
         "format": VERSIONS[bool(config.images)],
         "task": config.task,
         "obs_dims": dict(config.obs_dims),
-        **(
-            {"images": {k: {"shape": s.shape, "crop": s.crop} for k, s in config.images.items()}}
-            if config.images
-            else {}
-        ),
+        **({"images": config.to_json()["images"]} if config.images else {}),
         "action_dim": config.action_dim,
         "action_type": config.action_type,
         "n_obs_steps": config.n_obs_steps,

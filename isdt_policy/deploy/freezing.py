@@ -33,6 +33,7 @@ from torch import Tensor
 
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import interpolate
+from isdt_policy.method.observed import observed
 from isdt_policy.method.policy import Policy
 from isdt_policy.method.replay import Replay
 from isdt_policy.method.samplers import uniform_grid
@@ -196,7 +197,7 @@ class PrefixPolicy:
             noise_seeds: as in `predict_action`.
         """
         policy = self.policy
-        batch = policy._check_obs(obs)
+        given, batch = observed(policy.config, obs)
         shape = (batch, self.horizon, policy.config.action_dim)
         if np.shape(known) != shape or np.shape(weight) != shape[:2]:
             raise InputError(
@@ -206,7 +207,7 @@ class PrefixPolicy:
             raise InputError("weight must be 1 (frozen) or 0 (free) for every action.")
         times = inpainting_grid(nfe)
         noise = candidate_noise(shape, self.candidates + len(times) - 2, noise_seeds)
-        seen = [np.asarray(obs[key], spec.dtype) for key, spec in policy.config.observations.items()]
+        seen = [np.asarray(given[key], spec.dtype) for key, spec in policy.config.observations.items()]
         arrays = [*seen, noise, np.asarray(known, np.float32), np.asarray(weight, np.float32)]
         replay = self._replays.get(times) if batch == policy.inference_rows else None
         if replay is not None:

@@ -54,6 +54,8 @@ class Report:
         age_s: how old the observation behind every fresh action was.
         compute_s, inference_s: how long every inference took, without and with the injected latency.
         interventions: how often the safety stage intervened, by kind.
+        stale_cameras: control steps in a row for which a camera gave the same picture while something else changed, the longest
+            time, by camera.
         stopped: why the run ended early, or None.
     """
 
@@ -69,6 +71,7 @@ class Report:
     compute_s: list[float] = field(default_factory=list)
     inference_s: list[float] = field(default_factory=list)
     interventions: dict[str, int] = field(default_factory=dict)
+    stale_cameras: dict[str, int] = field(default_factory=dict)
     stopped: str | None = None
     episodes: list[Episode] = field(default_factory=list)
 
@@ -102,6 +105,7 @@ class Report:
             "compute_ms": percentiles(self.compute_s),
             "action_age_ms": percentiles(self.age_s),
             "interventions": dict(self.interventions),
+            **({"stale_cameras": dict(self.stale_cameras)} if self.stale_cameras else {}),
             "stopped": self.stopped,
             "episodes": len(self.finished),
             "successes": sum(e.success for e in self.finished),

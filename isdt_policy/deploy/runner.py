@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.extras import require
-from isdt_policy.shared.pixels import check_bytes, check_layout
+from isdt_policy.shared.looks import Looks
+from isdt_policy.shared.pixels import check_bytes, check_layout, fitted
 from isdt_policy.shared.values import Json
 
 VERSIONS = (2, 3)  # 3 is 2 with pictures
@@ -95,6 +96,9 @@ class OnnxPolicy:
             raise InputError(f"{path}: exported format {m['format']}, this version reads 2 and 3.")
         self.obs_dims = {str(key): _size(value) for key, value in m["obs_dims"].items()}
         self.image_shapes = {key: tuple(map(_size, entry["shape"])) for key, entry in m.get("images", {}).items()}
+        pictures = m.get("images", {}).items()
+        self.image_sources = {k: tuple(map(_size, entry["source"])) for k, entry in pictures if entry.get("source")}
+        self.image_looks = {key: looks for key, entry in pictures if (looks := Looks.read(entry.get("looks")))}
         self.obs_keys = (*self.obs_dims, *self.image_shapes)
         self.n_obs_steps, self.n_action_steps, self.horizon = (
             _size(m[name]) for name in ("n_obs_steps", "n_action_steps", "horizon")
@@ -181,6 +185,7 @@ class OnnxPolicy:
                 raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
             value = np.asarray(obs[key])
             if key in self.image_shapes:
+                value = fitted(value, shape, self.image_sources.get(key))
                 check_layout(value.shape[2:], key, shape)
                 check_bytes(value.dtype, key)
             else:

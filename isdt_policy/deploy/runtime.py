@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from isdt_policy.deploy.cameras import CameraWatch, stamps
 from isdt_policy.shared.errors import InputError, nearest
 
 if TYPE_CHECKING:  # the module behind this name loads Gymnasium, which a robot's computer may not have
@@ -174,6 +175,7 @@ class Runtime:
         )
         self.policy, self.mode, self.nfe, self.ensemble, self.wait_s = policy, mode, nfe, ensemble, wait_s
         self._executor: Executor = Inline() if executor is None else executor
+        self.cameras = CameraWatch(policy)
         self.reset()
 
     def reset(self, seed: int | None = None) -> None:
@@ -189,6 +191,7 @@ class Runtime:
         self.error: Exception | None = None  # of the latest inference, if that failed
         self._history: deque[dict[str, Array]] = deque(maxlen=self.policy.n_obs_steps)
         self._seen: Seen = (0, None)
+        self._newest: float | None = None
         self._chunks: list[Chunk] = []
         self._pending: Future[object] | None = None
         self._asked_at = 0
@@ -210,7 +213,7 @@ class Runtime:
             raise InputError("no action has arrived for this step; use step() and hold, or wait_s=None.")
         return action
 
-    def step(self, obs: Mapping[str, object] | None, taken_s: float | None = None) -> Decision:
+    def step(self, obs: Mapping[str, object] | None, taken_s: float | Mapping[str, float] | None = None) -> Decision:
         """One control step: take the newest observation, start inference if it is due, return the action for now.
 
         Args:
@@ -218,12 +221,13 @@ class Runtime:
                 observation that was lost, and one with NaN counts as lost: the newest good one is repeated.
             taken_s: when it was taken, seconds on any clock that goes on. One that was not taken later than the last is not
                 new. Without it an observation with the same bits as the last is not new, as a sensor that has died repeats
-                itself; give the time if yours may truly see the same twice.
+                itself; give the time if yours may truly see the same twice. With a time per key an observation is as old as
+                its oldest part: a camera that has stopped makes it old.
 
         Raises:
             InputError: a missing key or a wrong shape; no usable observation yet; or the first inference failed.
         """
-        self._observe(obs, taken_s)
+        self._observe(obs, *stamps(taken_s))
         now = self.step_index
         self._collect(now, 0.0)
         if self._pending is None and self._due(now):
@@ -240,9 +244,9 @@ class Runtime:
             self._executed.append(action)
         return Decision(action, now, 0) if action is None else Decision(action, now, now - seen[0], seen[1])
 
-    def _observe(self, obs: Mapping[str, object] | None, taken_s: float | None) -> None:
+    def _observe(self, obs: Mapping[str, object] | None, oldest: float | None, newest: float | None) -> None:
         row = None if obs is None else self._checked(obs)
-        if row is not None and self._history and not self._is_new(row, taken_s):
+        if row is not None and self._history and not self._is_new(row, newest):
             row = None
         if row is None:
             if not self._history:
@@ -252,14 +256,18 @@ class Runtime:
             self.repeated_observations += 1
             row = self._history[-1]
         else:
-            self._seen = (self.step_index, taken_s)
+            self._seen, self._newest = (self.step_index, oldest), newest
+            if self._history:
+                self.cameras.next(self._history[-1], row)
+            else:
+                self.cameras.first(row)
         if not self._history:  # the history begins as if the robot had stood still
             self._history.extend([row] * self.policy.n_obs_steps)
         else:
             self._history.append(row)
 
     def _is_new(self, row: dict[str, Array], taken_s: float | None) -> bool:
-        last = self._seen[1]
+        last = self._newest
         if taken_s is not None and last is not None:
             return taken_s > last
         return any(not np.array_equal(value, self._history[-1][key]) for key, value in row.items())
@@ -269,7 +277,7 @@ class Runtime:
         for key in self.policy.obs_keys:
             if key not in obs:
                 raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
-            value = np.asarray(obs[key])
+            value = self.cameras.fitted(key, np.asarray(obs[key]))
             picture = value.dtype == np.uint8 and value.ndim == 3
             row[key] = np.array(
                 value, np.uint8 if picture else np.float32

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from isdt_policy.deploy.wire import unpack
 from isdt_policy.envs.protocol import Policy
 from isdt_policy.shared.errors import InputError, nearest
-from isdt_policy.shared.pixels import check_bytes, check_layout, image_shapes
+from isdt_policy.shared.looks import Looks, doubts, image_looks
+from isdt_policy.shared.pixels import check_bytes, check_layout, fitted, image_shapes, image_sources
 from isdt_policy.shared.recorded import Recorded
 
 log = logging.getLogger("isdt_policy.deploy")
@@ -47,6 +48,8 @@ class Contract:
         recorded: the robot as its recordings show it, or None.
         images: (height, width, 3) per picture.
         names: {key: what clients call it}, where that is another name.
+        sources: (height, width, 3) per picture that the camera gives larger; clients may send either.
+        looks: how the recorded pictures look, per picture.
     """
 
     obs_dims: Mapping[str, int]
@@ -59,6 +62,8 @@ class Contract:
     recorded: Recorded | None = None
     images: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    sources: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    looks: Mapping[str, Looks] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -68,7 +73,8 @@ class Contract:
     @property
     def max_bytes(self) -> int:
         """Largest message that is read unless somebody says otherwise: a MiB, or twice one history of all pictures."""
-        return max(1 << 20, 2 * self.n_obs_steps * sum(math.prod(shape) for shape in self.images.values()))
+        largest = {**self.images, **self.sources}.values()
+        return max(1 << 20, 2 * self.n_obs_steps * sum(math.prod(shape) for shape in largest))
 
     def blank(self) -> Obs:
         """One row of observations that say nothing."""
@@ -109,11 +115,15 @@ class Contract:
             recorded=Recorded.of(policy),
             images=images,
             names=dict(names or {}),
+            sources=image_sources(policy),
+            looks=image_looks(policy),
         )
 
     def metadata(self) -> dict[str, object]:
         """As a server tells its clients."""
         images = {"images": {key: list(shape) for key, shape in self.images.items()}} if self.images else {}
+        if self.sources:
+            images["image_sources"] = {key: list(shape) for key, shape in self.sources.items()}
         return {
             "task": self.task,
             "obs_dims": dict(self.obs_dims),
@@ -168,6 +178,7 @@ class Session:
         self.previous_ms: float | None = None
         self.heard = self._last = time.perf_counter()
         self._tokens = max_rate
+        self._looked = not contract.looks
         self.reset()
 
     def reset(self) -> None:
@@ -197,6 +208,10 @@ class Session:
             if not given:
                 return None
         obs, batched = self._observations(given)
+        if not self._looked:
+            self._looked = True
+            for doubt in doubts(self.contract.looks, {k: obs[k][:, -1].view(np.uint8) for k in self.contract.looks}):
+                log.warning("a client: %s", doubt)
         rows = len(next(iter(obs.values())))
         seeds, known = self._seeds(message.get("noise_seeds"), rows), self._known(message, rows, batched)
         self._asked += rows
@@ -277,6 +292,7 @@ class Session:
         if value.dtype.kind not in "biuf":
             raise InputError(f"observation '{key}' is not an array of numbers.")
         if picture and value.ndim >= 3:
+            value = fitted(value, shape, self.contract.sources.get(key))
             grey = value.shape[-2:] == shape[:2] and value.shape[-3] not in (1, 3, 4)
             check_layout(value.shape[-2:] if grey else value.shape[-3:], key, shape)
             check_bytes(value.dtype, key)

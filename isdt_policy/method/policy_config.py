@@ -12,6 +12,7 @@ from isdt_policy.method.networks.image_encoder import ImageEncoderConfig
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.samplers import FLOW_MAP, Sampling
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.looks import Looks
 from isdt_policy.shared.recorded import Recorded
 from isdt_policy.shared.values import fitting
 
@@ -115,9 +116,7 @@ class PolicyConfig:
         """As config.json holds it."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         del values["observations"], values["image_encoder"]
-        pictures = {
-            key: {"shape": list(s.shape), "crop": list(s.crop or s.shape[:2])} for key, s in self.images.items()
-        }
+        pictures = {key: _picture(spec) for key, spec in self.images.items()}
         if values.pop("recorded") is not None:
             values["recorded"] = asdict(self.recorded)  # type: ignore[arg-type]
         seen = {"images": pictures, "image_encoder": asdict(self.image_encoder)}
@@ -195,6 +194,16 @@ class PolicyConfig:
         return cls(**raw)  # type: ignore[arg-type]
 
 
+def _picture(spec: ObsSpec) -> dict[str, object]:
+    """A camera, as config.json and exported files hold it."""
+    found: dict[str, object] = {"shape": list(spec.shape), "crop": list(spec.crop or spec.shape[:2])}
+    if spec.source is not None:
+        found["source"] = list(spec.source)
+    if spec.looks is not None:
+        found["looks"] = {**asdict(spec.looks), "colour": list(spec.looks.colour)}
+    return found
+
+
 def _pictures(values: object, source: str) -> dict[str, ObsSpec]:
     """Cameras of a config.json."""
     assert isinstance(values, Mapping)
@@ -202,13 +211,20 @@ def _pictures(values: object, source: str) -> dict[str, ObsSpec]:
     for key, entry in values.items():
         try:
             shape, crop = (tuple(int(n) for n in entry[name]) for name in ("shape", "crop"))
-        except (TypeError, KeyError, ValueError):
+            before = None if entry.get("source") is None else tuple(int(n) for n in entry["source"])
+        except (TypeError, KeyError, ValueError, AttributeError):
             raise InputError(f"{source}: images.{key} must have 'shape' and 'crop', lists of whole numbers.") from None
+        try:
+            looks = Looks.read(entry.get("looks"))
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(f"{source}: images.{key}.looks is damaged ({error}); copy the folder again.") from None
         if len(shape) != 3 or shape[2] != 3 or len(crop) != 2 or not all(0 < c <= n for c, n in zip(crop, shape)):
             raise InputError(
                 f"{source}: images.{key} has shape {shape} and crop {crop}; the crop must fit (height, width, 3)."
             )
-        found[str(key)] = ObsSpec(shape, "image", "uint8", crop=(crop[0], crop[1]))
+        if before is not None and (len(before) != 3 or before[2] != 3 or not all(0 < n <= _LARGEST for n in before)):
+            raise InputError(f"{source}: images.{key} has source {before}, which is no (height, width, 3).")
+        found[str(key)] = ObsSpec(shape, "image", "uint8", crop=(crop[0], crop[1]), source=before, looks=looks)
     return found
 
 
