@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from isdt_policy.method import from_hub
 from isdt_policy.method.flow_map import FlowMap
 from isdt_policy.method.interpolants import INTERPOLANTS
-from isdt_policy.method.networks.image_encoder import Cameras
+from isdt_policy.method.networks.image_encoder import PLAIN, Cameras, Look
 from isdt_policy.method.networks.obs_encoder import StateEncoder
 from isdt_policy.method.networks.preconditioning import Preconditioned
 from isdt_policy.method.normalization import Normalizer
+from isdt_policy.method.observed import observed
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.method.policy_files import find_policy as find_policy
 from isdt_policy.method.policy_files import read_policy, sha256
@@ -39,8 +40,7 @@ from isdt_policy.method.policy_files import weights_sha256 as weights_sha256
 from isdt_policy.method.replay import Replay
 from isdt_policy.method.samplers import Plan, plan
 from isdt_policy.method.shapes import Chunks, Embeddings, no_type_check
-from isdt_policy.shared.errors import InputError, at_least, nearest
-from isdt_policy.shared.pixels import check_bytes, check_layout
+from isdt_policy.shared.errors import InputError, at_least
 from isdt_policy.shared.values import parse_json
 
 # A matrix product chooses its algorithm by the number of rows, and algorithms differ in the last bits. With a fixed number of
@@ -205,17 +205,14 @@ class Policy(nn.Module):
     def reset(self) -> None:
         """Forget earlier episodes. The policy itself keeps no history: callers hand it in with every call."""
 
-    def encode(
-        self, obs: Mapping[str, Tensor], corners: Mapping[str, Tensor] | None = None, bf16: bool = False
-    ) -> Embeddings:
+    def encode(self, obs: Mapping[str, Tensor], look: Look = PLAIN) -> Embeddings:
         """Embedding of raw observation histories {key: (batch, n_obs_steps, d)} -> (batch, cond_dim).
 
         Args:
             obs: states, and pictures as bytes (batch, n_obs_steps, height, width, 3).
-            corners: where pictures are cropped, see `Cameras.draw_corners`; None takes their middle.
-            bf16: run convolutions, and nothing else, in bfloat16.
+            look: how pictures are looked at; as a policy that acts does, unless training says otherwise.
         """
-        seen = None if self.cameras is None else self.cameras(obs, corners, bf16)
+        seen = None if self.cameras is None else self.cameras(obs, look)
         return self.encoder(self.normalizer.normalize_obs(obs), seen)
 
     @no_type_check
@@ -241,14 +238,14 @@ class Policy(nn.Module):
         """
         chosen = self.plan(nfe)
         device = self.null.device
-        batch = self._check_obs(obs)
+        seen, batch = observed(self.config, obs)
         drawn, row_seeds = self._noise(batch, noise_seeds)
         noise = torch.from_numpy(drawn)
         rows, replay = self.inference_rows, self._replays.get(str(nfe))
         chunks = []
         for start in range(0, batch, rows):
             part = {
-                key: torch.as_tensor(np.require(obs[key][start : start + rows], spec.dtype, "W"))
+                key: torch.as_tensor(np.require(seen[key][start : start + rows], spec.dtype, "W"))
                 for key, spec in self.config.observations.items()
             }
             z, seeds = noise[start : start + rows], row_seeds[start : start + rows]
@@ -303,25 +300,6 @@ class Policy(nn.Module):
         # One generator per row: a row's later noise does not depend on the rows beside it.
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return chosen.run(self.flow_map, noise, cond, generators=generators)
-
-    def _check_obs(self, obs: Mapping[str, object]) -> int:
-        batch = None
-        for key, spec in self.config.observations.items():
-            if key not in obs:
-                raise InputError(f"the policy reads observation '{key}', given: {', '.join(obs)}.{nearest(key, obs)}")
-            value, shape = np.asarray(obs[key]), (spec.size,) if spec.kind == "state" else spec.shape
-            if spec.kind == "image":
-                check_layout(value.shape[2:], key, shape)
-                check_bytes(value.dtype, key)
-            expected = f"(batch, n_obs_steps={self.n_obs_steps}, {', '.join(map(str, shape))})"
-            if value.shape[1:] != (self.n_obs_steps, *shape) or (batch not in (None, value.shape[0])):
-                raise InputError(f"observation '{key}' has shape {value.shape}, expected {expected}.")
-            if not np.isfinite(value).all():
-                raise InputError(f"observation '{key}' holds NaN or infinity; the policy will not act on it.")
-            batch = value.shape[0]
-        if not batch:
-            raise InputError("predict_action was given an empty batch.")
-        return batch
 
     def _noise(self, batch: int, seeds: NDArray[np.int64] | None) -> tuple[NDArray[np.float32], list[int]]:
         """Initial noise (batch, horizon, action_dim), and a seed per row for the noise that a sampler draws later."""

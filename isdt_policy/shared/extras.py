@@ -26,6 +26,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hub": ("huggingface_hub",),
     "tune": ("optuna", "scipy"),
     "ray": ("ray",),
+    "vision": ("timm", "torchvision"),
     "docs": ("mkdocs-material", "jupytext", "nbclient", "ipykernel"),
 }
 

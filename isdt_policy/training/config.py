@@ -28,6 +28,7 @@ from isdt_policy.datasets.store import DemoStore
 from isdt_policy.envs import task_spec
 from isdt_policy.method.networks import NETWORKS, read_network, write_network
 from isdt_policy.method.networks.image_encoder import ImageEncoderConfig
+from isdt_policy.method.networks.pretrained import check_installed
 from isdt_policy.method.objectives import OBJECTIVES
 from isdt_policy.method.objectives.base import Objective
 from isdt_policy.method.policy_config import PolicyConfig
@@ -117,11 +118,9 @@ class RunConfig:
         if sigma is not None and not (isinstance(sigma, (int, float)) and sigma > 0):
             raise InputError(f"policy.sigma_data must be a number above 0, or null to measure it; got {sigma}.")
         sampling = Sampling.read(cast(Section, policy.pop("sampling", {})))
-        parts = {
-            "network": read_network(s["network"]),
-            "image_encoder": build("images", ImageEncoderConfig, s["images"]),
-            "sampling": sampling,
-        }
+        encoder = build("images", ImageEncoderConfig, s["images"])
+        parts = {"network": read_network(s["network"]), "image_encoder": encoder, "sampling": sampling}
+        check_installed(encoder.trunk)
         training = build("training", TrainingConfig, s["training"])
         meant(training.loggers)  # refuses what is none
         return cls(
@@ -210,7 +209,9 @@ def load_config(run: str | Path) -> Settings:
     except (OSError, ValueError) as error:
         raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
     if isinstance(saved, dict):
-        saved.setdefault("images", _values(ImageEncoderConfig()))  # of before policies could see
+        saved["images"] = _values(ImageEncoderConfig()) | dict(
+            saved.get("images") or {}
+        )  # of before policies saw so much
     if not isinstance(saved, dict) or not set(_SECTIONS) <= set(saved):
         raise InputError(f"'{run}' is not a run directory: its config.json does not hold the settings of a run.")
     training = saved["training"]

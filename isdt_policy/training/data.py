@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from isdt_policy.datasets.augment import MemoryStore, with_goals_in_hindsight, with_mirror_images
 from isdt_policy.datasets.own_task import OwnTask, Renamed, Told, own_task, with_action
-from isdt_policy.datasets.pictures import is_picture, with_pictures
+from isdt_policy.datasets.pictures import Seen, is_picture, picture_sources, with_pictures
 from isdt_policy.datasets.store import DemoStore
 from isdt_policy.datasets.windows import Store, WindowDataset, train_val_split
 from isdt_policy.envs import TaskSpec, task_spec
@@ -23,10 +23,12 @@ from isdt_policy.method.normalization import Normalizer, action_statistics
 from isdt_policy.method.policy import Policy
 from isdt_policy.method.policy_config import PolicyConfig
 from isdt_policy.shared.errors import InputError, nearest
+from isdt_policy.shared.looks import Looks
 from isdt_policy.training.settings import DataConfig
 
 Episodes = NDArray[np.int64]
 _BLOCK = 4096  # windows read at a time for their statistics
+_LOOKS = 256  # pictures that say how a camera's pictures look
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Demonstrations:
         finish: what the finish of a run learns from, if that is more than `train`; None if not.
         notes: what people should know about them, one line each.
         own: the task as it was made from the store; None for a registered one.
+        sources: shape of the pictures that a camera gave, where the store holds them resized.
     """
 
     spec: TaskSpec
@@ -50,6 +53,7 @@ class Demonstrations:
     finish: WindowDataset | None
     notes: tuple[str, ...]
     own: OwnTask | None = None
+    sources: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> Demonstrations:
@@ -100,7 +104,8 @@ def read_demonstrations(data: DataConfig, task: str, policy: PolicyConfig) -> De
         )
     if len(held_out) and validation is None:
         notes.append("          no held-out episode holds a window, so there is no validation")
-    return Demonstrations(spec, keys, train, validation, finish, (*(own.notes if own else ()), *notes), own)
+    sources = picture_sources(seen) if isinstance(seen, Seen) else {}
+    return Demonstrations(spec, keys, train, validation, finish, (*(own.notes if own else ()), *notes), own, sources)
 
 
 def _augmented(
@@ -171,7 +176,10 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
     pictures = data.train.image_shapes
     observations = {key: ObsSpec(np.shape(statistics[key]["min"])) for key in data.keys if key not in pictures}
     sizes = {key: spec.size for key, spec in observations.items()}
-    observations |= {key: config.image_encoder.seen(shape, key) for key, shape in pictures.items()}
+    looks = _looks(data.train, tuple(pictures))
+    for key, shape in pictures.items():
+        seen = config.image_encoder.seen(shape, key)
+        observations[key] = dataclasses.replace(seen, source=data.sources.get(key), looks=looks[key])
     action_dim, expected = int(np.size(statistics["action"]["min"])), int(np.prod(data.spec.action.shape))
     if action_dim != expected:
         raise InputError(
@@ -195,7 +203,10 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         sigma_data=normalizer.action_spread(statistics["action"]) if sigma_data is None else sigma_data,
     )
     try:
-        return Policy(complete, normalizer=normalizer)
+        policy = Policy(complete, normalizer=normalizer)
+        if policy.cameras is not None:
+            policy.cameras.load_pretrained()
+        return policy
     except (MemoryError, RuntimeError, TypeError, OverflowError) as error:
         # The CPU's allocator has no error class of its own: it raises a RuntimeError, "can't allocate memory". A size of more
         # than 64 bits is a TypeError, "Overflow when unpacking long long".
@@ -205,6 +216,15 @@ def fitted_policy(config: PolicyConfig, sigma_data: float | None, data: Demonstr
         raise InputError(
             "there is no memory for a network of this size; make it smaller: network.down_dims=..."
         ) from error
+
+
+def _looks(windows: WindowDataset, keys: Sequence[str]) -> dict[str, Looks]:
+    """How pictures look, from some hundred of all windows."""
+    if not keys:
+        return {}
+    some = np.unique(np.linspace(0, windows.n_windows - 1, _LOOKS).astype(np.int64))
+    newest = windows.batch(some)["obs"]
+    return {key: Looks.of(newest[key][:, -1].view(np.uint8)) for key in keys}
 
 
 def _action_parts(config: PolicyConfig, spec: TaskSpec) -> tuple[int, ...]:

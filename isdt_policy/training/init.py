@@ -30,6 +30,11 @@ def begun_from(policy: Policy, checkpoint: str) -> Policy:
     source = Policy.from_pretrained(checkpoint)
     for field, setting in _SAME.items():
         has, wanted = getattr(source.config, field), getattr(policy.config, field)
+        if field == "observations":  # other recordings may look otherwise
+            has, wanted = (
+                {key: dataclasses.replace(spec, looks=None, source=None) for key, spec in seen.items()}
+                for seen in (has, wanted)
+            )
         if has != wanted:
             raise InputError(
                 f"training.init={checkpoint}: that policy has {setting}={_shown(has)}, this run {setting}={_shown(wanted)}. "

@@ -47,6 +47,7 @@ LATER = {
     "training.draws_per_obs": 1, "training.finish_steps": 0, "training.endpoint_steps": 0,
     "training.eval_every": 0, "training.eval_episodes": TrainingConfig.eval_episodes,
     "training.tf32": False, "training.deterministic": False, "training.graphs": False,
+    "training.trunk_lr": TrainingConfig.trunk_lr,
     "training.finish_lr": TrainingConfig.finish_lr, "training.endpoint_lr": TrainingConfig.endpoint_lr,
 }  # fmt: skip
 

@@ -86,6 +86,7 @@ class TrainingConfig:
         draws_per_obs: how often each window of a batch is used, each time with noise and times of its own. Observations are encoded
             once for all of them, which is what costs most where a policy reads pictures.
         lr: largest learning rate of AdamW.
+        trunk_lr: factor of the learning rates for a pretrained trunk (images.trunk=timm:...), which needs less.
         betas: decay rates of AdamW's two averages.
         weight_decay: of AdamW.
         warmup_steps: steps of the linear warm-up. A cosine to zero follows, which ends where the finish begins.
@@ -129,6 +130,7 @@ class TrainingConfig:
     batch_size: int = 256
     draws_per_obs: int = 1
     lr: float = 1e-3
+    trunk_lr: float = 0.1
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 1e-6
     warmup_steps: int = 200
@@ -170,6 +172,7 @@ class TrainingConfig:
         for name in (
             "max_minutes",
             "lr",
+            "trunk_lr",
             "warmup_steps",
             "diagonal_steps",
             "finish_steps",

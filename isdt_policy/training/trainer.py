@@ -25,6 +25,7 @@ from torch import Tensor
 
 from isdt_policy.datasets.windows import Batch, batch_indices
 from isdt_policy.method.device import find_device, multiplies_bf16
+from isdt_policy.method.networks.image_encoder import PLAIN, Look
 from isdt_policy.method.objectives.base import Loss, Objective
 from isdt_policy.method.objectives.endpoint import Averaged
 from isdt_policy.method.objectives.isd import ISD
@@ -38,6 +39,7 @@ from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
 from isdt_policy.training.loggers import Log, Silence
 from isdt_policy.training.memory import peak_memory
+from isdt_policy.training.optimizer import optimizer_of
 from isdt_policy.training.phases import begins_from_average, learning_rate, objectives_of, phase_of, rows_of
 from isdt_policy.training.prefetch import Prefetch
 from isdt_policy.training.readings import BEHIND, NonFiniteLoss, Readings, means, shown
@@ -100,10 +102,8 @@ class Trainer:
         self.amp = config.amp if config.amp != "auto" else "bf16" if multiplies_bf16(self.device) else "off"
         self.policy = policy.to(self.device).train()
         self.ema = EMA(self.policy, Policy(policy.config).to(self.device), config.ema_decay)
-        self.parameters = list(self.policy.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = optimizer_of(self.policy, config)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.objectives = objectives_of(objective, config)
         check_divides(world.size, rows_of(self.objectives.values(), config))
         on_gpu = self.device.type == "cuda"
@@ -199,7 +199,7 @@ class Trainer:
 
         # Weights, and their average.
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.ema.update(self.step)
         self.step += 1
@@ -236,17 +236,19 @@ class Trainer:
             self.step, self.flow_map = step, flow_map
             self.optimizer.zero_grad(set_to_none=True)
 
-    def _look(self, batch: int) -> tuple[dict[str, Tensor] | None, bool]:
-        """How this step reads pictures: where each window is cropped, and whether convolutions run in bfloat16."""
+    def _look(self, batch: int) -> Look:
+        """How this step reads pictures: where each window is cropped, in which light, and whether convolutions run in bfloat16."""
         cameras = self.policy.cameras
         if cameras is None:
-            return None, False
+            return PLAIN
         # Of its own, so that noise and times are what they are without pictures.
         seed = (self.config.seed * 1_000_003 + self.step) * 2 + 1
         generator = torch.Generator().manual_seed(seed % 2**63)
         share = self.world.share
-        corners = cameras.draw_corners(share.of(batch), generator)  # of the whole batch, as all draws
-        return {key: share.take(rows) for key, rows in corners.items()}, self.amp == "bf16"
+        whole = share.of(batch)  # of the whole batch, as all draws
+        corners = {key: share.take(rows) for key, rows in cameras.draw_corners(whole, generator).items()}
+        tints = {key: share.take(rows).to(self.device) for key, rows in cameras.draw_tints(whole, generator).items()}
+        return Look(corners, tints, self.amp == "bf16")
 
     def _windows(self, step: int) -> Windows:
         """What a step learns from."""
@@ -382,11 +384,9 @@ class Trainer:
             )
 
 
-def _encoded(
-    policy: Policy, obs: dict[str, Tensor], look: tuple[dict[str, Tensor] | None, bool], copies: int
-) -> Tensor:
+def _encoded(policy: Policy, obs: dict[str, Tensor], look: Look, copies: int) -> Tensor:
     """Embeddings of a batch, encoded once."""
-    return _repeated(policy.encode(obs, *look), copies)
+    return _repeated(policy.encode(obs, look), copies)
 
 
 def _repeated(rows: Tensor, copies: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from isdt_policy.envs.protocol import ObsSpec
-from isdt_policy.method.networks.image_encoder import Cameras, ImageEncoderConfig, Keypoints
+from isdt_policy.method.networks.image_encoder import Cameras, ImageEncoderConfig, Keypoints, Look
 from isdt_policy.method.networks.unet1d import UNet1dConfig
 from isdt_policy.method.policy import Policy
 from isdt_policy.method.policy_config import PolicyConfig
@@ -124,7 +124,7 @@ def test_keypoints_are_where_a_map_is_bright():
 def test_bfloat16_is_for_convolutions_alone():
     cameras = Cameras({"wrist": SMALL.seen((32, 32, 3), "wrist")}, 2, SMALL)
     obs = {"wrist": torch.from_numpy(observed(2)["wrist"])}
-    full, rounded = cameras(obs), cameras(obs, None, True)
+    full, rounded = cameras(obs), cameras(obs, Look(bf16=True))
     assert rounded.dtype == torch.float32
     assert 0 < (full - rounded).abs().max() < 0.05
 

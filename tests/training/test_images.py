@@ -93,11 +93,11 @@ def test_pictures_are_encoded_once_a_step_and_once_a_call(seen_store, tmp_path, 
 
 def test_the_crop_is_a_function_of_seed_and_step_and_the_same_for_all_frames_of_a_window(seen_store, tmp_path):
     trainer, _ = build_trainer(settings(seen_store, tmp_path, "training.steps=9"))
-    corners = [trainer._look(512)[0]["pixels"] for _ in range(2)]
+    corners = [trainer._look(512).corners["pixels"] for _ in range(2)]
     assert torch.equal(*corners)
     assert (corners[0].min(), corners[0].max()) == (0, 12)  # 96 - 84, both ends
     trainer.step = 1
-    assert not torch.equal(trainer._look(512)[0]["pixels"], corners[0])
+    assert not torch.equal(trainer._look(512).corners["pixels"], corners[0])
     frames = torch.arange(96 * 96 * 3).reshape(1, 1, 96, 96, 3).expand(2, 2, -1, -1, -1)
     from isdt_policy.method.networks.image_encoder import cropped
 
@@ -114,3 +114,40 @@ def test_what_a_policy_without_pictures_draws_is_as_before(tiny_store, tmp_path)
     assert trainer.policy.cameras is None
     assert "images" not in trainer.policy.config.to_json()
     assert trainer.policy.config.to_json()["format_version"] == 1
+
+
+def test_the_light_changes_with_seed_and_step_alike_for_all_frames_of_a_window(seen_store, tmp_path):
+    trainer, _ = build_trainer(settings(seen_store, tmp_path, "training.steps=9", "images.jitter=0.5"))
+    looks = [trainer._look(6) for _ in range(2)]
+    assert torch.equal(looks[0].tints["pixels"], looks[1].tints["pixels"])
+    factors, offsets = looks[0].tints["pixels"].unbind(1)
+    assert 0.25 < factors.min() < factors.max() < 1.9
+    assert 0 < offsets.abs().max() <= 0.5
+    trainer.step = 1
+    assert not torch.equal(trainer._look(6).tints["pixels"], looks[0].tints["pixels"])
+    still = torch.full((6, 2, 96, 96, 3), 100, dtype=torch.uint8)
+    features = trainer.policy.cameras({"pixels": still}, looks[0]).unflatten(1, (2, -1))
+    assert torch.equal(features[:, 0], features[:, 1])
+    assert not torch.equal(features[0], features[1])
+    plain, _ = build_trainer(settings(seen_store, tmp_path, "training.steps=9"))
+    assert plain._look(6).tints == {}
+    assert torch.equal(plain._look(6).corners["pixels"], looks[0].corners["pixels"])
+
+
+def test_a_policy_of_resized_pictures_takes_those_of_the_environment(seen_store, tmp_path):
+    """One resize for conversion, evaluation and deployment; and it remembers how they looked."""
+    from isdt_policy.cli import main
+    from isdt_policy.eval.protocol import Protocol
+    from isdt_policy.eval.rollout import evaluate
+
+    small = tmp_path / "small.zarr"
+    assert main(["data", "convert", str(seen_store), str(small), "resize=48x48"]) == 0
+    run = train(settings(small, tmp_path / "run", "training.steps=1"))
+    policy = Policy.from_pretrained(run)
+    pixels = policy.config.images["pixels"]
+    assert (pixels.shape, pixels.source) == ((48, 48, 3), (96, 96, 3))
+    assert 0 < pixels.looks.usual < 10
+    assert evaluate(policy, Protocol("pusht", max_steps=9), [100_000]).episodes[0].length == 9
+    assert (
+        main(["eval", f"checkpoint={run}", "episodes=1", "max_steps=9", f"out={tmp_path / 'out'}", "report=false"]) == 0
+    )
