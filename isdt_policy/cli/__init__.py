@@ -52,6 +52,7 @@ VERBS: dict[str, str] = {
     "serve": "isdt_policy.cli.serve:Serve",
     "bench train": "isdt_policy.cli.bench:Train",
     "bench ranks": "isdt_policy.cli.bench:Ranks",
+    "bench images": "isdt_policy.cli.bench:Images",
     "bench infer": "isdt_policy.cli.bench:Infer",
     "bench eval": "isdt_policy.cli.bench:Eval",
     "bench data": "isdt_policy.cli.bench:Data",

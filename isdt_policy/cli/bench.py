@@ -61,6 +61,20 @@ class Ranks(settings.Ranks, _Verb):
 
 
 @dataclass(frozen=True)
+class Images(settings.Images, _Verb):
+    """Time training steps and calls of a policy that sees.
+
+    The baseline is Diffusion Policy's image network with its plain DDPM step: a ResNet18 with GroupNorm for the camera, and
+    the usual Conv1d UNet with as many parameters as ours. Ours has the same encoder, then the recommended one. A call has one row
+    and one evaluation, encoder included; how long the network takes is the difference to a call with two.
+
+    Examples:
+        isdt bench images
+        isdt bench images batch=16 rounds=3 out=results/bench_images.json
+    """
+
+
+@dataclass(frozen=True)
 class Infer(settings.Infer, _Verb):
     """Time one network evaluation, and a whole call against DDIM-10 and DDPM-100.
 

@@ -210,3 +210,31 @@ def test_the_baseline_adds_noise_as_diffusers_does_and_asks_with_times_that_are_
     x, noise, k = torch.randn(5, 16, 2), torch.randn(5, 16, 2), torch.arange(0, 100, 20)
     signal, level = baseline.noise_levels("cpu")
     torch.testing.assert_close(signal[k] * x + level[k] * noise, scheduler.add_noise(x, noise, k))
+
+
+def test_a_policy_that_sees_is_timed_against_the_usual_image_network(tmp_path, monkeypatch):
+    import dataclasses
+
+    from isdt_policy.deploy.export import export
+    from isdt_policy.lab.bench import images
+    from isdt_policy.method.networks.mlp import MLPConfig
+    from isdt_policy.method.policy import Policy
+
+    def small(policy, path, file):
+        """Exporting the UNet takes half a minute."""
+        return export(
+            Policy(dataclasses.replace(policy.config, network=MLPConfig(8)), normalizer=policy.normalizer), path, file
+        )
+
+    monkeypatch.setattr(images, "export", small)
+    out = tmp_path / "images.json"
+    assert cli.main(["bench", "images", "batch=2", "rounds=1", "calls=1", f"out={out}"]) == 0
+    found = json.loads(out.read_text())
+    counts = found["parameters"]
+    assert counts["DDPM"] == pytest.approx(counts["iSD-T"], rel=0.02)
+    assert counts["iSD-T, conv"] < 3e6
+    assert {name.split(" / ")[0] for name in found["ratios"]} == {
+        "iSD-T step, ResNet18", "iSD-T step, conv", "iSD-T step, conv, two draws",
+    }  # fmt: skip
+    split = found["one call, of which, ms"]
+    assert sum(split.values()) == pytest.approx(found["timings_ms"]["one call, ONNX Runtime"]["median"])

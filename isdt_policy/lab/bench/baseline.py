@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from isdt_policy.lab.bench.subject import Subject
+from isdt_policy.method.networks.image_encoder import Cameras, Look
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared.extras import require
 from isdt_policy.shared.values import Json
@@ -147,17 +148,20 @@ class How:
         return f"{how}, CUDA graphs" if self.graphs else how
 
 
-def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, how: How) -> Callable[[], float]:
+def ddpm_step(
+    network: nn.Module, policy: Policy, windows: Windows, batch: int, how: How, cameras: Cameras | None = None
+) -> Callable[[], float]:
     """A training step of DDPM: data, forward, backward, AdamW, average of the weights.
 
     Args:
         network: a `ConvUNet`, on its device.
         policy: its normaliser is used.
         batch: windows per step.
+        cameras: encoders of pictures, whose features the network reads behind the states; None for states alone.
     """
     mode = "reduce-overhead" if how.graphs and torch.device(how.device).type == "cuda" else None
     predict = torch.compile(network, mode=mode) if how.compile else network
-    parameters: list[Tensor] = list(network.parameters())
+    parameters: list[Tensor] = [*network.parameters(), *(cameras.parameters() if cameras is not None else ())]
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, fused=True)
     signal, level = noise_levels(how.device)
@@ -166,7 +170,12 @@ def ddpm_step(network: nn.Module, policy: Policy, windows: Windows, batch: int, 
     def step() -> float:
         if how.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        obs, x = _normalised(policy, windows.batch(rng.integers(0, windows.n_windows, batch)), how.device)
+        read = windows.batch(rng.integers(0, windows.n_windows, batch))
+        obs, x = _normalised(policy, read, how.device)
+        if cameras is not None:
+            pictures = {key: torch.as_tensor(read["obs"][key]).to(how.device) for key in cameras.cameras}
+            look = Look(cameras.draw_corners(batch, torch.Generator()), bf16=how.bf16)
+            obs = torch.cat([obs, cameras(pictures, look)], dim=-1)
         noise = torch.randn_like(x)
         k = torch.randint(0, TRAIN_STEPS, (batch,), device=how.device)
         with torch.autocast(torch.device(how.device).type, torch.bfloat16, enabled=how.bf16):

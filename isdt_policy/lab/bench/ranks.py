@@ -36,7 +36,7 @@ def measure(what: Ranks) -> Measured:
     """
     check_divides(what.nproc, {"batch": what.batch})
     with tempfile.TemporaryDirectory() as folder:
-        store = _store(Path(folder) / "seen.zarr") if what.images else BUNDLED
+        store = generated_store(Path(folder) / "seen.zarr") if what.images else BUNDLED
         say(
             f"{what.nproc} processes; compiling takes each a minute or two"
             if what.compile
@@ -107,7 +107,7 @@ def _trainer(what: Ranks, store: str, world: World) -> Trainer:
     return build_trainer(config, world)[0]
 
 
-def _store(path: Path) -> Path:
+def generated_store(path: Path) -> Path:
     """Wanderings in PushT's units with pictures of noise: how a picture looks does not matter to what it costs."""
     rng = np.random.default_rng(0)
     with DemoWriter(path, task="pusht") as writer:

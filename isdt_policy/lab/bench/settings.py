@@ -76,6 +76,23 @@ class Ranks(Benchmark):
 
 
 @dataclass(frozen=True)
+class Images(Benchmark):
+    """Training steps and calls of a policy that sees, against Diffusion Policy's image network.
+
+    Attributes:
+        batch: windows per step, of two frames each.
+        calls: steps per turn; calls of a policy get twenty times as many.
+        threads: CPU threads; 0: as many as PyTorch chooses.
+        compile: compile the networks behind the encoders, as training.compile does.
+    """
+
+    batch: int = 64
+    calls: int = 2
+    threads: int = 1
+    compile: bool = False
+
+
+@dataclass(frozen=True)
 class Infer(Benchmark):
     """One row: single evaluations and whole calls.
 

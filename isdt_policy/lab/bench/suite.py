@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from isdt_policy.lab.bench import data, env, evaluate, infer, ranks, report, serve, settings, train
+from isdt_policy.lab.bench import data, env, evaluate, images, infer, ranks, report, serve, settings, train
 from isdt_policy.lab.bench.report import Measured
 
 
@@ -20,6 +20,8 @@ def measure(what: settings.Benchmark) -> Measured:
             return train.measure(what)
         case settings.Ranks():
             return ranks.measure(what)
+        case settings.Images():
+            return images.measure(what)
         case settings.Infer():
             return infer.measure(what)
         case settings.Eval():
