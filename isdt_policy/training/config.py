@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -309,7 +310,20 @@ def _complete(values: Mapping[str, object]) -> Settings:
             raise InputError(
                 f"{key}={_shown(values.get(key))} must be a section of settings; leave it out, or set its keys."
             )
+        _refuse_endless(key, values[key])
     return cast(Settings, values)
+
+
+def _refuse_endless(name: str, value: object) -> None:
+    """NaN is neither below nor above any bound, so that no check of a range would notice it."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_endless(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _refuse_endless(name, inner)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value}.")
 
 
 _EXAMPLES = {"name": "first_run", "run_dir": "outputs/first_run", "if_exists": "error", "task": "pusht"}
