@@ -134,6 +134,12 @@ class Log:
             for logger in self._others:
                 logger.write(step, values)
 
+    def sync(self) -> None:
+        """Have log.jsonl on the disk: before a checkpoint, after which its steps are not done again."""
+        with named(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Write what is left."""
         self._file.close()
@@ -146,6 +152,9 @@ class Silence:
 
     def write(self, step: int, values: Mapping[str, Value]) -> None:
         """Take one record."""
+
+    def sync(self) -> None:
+        """Nothing is to be kept."""
 
     def close(self) -> None:
         """Nothing is left."""

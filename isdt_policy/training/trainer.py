@@ -364,6 +364,7 @@ class Trainer:
 
             # What is left of it.
             if saves and self.world.rank == 0:
+                log.sync()
                 self.save(metric)
             if rollouts:
                 rollouts.after(self.step, self.ema.module)

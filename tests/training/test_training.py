@@ -21,6 +21,7 @@ from isdt_policy.method.objectives import ISD
 from isdt_policy.method.policy import Policy
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
+from isdt_policy.training import checkpoint
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.phases import learning_rate
@@ -323,6 +324,31 @@ def test_where_compilation_fails_training_goes_on_and_says_why(tiny_store, tmp_p
     broken.fit()
     assert "so training runs uncompiled" in capsys.readouterr().err
     assert losses(tmp_path / "plain") == losses(tmp_path / "broken")
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_after_which_its_steps_are_not_done_again(
+    tiny_store, tmp_path, monkeypatch
+):
+    order = []
+    fsync, save = os.fsync, checkpoint.save
+
+    def flushed(descriptor):
+        order.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def saved(*args, **options):
+        order.append("checkpoint")
+        return save(*args, **options)
+
+    monkeypatch.setattr("os.fsync", flushed)
+    monkeypatch.setattr(checkpoint, "save", saved)
+    ways = ["training.steps=2", "training.checkpoint_every=1", "training.log_every=1"]
+    trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", *ways)))
+    trainer.run.mkdir()
+    trainer.fit()
+    found = [number for number, event in enumerate(order) if event == "checkpoint"]
+    assert len(found) == 2
+    assert all(order[number - 1] == "log.jsonl" for number in found)
 
 
 @pytest.mark.slow
