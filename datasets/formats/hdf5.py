@@ -35,11 +35,10 @@ def opened(path: Path) -> h5py.File:
     Raises:
         InputError: it is not complete, another program writes it, it takes data from other files, or HDF5 crashes on it.
     """
+    open_ = h5().File  # h5py, or the line that says how to install it
+    probe.look(path)
     try:
-        file: h5py.File = h5().File(path, "r")
-        file.close()
-        probe.look(path)
-        file = h5().File(path, "r")
+        file: h5py.File = open_(path, "r")
     except OSError as error:
         if isinstance(error, BlockingIOError):
             raise InputError(

@@ -181,7 +181,9 @@ def trial(name: str, folder: Path) -> Callable[[int], tuple[dict[str, int], str]
     place = prepare(name, folder)
 
     def one(seed: int) -> None:
-        signal.alarm(SECONDS)  # a hang ends the process
+        # A hang ends the process. Most hangs compute; one that waits is given longer, because others may use the machine.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.alarm(20 * SECONDS)
         if name in SOURCES:
             sources.attempt(place, SOURCES[name], seed)
         else:
