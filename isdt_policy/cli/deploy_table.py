@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from isdt_policy.cli.command import PathText
-from isdt_policy.deploy.table import Grid, figure, measure, page
+from isdt_policy.deploy.table import Grid, figure, html, measure, page
 from isdt_policy.shared import terminal
 from isdt_policy.shared.files import write_text
 
@@ -25,7 +25,7 @@ class DeployTable(Grid):
     What is measured:
         checkpoint: a run, a checkpoint, or a folder of save_pretrained.
         task: where it acts; default: the task that the checkpoint was trained on.
-        out: writes OUT.json with all episodes, OUT.md with the table and OUT.png with the figure.
+        out: writes OUT.json with all episodes, OUT.md with the table, OUT.png with the figure, and OUT.html with both.
     """
 
     checkpoint: PathText
@@ -41,6 +41,7 @@ class DeployTable(Grid):
         text = page(result, self)
         write_text(file.with_suffix(".md"), text)
         figure(result, self, file.with_suffix(".png"))
+        write_text(file.with_suffix(".html"), html(result, self))
         terminal.show(text)
-        print(f"table: {file.with_suffix('.md')}  figure: {file.with_suffix('.png')}  episodes: {file}")
+        print(f"page: {file.with_suffix('.html')}  table: {file.with_suffix('.md')}  episodes: {file}")
         return 0

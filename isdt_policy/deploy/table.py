@@ -7,9 +7,11 @@ and the seeds. A finished cell is kept in the JSON file; the same settings go on
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from isdt_policy.envs.protocol import Policy
 from isdt_policy.envs.registry import TaskSpec
 from isdt_policy.eval.origin import versions
 from isdt_policy.eval.statistics import Estimate, wilson
+from isdt_policy.shared import page as pages
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.files import check_writable, write_text
 from isdt_policy.shared.plotting import SERIES, plots
@@ -32,6 +35,10 @@ from isdt_policy.shared.provenance import commit
 from isdt_policy.shared.tables import markdown
 from isdt_policy.shared.values import JsonObject, parse_json
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEMPLATE = Path(__file__).parent / "templates" / "table.html"
 STEPS_OF_DELAY = (0, 1, 2, 3, 4, 6)
 
 
@@ -192,29 +199,17 @@ def _cell(checkpoint: str, policy: Policy, spec: TaskSpec, grid: Grid, mode: Mod
 
 def page(result: Table, grid: Grid) -> str:
     """The table in Markdown: success with its Wilson interval, and the share of control steps that were held."""
-
-    def text(cell: Cell) -> str:
-        done, r = cell["records"], _success(cell)
-        score = sum(e["max_reward"] for e in done) / len(done)
-        return (
-            f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}], score {score:.3f}, "
-            f"held {100 * cell['held'] / cell['periods']:.0f} %"
-        )
-
-    delays = _delays(result, grid)
-    rows = [[delay, *(text(result["cells"][f"{mode} {delay}"]) for mode in grid.modes)] for delay in delays]
-    commits = sorted({str(cell["commit"]) for cell in result["cells"].values()})
     first, n = result["seed"], result["episodes"]
     lines = [
         f"# Success against inference latency: {result['task']} at {result['rate_hz']:g} Hz",
         "",
-        markdown(["latency", *grid.modes], rows),
+        markdown(["latency", *grid.modes], _rows(result, grid)),
         "",
         f"Success with Wilson 95 % interval, n = {n} per cell, seeds {first} to {first + n - 1} in every cell, "
         f"{result['nfe']} network evaluations per chunk in every mode. Held: share of control steps without a fresh action.",
         "Simulated time: inference takes the stated latency, nothing else takes time. One training seed.",
         "",
-        f"Weights {result['weights']}, commit {' and '.join(commits)}, "
+        f"Weights {result['weights']}, commit {_commits(result)}, "
         + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
         + ". Every episode is in the JSON file beside this one.",
         "",
@@ -224,6 +219,48 @@ def page(result: Table, grid: Grid) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def html(result: Table, grid: Grid) -> str:
+    """The same as a page: the longest latency in large, the figure, every cell.
+
+    Raises:
+        InputError: Matplotlib is missing.
+    """
+    longest, first, n = _delays(result, grid)[-1], result["seed"], result["episodes"]
+    cards = []
+    for mode in grid.modes:
+        rate, held = _success(result["cells"][f"{mode} {longest}"]), _held(result["cells"][f"{mode} {longest}"])
+        text = f"95 %: {100 * rate.low:.0f} to {100 * rate.high:.0f} %, held {100 * held:.0f} %"
+        cards.append({"title": f"{mode}, {longest}", "rate": rate, "text": text})
+    with _drawn(result, grid) as drawing:
+        svg = pages.svg(drawing)
+    return pages.render(
+        TEMPLATE, title=f"isdt deploy table: {result['task']} at {result['rate_hz']:g} Hz", cards=cards, figure=svg,
+        sub=f"{n} episodes per cell, seeds {first} to {first + n - 1}, {result['nfe']} network evaluations per chunk",
+        header=["latency", *grid.modes], rows=_rows(result, grid),
+        facts={"command": result["command"], "commit": _commits(result), "weights": result["weights"],
+               "device": result["device"], **result["versions"]},
+    )  # fmt: skip
+
+
+def _rows(result: Table, grid: Grid) -> list[list[str]]:
+    def text(cell: Cell) -> str:
+        done, r = cell["records"], _success(cell)
+        score = sum(e["max_reward"] for e in done) / len(done)
+        return f"{100 * r.value:.0f} % [{100 * r.low:.0f}, {100 * r.high:.0f}], score {score:.3f}, held {100 * _held(cell):.0f} %"
+
+    return [
+        [delay, *(text(result["cells"][f"{mode} {delay}"]) for mode in grid.modes)] for delay in _delays(result, grid)
+    ]
+
+
+def _commits(result: Table) -> str:
+    return " and ".join(sorted({str(cell["commit"]) for cell in result["cells"].values()}))
+
+
+def _held(cell: Cell) -> float:
+    return cell["held"] / cell["periods"]
 
 
 def _delays(result: Table, grid: Grid) -> tuple[str, ...]:
@@ -240,6 +277,12 @@ def figure(result: Table, grid: Grid, path: Path) -> None:
     Raises:
         InputError: Matplotlib is missing.
     """
+    with _drawn(result, grid) as drawing:
+        drawing.savefig(path, dpi=150)
+
+
+@contextmanager
+def _drawn(result: Table, grid: Grid) -> Iterator[Figure]:
     delays = _delays(result, grid)
     with plots("The figure") as pyplot:
         drawing, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
@@ -256,5 +299,5 @@ def figure(result: Table, grid: Grid, path: Path) -> None:
         axes.set(xlabel="inference latency", ylabel="success, %", ylim=(-3, 103), title=title)
         axes.set_xticks(x, delays)
         axes.legend()
-        drawing.savefig(path, dpi=150)
+        yield drawing
         pyplot.close(drawing)

@@ -35,6 +35,10 @@ def test_cells_are_counted_kept_and_not_mixed(checkpoint, tmp_path, capsys):
     assert result["cells"]["sync 0ms"]["records"] == result["cells"]["async 0ms"]["records"]
     assert "n = 1 per cell, seeds 100000 to 100000" in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    html = out.with_suffix(".html").read_text()
+    assert "<h2>async, 200ms</h2>" in html  # what the longest latency costs comes first
+    assert "prefers-color-scheme:dark" in html
+    assert all(f"held {100 * share:.0f} %" in html for share in held.values())
 
     assert result["device"] == "cpu"
 
