@@ -2,8 +2,10 @@
 
     <run>/checkpoints/000500/policy/{config.json, model.safetensors}        averaged weights, all that is needed to act
                              state/{model.safetensors, optimizer.safetensors, trainer.json}     what resuming needs besides
-    <run>/checkpoints/last -> 000500      best -> 000400
+    <run>/checkpoints/last -> 000500      lowest_error -> 000400
 
+`lowest_error` is that of the actions on held-out windows. It does not rank healthy policies, so it is not called the best; the one
+that succeeded most often is `best_success` (rollouts.py).
 Nothing here unpickles: tensors are safetensors, the rest is JSON.
 """
 
@@ -24,6 +26,8 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.values import fitting, parse_json
+
+_POINTERS = ("last", "lowest_error", "best")  # the third is the second's name in runs of version 0.1.0
 
 
 def point(link: Path, target: str) -> None:
@@ -87,14 +91,14 @@ class Trained:
 
 
 def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2) -> Path:
-    """Write a checkpoint, let `last` (and `best`) point to it, and delete old ones.
+    """Write a checkpoint, let `last` (and `lowest_error`) point to it, and delete old ones.
 
     Args:
         run: the run directory.
         trained: whose tensors are saved.
         state: goes with them.
-        best: whether this is the best one so far.
-        keep: number of newest checkpoints that stay, besides `last` and `best`.
+        best: whether its error is the lowest so far.
+        keep: number of newest checkpoints that stay, besides those two.
 
     Returns:
         Folder of the checkpoint.
@@ -117,9 +121,10 @@ def save(run: Path, trained: Trained, state: State, *, best: bool, keep: int = 2
     os.replace(temporary, final)
     point(folder / "last", final.name)
     if best:
-        point(folder / "best", final.name)
+        point(folder / "lowest_error", final.name)
+        (folder / "best").unlink(missing_ok=True)
     files.flush(final, run)
-    protected = {(folder / name).resolve().name for name in ("last", "best") if (folder / name).exists()}
+    protected = {(folder / name).resolve().name for name in _POINTERS if (folder / name).exists()}
     steps = sorted(p for p in folder.iterdir() if p.name.isdigit())
     for old in steps[: max(0, len(steps) - keep)]:
         if old.name not in protected:

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -38,6 +38,7 @@ from isdt_policy.shared.errors import InputError, nearest
 from isdt_policy.shared.values import parse_json
 from isdt_policy.training.hydra_says import explain
 from isdt_policy.training.loggers import meant
+from isdt_policy.training.phases import follow_steps
 from isdt_policy.training.settings import DataConfig, TrainingConfig
 
 Section = dict[str, object]
@@ -157,6 +158,9 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
                 overrides = [*_task_of(config.data.path), *overrides]
                 config = compose(config_name, overrides=overrides, return_hydra_config=True)
             chosen = {**config.hydra.runtime.choices}
+            given = {override.split("=")[0].lstrip("+"): override for override in overrides}
+            others = [override for key, override in given.items() if key != "training.steps"]
+            planned = compose(config_name, overrides=others).training if "training.steps" in given else None
             OmegaConf.set_struct(config, False)
             del config["hydra"]
             config.name = config.name or run_name(config.task or _stem(config.data.path), config.training.seed, chosen)
@@ -165,7 +169,8 @@ def compose_config(overrides: Sequence[str], config_name: str = "train") -> Sett
         except (HydraException, OmegaConfBaseException) as error:
             raise InputError(explain(error, overrides, GROUPS)) from error
     settings = _complete(cast(Section, composed))
-    _follow_objective(settings, overrides)
+    follow_steps(settings["training"], planned, set(given))
+    _follow_objective(settings, set(given))
     return settings
 
 
@@ -280,9 +285,9 @@ def build(section: str, cls: type[T], values: Mapping[str, object]) -> T:
         raise InputError(f"unknown key '{section}.{unknown[0]}'.{nearest(unknown[0], fields)}")
     converted: Section = {}
     for name, value in values.items():
-        default = fields[name].default
-        if isinstance(default, (bool, int, float, str, tuple)) and not _fits(value, default):
-            kind = "list" if isinstance(default, tuple) else type(default).__name__
+        default, words = fields[name].default, fields[name].metadata.get("or", ())
+        if isinstance(default, (bool, int, float, str, tuple)) and not (_fits(value, default) or value in words):
+            kind = " or ".join(["list" if isinstance(default, tuple) else type(default).__name__, *words])
             raise InputError(f"{section}.{name}={value!r} is not of type {kind} (default: {_plain(default)!r}).")
         if isinstance(default, float) and isinstance(value, int):  # weight_power=0
             value = float(value)
@@ -368,7 +373,7 @@ def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
+def _follow_objective(settings: Settings, given: Set[str]) -> None:
     """Write down what the chosen objective decides: how its policy is sampled, and whether a warm start makes sense."""
     objective = read_objective(settings["objective"])
     scale, drop = getattr(objective, "guidance_scale", 1.0), getattr(objective, "cond_drop", 0.0)
@@ -383,7 +388,6 @@ def _follow_objective(settings: Settings, overrides: Sequence[str]) -> None:
         settings["policy"]["sampling"] = {
             k: v for k, v in chosen.items() if k == "kind" or k in schedule or v != default[k]
         }
-    given = {override.split("=")[0].lstrip("+") for override in overrides}
     warm_start_given = "training.diagonal_steps" in given
     if not hasattr(objective, "off_diagonal_weight") and not warm_start_given:
         # An experiment's warm start is for objectives that have a term to leave out.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from typing import Literal
 
 from isdt_policy.method.objectives.base import Objective
@@ -63,6 +63,25 @@ def _with(objective: Objective, setting: str, **weights: float) -> Objective:
     if not all(hasattr(objective, name) for name in weights):
         raise InputError(f"training.{setting} needs an objective with a self-distillation term.")
     return dataclasses.replace(objective, **weights)  # type: ignore[type-var]
+
+
+def follow_steps(training: dict[str, object], planned: Mapping[str, int] | None, given: Set[str]) -> None:
+    """Where training.steps is given and a part of the run is not, the part keeps its share; and what is compiled must pay.
+
+    Args:
+        training: the section of the settings; changed in place.
+        planned: the same without the given steps; None if none are given.
+        given: keys that were given, such as "training.steps".
+    """
+    if planned is None:
+        return
+    steps = training["steps"]
+    if isinstance(steps, int) and steps > 0:  # all else is refused later
+        for part in ("diagonal_steps", "finish_steps", "endpoint_steps"):
+            if f"training.{part}" not in given:
+                training[part] = planned[part] * steps // planned["steps"]
+    if training["compile"] is True and "training.compile" not in given:
+        training["compile"] = "auto"
 
 
 def rows_of(objectives: Iterable[Objective], config: TrainingConfig) -> dict[str, int]:

@@ -90,10 +90,15 @@ class Readings:
         return {**values, "lr": late.rate}
 
 
-def shown(values: dict[str, float]) -> dict[str, float]:
-    """What people see of a step: the terms, not their adaptively weighted sum, which stays near 1 however well a run goes."""
+def shown(values: Mapping[str, float], success: Mapping[str, float]) -> dict[str, float]:
+    """What people see of a step: the terms, not their adaptively weighted sum, which stays near 1 however well a run goes.
+
+    Args:
+        values: of the step.
+        success: what episodes have shown so far, if any were run.
+    """
     terms = {k: v for k, v in values.items() if k not in ("loss", "grad_norm", "lr")}
-    return {**(terms or {"loss": values["loss"]}), "grad": values["grad_norm"], "lr": values["lr"]}
+    return {**(terms or {"loss": values["loss"]}), **success, "grad": values["grad_norm"], "lr": values["lr"]}
 
 
 def means(window: list[dict[str, float]]) -> dict[str, float]:

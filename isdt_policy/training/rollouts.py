@@ -62,17 +62,25 @@ class Rollouts:
         self._folder = run / "rollouts"
         self._running: tuple[int, subprocess.Popen[bytes]] | None = None
         self.best: Measured | None = None
+        self.latest: Measured | None = None
         for folder in sorted(self._folder.glob("[0-9]*")):
             if int(folder.name) > step or not (folder / FILE).exists():
                 shutil.rmtree(folder)
-            elif (folder / "policy").exists():
-                self._choose(_read(folder))
+                continue
+            self.latest = _read(folder)
+            if (folder / "policy").exists():
+                self._choose(self.latest)
 
-    def after(self, step: int, policy: Policy) -> None:
-        """Call after every step: takes what has ended, and starts what is due."""
+    def after(self, step: int, policy: Policy) -> str:
+        """Call after every step: takes what has ended, and starts what is due. Returns what to tell of it."""
+        before = self.latest
         self._collect(wait=step % self._every == 0)
-        if step % self._every:
-            return
+        new = self.latest if self.latest is not before else None
+        if step % self._every == 0:
+            self._start(step, policy)
+        return f"after {new.step} steps: {new.told}" if new else ""
+
+    def _start(self, step: int, policy: Policy) -> None:
         folder = self._folder / f"{step:07d}"
         folder.mkdir(parents=True, exist_ok=True)
         policy.save_pretrained(folder / "policy")
@@ -118,7 +126,7 @@ class Rollouts:
             last = (folder / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
             print(f"isdt train: no episodes of step {step}: {' '.join(last) or 'they took too long'}", file=sys.stderr)
             return
-        measured = _read(folder)
+        self.latest = measured = _read(folder)
         self._log.write(step, {"rollout_success": measured.success, **_films(folder)})
         self._choose(measured)
 

@@ -228,19 +228,28 @@ def _describe(trainer: Trainer, policy: Policy, settings: RunConfig, left: str) 
     millions = sum(parameter.numel() for parameter in policy.parameters()) / 1e6
     c = settings.training
     why = "" if c.device != "auto" or trainer.device.type == "cuda" else " (PyTorch finds no CUDA GPU)"
-    told = (
-        ["          every step is of the warm start: nothing is self-distilled"] if c.diagonal_steps >= c.steps else []
-    )
+    told = []
+    if c.diagonal_steps:
+        told += [
+            f"          {c.diagonal_steps} of them the warm start, without self-distillation"
+            if c.diagonal_steps < c.steps
+            else "          every step is of the warm start: nothing is self-distilled"
+        ]
     told += [f"          {trainer.world.size} processes share every batch"] if trainer.world.size > 1 else []
     return [
         f"policy    {network_name(policy.config.network)}, {millions:.2f} M parameters, reads {', '.join(policy.obs_keys)}",
         *_cameras(policy),
         f"training  {c.steps} steps of {c.batch_size} on {trainer.device}{why}, {torch.get_num_threads()} threads{left}, "
-        f"amp {trainer.amp}, compile {trainer.compile_note}",
+        f"amp {trainer.amp}, compile {trainer.compile_note}{_left_out(trainer)}",
         *([f"begins    with the weights of {c.init}"] if c.init else []),
         *told,
         f"run       {settings.run}",
     ]
+
+
+def _left_out(trainer: Trainer) -> str:
+    """What training.compile=auto leaves uncompiled, and why."""
+    return f" ({trainer.plan.why_not})" if trainer.plan.why_not and trainer.compile_note in ("on", "off") else ""
 
 
 def _cameras(policy: Policy) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isdt_policy.datasets.own_task import ACTIONS
 from isdt_policy.shared.errors import InputError, nearest
@@ -76,7 +76,7 @@ class TrainingConfig:
 
     Attributes:
         seed: seed of the initial weights, the data order and every draw.
-        steps: optimiser steps.
+        steps: optimiser steps. Where they are given and the parts below are not, the parts of an experiment keep their shares.
         max_minutes: end after so many minutes, compiling included, with a checkpoint from which `isdt train resume=RUN` goes on
             for as many again; 0 has no end but `steps`, to which the learning rate is planned in any case.
         init: fine-tune: begin with the weights and the normaliser of this policy, a run, a checkpoint or zoo:NAME. Observations,
@@ -103,7 +103,9 @@ class TrainingConfig:
         amp: "bf16" runs the network's training evaluations under autocast (the finite difference stays in float32); "off"
             runs everything in float32; "auto" takes bf16 where the device multiplies it in hardware. The checkpoint keeps the
             choice, so that a run that goes on elsewhere stays the same run.
-        compile: compile the network with torch.compile. If that fails, training says why and runs without it.
+        compile: compile the network with torch.compile: true, false, or "auto" for what saves more time than compiling it takes.
+            That depends on the number of steps alone: the network from 3000 on, its derivative from 1000 of self-distillation on.
+            An experiment whose training.steps are changed takes auto. Where compiling fails, training says why and goes on.
         graphs: on a GPU, start what was compiled as CUDA graphs, one launch each (torch.compile's mode reduce-overhead). Off by
             default, because no card has shown yet what it brings.
         threads: CPU threads; 0 takes as many as there are free cores when the run begins, and keeps that number when it goes on.
@@ -117,7 +119,8 @@ class TrainingConfig:
         eval_every: steps between measurements of success, by episodes in the task's simulator, in a process of their own; 0 runs
             none. checkpoints/best_success keeps the weights that did best.
         eval_episodes: episodes of each, on selection seeds.
-        keep_checkpoints: number of newest checkpoints that are kept; the last and the best one always are.
+        keep_checkpoints: number of newest checkpoints that are kept; the last one always is, and the one with the lowest validation
+            error.
         mask_padding: leave the copies that fill a window beyond the end of its episode out of the loss. They teach the policy
             to stand still where a demonstration stopped; without them it carries on.
         loggers: where numbers go besides log.jsonl: tensorboard, wandb, trackio; "auto" takes TensorBoard if it is installed.
@@ -142,7 +145,7 @@ class TrainingConfig:
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     amp: str = "auto"
-    compile: bool = False
+    compile: bool | str = field(default=False, metadata={"or": ("auto",)})
     graphs: bool = False
     threads: int = 0
     device: str = "auto"

@@ -13,7 +13,6 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -33,7 +32,7 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.progress import Progress
 from isdt_policy.training import checkpoint
-from isdt_policy.training.compiling import compiled, forget_unloadable
+from isdt_policy.training.compiling import Plan, compiled, compiling, forget_unloadable, reason
 from isdt_policy.training.distributed import ALONE, World, check_divides
 from isdt_policy.training.ema import EMA
 from isdt_policy.training.interrupt import Interrupted, StopRequest, stop_requests
@@ -109,14 +108,17 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         self.readings = Readings(BEHIND if on_gpu else 0)
         self.batches = Prefetch(lambda step: self._windows(step).batch(self.indices(step)), ahead=on_gpu, pin=on_gpu)
-        self.flow_map, self.compile_note = (
-            compiled(policy.flow_map, self.device, config.graphs) if config.compile else (policy.flow_map, "off")
-        )
+        self.plan = Plan.of(config)
+        self.flow_map, self.compile_note = policy.flow_map, "off"
+        if self.plan.network:
+            self.flow_map, self.compile_note = compiled(
+                policy.flow_map, self.device, config.graphs, self.plan.derivative
+            )
         self.averaged_flow_map = self.ema.module.flow_map
         if self.compile_note == "on" and config.endpoint_steps:
             network = torch.compile(self.averaged_flow_map.network)
             self.averaged_flow_map = dataclasses.replace(self.averaged_flow_map, network=network)
-        self._compiled: set[str] = set()
+        self._stop: StopRequest | None = None
         self.step = 0
         self.best = math.inf
 
@@ -145,6 +147,7 @@ class Trainer:
 
         Raises:
             NonFiniteLoss: the loss, one of its terms or the gradient is not finite; the weights are as before that step.
+            Interrupted: Ctrl-C, which reaches every program of a terminal, ended the compiler too; see `fit`.
             InputError: another process of this training has ended, or the GPU's memory does not hold the step.
         """
         try:
@@ -163,14 +166,15 @@ class Trainer:
         try:
             return self._train_step()
         except TorchDynamoException as error:
-            # A failure inside a derivative leaves its level of forward-mode AD open, and there is room for one.
-            with suppress(RuntimeError):  # none is open
-                torch._C._exit_dual_level(level=0)
+            why = reason(error)
+            if self._stop is not None and self._stop.signal:
+                if self.world.rank == 0:
+                    self.save()
+                raise Interrupted(self.step, self._stop.signal) from None
             if forget_unloadable(error):
                 return self._advance()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            self.compile_note = f"failed: {reason}"
-            print(f"isdt train: torch.compile failed ({reason}), so training runs uncompiled", file=sys.stderr)
+            self.compile_note = f"failed: {why}"
+            print(f"isdt train: torch.compile failed ({why}), so training runs uncompiled", file=sys.stderr)
             self.flow_map, self.averaged_flow_map = self.policy.flow_map, self.ema.module.flow_map
             return self._train_step()
 
@@ -322,8 +326,8 @@ class Trainer:
         stream = None if writes else io.StringIO()
         bar = Progress(self.config.steps, "train", initial=self.step, trend=True, stream=stream)
         try:
-            with stop_requests(bar.note) as stop:
-                self._fit(goal, log, bar, stop, rollouts)
+            with stop_requests(bar.note) as self._stop:
+                self._fit(goal, log, bar, self._stop, rollouts)
                 if rollouts:
                     bar.pause()
                     bar.note(f"train: {rollouts.finish()}")
@@ -338,7 +342,9 @@ class Trainer:
         window: list[dict[str, float]] = []
         while self.step < goal:
             # One step.
-            self._say_what_compiles(bar)
+            if self.compile_note == "on" and (part := self.plan.next(c, self.step)):
+                bar.pause()
+                bar.note(compiling(part))
             window += self.advance()
             late = c.max_minutes > 0 and time.monotonic() - started >= 60 * c.max_minutes
             # The same step is the last one for all processes, whichever of them was asked to stop.
@@ -348,7 +354,8 @@ class Trainer:
             saves = self.step % c.checkpoint_every == 0 or self.step == goal or bool(signal or over)
             if logs or validates or saves:
                 window += self.readings.rest()  # nothing is written of steps that are not known to be good
-            bar.update(1, **(shown(window[-1]) if window else {}))
+            success = {"success": rollouts.latest.success} if rollouts and rollouts.latest else {}
+            bar.update(1, **(shown(window[-1], success) if window else {}))
 
             # What it was like.
             if logs:
@@ -366,23 +373,13 @@ class Trainer:
             if saves and self.world.rank == 0:
                 log.sync()
                 self.save(metric)
-            if rollouts:
-                rollouts.after(self.step, self.ema.module)
+            if rollouts and (told := rollouts.after(self.step, self.ema.module)):
+                bar.note(f"train: {told}")
             if signal and self.step < goal:
                 raise Interrupted(self.step, signal)
             if over:
                 break
         self.world.largest(0)  # nobody leaves before the last checkpoint is written
-
-    def _say_what_compiles(self, bar: Progress) -> None:
-        """Each part of a run compiles in its first step, which looks like a standstill."""
-        phase = phase_of(self.config, self.step)
-        if self.compile_note == "on" and phase not in self._compiled:
-            self._compiled.add(phase)
-            bar.pause()
-            bar.note(
-                f"train: the first step of part '{phase}' compiles the network: minutes on one core; later steps are faster"
-            )
 
 
 def _encoded(policy: Policy, obs: dict[str, Tensor], look: Look, copies: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from isdt_policy.method.policy import Policy
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training.config import compose_config
 from isdt_policy.training.loggers import LOGGERS, Log
+from isdt_policy.training.readings import shown
 from isdt_policy.training.rollouts import Rollouts, check_task
 from isdt_policy.training.run import train
 
@@ -61,7 +63,9 @@ def test_a_run_measures_itself_keeps_the_best_and_goes_on(tmp_path, monkeypatch,
     assert films
     assert all(film.suffix == ".mp4" and film.exists() for film in films)
     assert Policy.from_pretrained(run / "checkpoints" / "best_success").task == "pusht"
-    assert f"checkpoint={run / 'checkpoints' / 'best_success'}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"checkpoint={run / 'checkpoints' / 'best_success'}" in said
+    assert re.search(r"train: after 3 steps: \d\.\d\d \[\d\.\d\d, \d\.\d\d\] success in \d+ episodes at", said)
     assert [folder.parent.name for folder in (run / "rollouts").glob("*/policy")] == [
         "0000006"
     ]  # of equal ones the later
@@ -101,6 +105,11 @@ time.sleep(600)
         time.sleep(0.2)
     assert running
     assert not os.path.exists(f"/proc/{measuring}")
+
+
+def test_success_so_far_stands_beside_the_course_of_the_loss():
+    step = {"loss": 1.0, "diagonal": 0.2, "grad_norm": 2.0, "lr": 1e-3}
+    assert list(shown(step, {"success": 0.5})) == ["diagonal", "success", "grad", "lr"]
 
 
 def test_a_measurement_that_fails_is_one_line_and_training_goes_on(tmp_path, capsys):

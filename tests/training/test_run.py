@@ -28,6 +28,7 @@ from isdt_policy.shared import files
 from isdt_policy.shared.errors import InputError
 from isdt_policy.shared.provenance import decides_bits
 from isdt_policy.training import checkpoint
+from isdt_policy.training.compiling import Plan
 from isdt_policy.training.config import RunConfig, compose_config, load_config
 from isdt_policy.training.data import _action_parts
 from isdt_policy.training.interrupt import Interrupted
@@ -111,6 +112,29 @@ class TestInterruption:
         assert not isinstance(stopped.value, Interrupted)
         assert trainer.step == 1
         assert signal.getsignal(signal.SIGTERM) == before
+
+    def test_while_something_compiles_it_ends_the_compiler_too_and_that_is_no_fault(self, tiny_store, tmp_path, capsys):
+        """A terminal sends Ctrl-C to every program in it. The step was not done, so it is not saved as done."""
+        from torch._dynamo.exc import TorchDynamoException
+
+        run = tmp_path / "run"
+        trainer, _ = build_trainer(compose_config(overrides(tiny_store, run, "training.steps=9")))
+        trainer.run.mkdir()
+        trainer.compile_note, steps = "on", trainer._train_step
+
+        def compiler_ends():
+            if trainer.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                raise TorchDynamoException("CppCompileError: C++ compile error")
+            return steps()
+
+        trainer._train_step = compiler_ends
+        with pytest.raises(Interrupted, match="stopped at step 2"):
+            trainer.fit()
+        said = capsys.readouterr().err
+        assert "stopping after this step" in said
+        assert "failed" not in said
+        assert (run / "checkpoints/last").resolve().name == "0000002"
 
     def test_the_last_step_is_the_end_of_the_run_whatever_is_asked(self, tiny_store, tmp_path):
         trainer, _ = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", "training.steps=1")))
@@ -256,7 +280,7 @@ class TestShortEpisodes:
         (["horizon=8"], "Did you mean 'policy.horizon'?"),
         (["objective.name=isdd"], "objective.name='isdd' is not one of isd, "),
         (["network.name=unet"], "Did you mean 'unet1d'?"),
-        (["experiment=pusht_demo", "training.steps=2000"], "leaves none of training.steps=2000 for self-distillation"),
+        (["training.compile=often"], "training.compile='often' is not of type bool or auto (default: False)"),
         (["policy.sigma_data=-1"], "policy.sigma_data must be a number above 0"),
     ],
 )
@@ -289,7 +313,7 @@ def test_what_is_being_compiled_is_said_before_it_takes_minutes(tiny_store, tmp_
     settings = overrides(tiny_store, tmp_path / "run", "training.steps=4", "training.diagonal_steps=2")
     trainer, _ = build_trainer(compose_config(settings))
     trainer.run.mkdir()
-    trainer.compile_note = "on"  # said, not done
+    trainer.compile_note, trainer.plan = "on", Plan(True, True)  # said, not done
     trainer.fit(until=1)
     trainer.fit()
     said = [line for line in capsys.readouterr().err.splitlines() if "compiles" in line]
@@ -297,6 +321,56 @@ def test_what_is_being_compiled_is_said_before_it_takes_minutes(tiny_store, tmp_
         "of part 'diagonal'",
         "of part 'complete'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "told"),
+    [
+        (["training.compile=auto", "training.steps=2999"], (False, False), "fewer than 3000 steps do not pay for it"),
+        (
+            ["training.compile=auto", "training.steps=3000", "training.diagonal_steps=2001"],
+            (True, False),
+            "999 steps of",
+        ),
+        (["training.compile=auto", "training.steps=3000"], (True, True), ""),
+        (["experiment=pusht_demo", "training.steps=100"], (False, False), "fewer than 3000 steps"),
+        (["experiment=pusht_demo", "training.steps=100", "training.compile=true"], (True, True), ""),
+        (["experiment=pusht_demo"], (True, True), ""),
+        (["training.compile=true", "training.steps=2"], (True, True), ""),
+        (["training.compile=false", "training.steps=9000"], (False, False), ""),
+    ],
+)
+def test_what_is_compiled_is_what_its_steps_pay_for(settings, expected, told, tiny_store, tmp_path):
+    plan = Plan.of(RunConfig.read(compose_config(overrides(tiny_store, tmp_path / "run", *settings))).training)
+    assert (plan.network, plan.derivative) == expected
+    assert told in plan.why_not
+
+
+def test_a_derivative_that_is_not_compiled_is_that_of_the_plain_network(tiny_store, tmp_path, monkeypatch):
+    """torch.compile cannot be asked inside a derivative."""
+    fast = lambda x_t, t, s, cond: x_t  # noqa: E731
+    monkeypatch.setattr("torch.compile", lambda function, mode=None: fast)
+    settings = ["training.compile=auto", "training.steps=3000", "training.diagonal_steps=2500"]
+    trainer, lines = build_trainer(compose_config(overrides(tiny_store, tmp_path / "run", *settings)))
+    assert any("compile on (the network; 500 steps of self-distillation do not pay" in line for line in lines)
+    assert trainer.flow_map.network is fast
+    assert trainer.flow_map.tangent.args == (trainer.policy.flow_map.network,)
+
+
+def test_the_parts_of_an_experiment_scale_with_its_steps(tiny_store, tmp_path):
+    """They were as long as ever: a run of fewer steps than the warm start was nothing else."""
+
+    def parts(*settings):
+        training = compose_config(["experiment=pusht_human_nudges", *settings])["training"]
+        return [training[name] for name in ("steps", "diagonal_steps", "finish_steps", "endpoint_steps")]
+
+    steps, *planned = parts()
+    assert parts(f"training.steps={steps // 10}") == [steps // 10, *[part // 10 for part in planned]]
+    assert parts(f"training.steps={2 * steps}", "training.finish_steps=7")[1:] == [2 * planned[0], 7, 2 * planned[2]]
+    assert parts("training.steps=1") == [1, 0, 0, 0]
+    settings = ("experiment=pusht_demo", f"data.path={tiny_store}", f"run_dir={tmp_path}", "training.compile=false")
+    _, lines = build_trainer(compose_config([*settings, "training.steps=10"]))
+    assert any("of them the warm start, without self-distillation" in line for line in lines)
 
 
 def test_parts_of_an_action_share_one_scale_only_where_the_task_names_them(tiny_store, tmp_path):
@@ -492,7 +566,7 @@ class TestFullDisk:
         said = capsys.readouterr().err.splitlines()[-1]
         assert "0000004' cannot be written" in said
         assert f"isdt train resume={run}" in said
-        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0000002", "best", "last"]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["0000002", "last", "lowest_error"]
         assert cli.main(["train", *settings]) == 0
         straight = tmp_path / "straight"
         train(compose_config(overrides(tiny_store, straight, "training.steps=4", "training.checkpoint_every=2")))
