@@ -15,7 +15,7 @@ from isdt_policy.method.flow_map import FlowMap, with_tangent
 from isdt_policy.training.phases import Phase, phase_of
 from isdt_policy.training.settings import TrainingConfig
 
-# Steps from which compiling saves more time than it takes; docs/speed.md has the measurements.
+# Steps from which compiling saves more time than it takes: rounded, from a step of the demo on two cores.
 NETWORK_FROM, DERIVATIVE_FROM = 3000, 1000
 
 
