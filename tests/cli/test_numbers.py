@@ -15,11 +15,11 @@ ZOO = "checkpoint=zoo:pusht_human"
     (["eval", ZOO, "episodes=1", "max_steps=0"], "max_steps=0 must be at least 1"),
     (["eval", ZOO, "noise_scale=nan"], "noise_scale must be a finite number"),
     (["deploy", ZOO, "seconds=inf"], "seconds must be a finite number"),
-    (["deploy", ZOO, "seed=-1"], "seed must be at least 0"),
+    (["deploy", ZOO, "seed=-1"], "seed must be from 0 on"),
     (["eval", ZOO, f"arms=[euler{10**30}]"], "at most 10000 network evaluations"),
     (["export", ZOO, f"nfe={10**5}"], "at most 10000 network evaluations"),
     (["serve", ZOO, "port=70000"], "port=70000 must be from 0"),
-    (["tune", "experiment=pusht_demo", "seed=-1"], "seed must be at least 0"),
+    (["tune", "experiment=pusht_demo", "seed=-1"], "seed must be from 0 on"),
 ])  # fmt: skip
 def test_a_number_that_cannot_be_used_is_one_line(words, expected, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
