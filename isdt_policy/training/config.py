@@ -214,10 +214,8 @@ def load_config(run: str | Path) -> Settings:
         saved = parse_json((Path(run) / "config.json").read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(f"'{run}' is not a run directory: config.json cannot be read ({error}).") from error
-    if isinstance(saved, dict):
-        saved["images"] = _values(ImageEncoderConfig()) | dict(
-            saved.get("images") or {}
-        )  # of before policies saw so much
+    if isinstance(saved, dict) and isinstance(given := saved.get("images", {}), dict):
+        saved["images"] = {**_values(ImageEncoderConfig()), **given}  # of before policies saw so much
     if not isinstance(saved, dict) or not set(_SECTIONS) <= set(saved):
         raise InputError(f"'{run}' is not a run directory: its config.json does not hold the settings of a run.")
     training = saved["training"]

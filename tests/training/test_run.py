@@ -609,6 +609,17 @@ class TestDamagedRun:
                 })  # fmt: skip
         return train(compose_config(overrides(folder / "d.zarr", folder / "run", "training.steps=1")))
 
+    @pytest.mark.parametrize("section", ["images", "training", "network"])
+    @pytest.mark.parametrize("value", ["x", True, [1], None])
+    def test_one_line_names_a_section_that_is_none(self, run, section, value, tmp_path):
+        copy = tmp_path / "run"
+        shutil.copytree(run, copy, symlinks=True)
+        settings = json.loads((run / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps({**settings, section: value}))
+        with pytest.raises(InputError, match=section) as caught:
+            load_config(copy)
+        assert len(str(caught.value).splitlines()) == 1
+
     @pytest.mark.parametrize("text", [b"3", b"[]", b'{"step": []}', b'{"step": "x"}', b"{}", b"\xf4{", b"[" * 10_000])
     @pytest.mark.parametrize("name", ["config.json", "checkpoints/last/state/trainer.json"])
     def test_one_line_names_the_file(self, run, name, text, tmp_path):
