@@ -18,17 +18,12 @@ from isdt_policy.envs import make
 from isdt_policy.eval.result import FILE, Result
 from isdt_policy.eval.seeds import SELECTION_START
 from isdt_policy.method.policy import Policy
+from isdt_policy.shared.children import ISDT
 from isdt_policy.shared.errors import InputError
 from isdt_policy.training import checkpoint
 from isdt_policy.training.loggers import Log, Silence
 
 PATIENCE_S = 1800.0  # for episodes that are still running when they are needed
-# `isdt` in a process that does not outlive the training: a pipe from it ends however the training does, by kill -9 too.
-BESIDE = """
-import os, runpy, sys, threading
-threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
-runpy.run_module("isdt_policy", run_name="__main__", alter_sys=True)
-"""
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ class Rollouts:
         ]  # fmt: skip
         with (folder / "log.txt").open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-c", BESIDE, *words], stdin=subprocess.PIPE, stdout=out, stderr=out,
+                [sys.executable, "-c", ISDT, *words], stdin=subprocess.PIPE, stdout=out, stderr=out,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
         self._running = step, process
