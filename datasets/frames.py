@@ -146,13 +146,10 @@ def frames(store: Store, keys: Sequence[str], memory: ImageMemory) -> dict[str, 
     mode, limit = memory.mode, free_memory() // 2 if memory.limit is None else memory.limit
     if mode == "auto":
         mode = "ram" if size <= limit else "mmap" if size < _free_cache() else "disk"
-        room = (
-            ""
-            if mode != "disk"
-            else f", which is slow: {cache()} has no room for them (ISDT_DATA names another folder)"
-        )
+        room = f", which is slow: {cache()} has no room for them (ISDT_DATA names another folder)"
         print(
-            f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}{room}",
+            f"images {', '.join(keys)}: {size / 2**20:.0f} MiB decoded, {limit / 2**20:.0f} MiB allowed: mode {mode}"
+            + room * (mode == "disk"),
             file=sys.stderr,
         )
     if mode == "disk":

@@ -89,9 +89,9 @@ def _bytes(picture):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise SystemExit(__doc__)
     try:
         main(sys.argv[1], sys.argv[2:])
     except InputError as error:
         raise SystemExit(f"robomimic_script: {error}") from None
-    except IndexError:
-        raise SystemExit(__doc__) from None

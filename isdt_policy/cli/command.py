@@ -220,11 +220,7 @@ class Option:
         if isinstance(value, int) and not abs(value) < 2**63:
             raise InputError(f"{self.name} must be below 2**63, got {text[:50]}.")
         if isinstance(value, int) and value < 0 and self.name in SEEDS:
-            raise InputError(
-                f"{self.name} must be whole numbers from 0 on, got {text}."
-                if self.many
-                else f"{self.name} must be from 0 on, got {text}."
-            )
+            raise InputError(f"{self.name} must be from 0 on, got {text}.")
         return value
 
 

@@ -94,7 +94,8 @@ class Eval(Acting, Stepping):
         self.check_acting()
         self.workers()
         at_least(0, videos=self.videos)
-        at_least(1, max_steps=self.max_steps or int(self.max_steps is None))
+        if self.max_steps is not None:  # before a folder is made
+            at_least(1, max_steps=self.max_steps)
         if self.init == "seed":
             check_seeds(self.seed_list())
         elif not self.init.startswith("train:") or not self.init.removeprefix("train:"):

@@ -10,8 +10,7 @@ from isdt_policy.shared.errors import InputError
 _FORM = re.compile(r"([a-z_]*)(?:([0-9]+)|((?:@[0-9]*\.?[0-9]+)+))?")
 # Samplers that evaluate the network more than once an interval: name -> (evaluations an interval, evaluations saved at the end).
 _DEARER = {"heun": (2, 1)}
-
-MOST = 10_000
+_MOST = 10_000  # evaluations: more are a slip of the keyboard, and their times would fill the memory
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Arm:
                 f"'{value}' is not a way of sampling: give a number of network evaluations (1, 2, ...), or a sampler with a "
                 "number (euler10) or with times between 1 and 0 (euler@0.6@0.3)."
             )
-        if match[2] and (len(match[2].lstrip("0")) > 6 or int(match[2]) > MOST):
-            raise InputError(f"'{text[:40]}': a chunk takes at most {MOST} network evaluations.")
+        if match[2] and (len(match[2].lstrip("0")) > 6 or int(match[2]) > _MOST):
+            raise InputError(f"'{text[:40]}': a chunk takes at most {_MOST} network evaluations.")
         if match[3]:
             times = tuple(map(float, match[3][1:].split("@")))
             if any(t <= s for t, s in zip((1.0, *times), (*times, 0.0))):

@@ -125,7 +125,9 @@ class Pretrained(nn.Module):
             model, (mean, std) = PACKAGES[package](module, name, pretrained)
         except (OSError, RuntimeError) as error:  # no network, or a package that was built for another PyTorch
             what = "weights" if pretrained else "network"
-            raise InputError(f"the {what} of {self._name} cannot be loaded ({str(error).splitlines()[0]}).") from error
+            raise InputError(
+                f"the {what} of {self._name} cannot be loaded ({(str(error) or type(error).__name__).splitlines()[0]})."
+            ) from error
         self.model = _without_batch_norm(model).requires_grad_(not self._freeze)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         # Its own constants in the place of ours, computed from ours, so that no picture is scaled twice.
